@@ -1,0 +1,44 @@
+"""The training objective as a module: contrastive loss over batch and memory, plus lambda times KoLeo."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Optional
+
+from torch import Tensor, nn
+
+from fastirt.kernels import contrastive_koleo
+from fastirt.kernels.reference import REDUCTIONS
+
+
+class Losses(NamedTuple):
+    """0-d float32 tensors; `total` = batch + memory + lambda * koleo."""
+
+    total: Tensor
+    batch: Tensor
+    memory: Tensor
+    koleo: Tensor
+
+
+class RetrievalLoss(nn.Module):
+    """Contrastive loss against batch and memory, and the KoLeo regulariser (El-Nouby et al. 2021).
+
+    margin: cosine above which a negative pair is pushed apart. contrastive: `anchor_sum` (the paper) or `nonzero_mean`
+    (pytorch-metric-learning's default reducer). lambda_reg: weight of KoLeo; it means something else under each normalisation.
+    """
+
+    def __init__(self, margin: float = 0.5, contrastive: str = "anchor_sum", lambda_reg: float = 0.7) -> None:
+        super().__init__()
+        if contrastive not in REDUCTIONS:
+            raise ValueError(f"contrastive {contrastive!r}: choose one of {', '.join(REDUCTIONS)}")
+        self.margin, self.contrastive, self.lambda_reg = margin, contrastive, lambda_reg
+
+    def forward(self, embeddings: Tensor, labels: Tensor, memory: Optional[Tensor] = None,
+                memory_labels: Optional[Tensor] = None, memory_self: Optional[Tensor] = None) -> Losses:
+        """embeddings (N, D) L2-normalised, labels (N,) integers; memory (M, D) with memory_labels (M,), -1 = empty slot;
+        memory_self (N,) int64: each row's own slot, which is no pair (-1 for none)."""
+        parts = contrastive_koleo(embeddings, labels, memory, memory_labels, memory_self=memory_self,
+                                  margin=self.margin, reduction=self.contrastive)
+        return Losses(parts.batch + parts.memory + self.lambda_reg * parts.koleo, *parts)
+
+    def extra_repr(self) -> str:
+        return f"margin={self.margin}, contrastive={self.contrastive!r}, lambda_reg={self.lambda_reg}"

@@ -1,0 +1,35 @@
+"""Packaging: `fastirt`, with the folder `kernels/` installed as `fastirt.kernels`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = next(line.split('"')[1] for line in (HERE / "fastirt/__init__.py").read_text().splitlines() if "__version__" in line)
+
+setup(
+    name="fastirt",
+    version=VERSION,
+    description="Vision transformers for image retrieval, trained at the speed of the hardware",
+    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["fastirt", "fastirt.*"]) + ["fastirt.kernels"],
+    package_dir={"fastirt.kernels": "kernels"},
+    install_requires=[
+        "torch>=2.11,<2.13",  # 2.13.0 resolves to a CPU build on some indexes, with which torchvision cannot be imported
+        "torchvision",
+        "timm>=1.0.20",
+        "nvidia-dali-cuda130>=2.0; platform_system == 'Linux'",
+        "faiss-gpu>=1.14.3; platform_system == 'Linux' and platform_machine == 'x86_64'",
+        "faiss-cpu>=1.9; platform_system != 'Linux' or platform_machine != 'x86_64'",
+        "safetensors",
+        "numpy",
+        "pillow",
+        "tensorboard",
+        "tqdm",
+    ],
+    extras_require={"test": ["pytest", "pytorch-metric-learning"]},
+    entry_points={"console_scripts": ["fastirt = fastirt.cli:main"]},
+)
