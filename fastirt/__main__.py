@@ -1,0 +1,8 @@
+"""`python -m fastirt`."""
+
+import sys
+
+from fastirt.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

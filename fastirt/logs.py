@@ -1,0 +1,82 @@
+"""What a run says while it trains: a progress bar, one JSON line per log step, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+log = logging.getLogger("fastirt")
+
+
+class RunLog:
+    """Writes `log.jsonl` in the run's folder and TensorBoard events; rows past `step` (of a run that was killed) are cut off."""
+
+    def __init__(self, folder: Path, tensorboard: Path, step: int, total: int) -> None:
+        self.path = folder / "log.jsonl"
+        cut_back(self.path, step)
+        self._file = open(self.path, "a", encoding="utf-8")
+        self._board = SummaryWriter(str(tensorboard), purge_step=step + 1 if step else None)
+        self._redirect = logging_redirect_tqdm(loggers=[log])
+        self._redirect.__enter__()
+        self.bar = tqdm(initial=step, total=total, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty(), desc="train")
+
+    def row(self, row: dict[str, Any]) -> None:
+        """One log step: `row` holds `step` and numbers."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            if name != "step":
+                self._board.add_scalar(f"train/{name}" if "@" not in name else f"eval/{name}", value, row["step"])
+
+    def scalars(self, step: int, values: dict[str, Any]) -> None:
+        """An evaluation in the middle of a run."""
+        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+        self.row({"step": step, **numbers})
+
+    def close(self) -> None:
+        self.bar.close()
+        self._redirect.__exit__(None, None, None)
+        self._board.close()
+        self._file.close()
+
+
+class Throughput:
+    """Pictures per second and seconds left, over the time since the last reading."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size, self._start, self._steps = batch_size, time.perf_counter(), 0
+
+    def tick(self) -> None:
+        self._steps += 1
+
+    def read(self, steps_left: int) -> tuple[float, float]:
+        """(imgs/s, seconds left); starts a new window."""
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        rate = self._steps / elapsed
+        self._start, self._steps = time.perf_counter(), 0
+        return rate * self.batch_size, steps_left / rate if rate else float("inf")
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Drop the rows of a JSON-lines log that lie past `step`, and a half-written last one."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if row.get("step", 0) <= step:
+            kept.append(line + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)

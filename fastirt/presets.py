@@ -1,0 +1,91 @@
+"""Presets: data set x method x recipe. They fill what the user did not give; what was given always wins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastirt.config import Config
+from fastirt.errors import UserError
+
+# The paper (El-Nouby et al. 2021), and its best-known public re-implementation.
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": dict(
+        contrastive="anchor_sum", resize="square", normalization="model", eval_descriptor="cls", drop_path=0.0,
+        model="deit_small_patch16_224",
+    ),
+    "unofficial": dict(
+        contrastive="nonzero_mean", resize="shorter", resize_size=256, normalization="imagenet", eval_descriptor="cls+dist",
+        drop_path=0.1, model="deit_small_distilled_patch16_224",
+    ),
+}
+
+DATA_PATHS = {
+    "cub200": "/data/CUB_200_2011", "sop": "/data/Stanford_Online_Products", "inshop": "/data/In-shop", "demo": "data/demo",
+}
+
+# What both recipes do on each data set, when a recipe or a method was asked for.
+DATASETS: dict[str, dict[str, Any]] = {
+    "cub200": dict(m=0, max_iter=2000, rank=(1, 2, 4, 8)),
+    "sop": dict(m=2, max_iter=35000, rank=(1, 10, 100, 1000)),
+    "inshop": dict(m=2, max_iter=35000, rank=(1, 10, 20, 30), memory_ratio=0.2, encoder_momentum=0.999),
+    "folder": {},
+    "csv": {},
+    "demo": {},
+}
+
+# Training from scratch on rendered pictures, chosen by experiment: not the paper's fine-tuning.
+DEMO: dict[str, Any] = dict(
+    recipe="demo", model="vit_tiny_patch16_224", weights="scratch", pooling="mean", input_size=48, resize="shorter", resize_size=54,
+    model_kwargs=("patch_size=8", "embed_dim=128", "depth=4", "num_heads=4"), drop_path=0.0,
+    contrastive="nonzero_mean", m=4, batch_size=64, max_iter=700, lr=1e-3, sched="cosine", warmup_iter=50, weight_decay=0.05,
+    memory_ratio=1.0, memory_start=140, lambda_reg=0.05, logging_freq=50, save_freq=0,
+)
+
+
+def resolve(given: dict[str, Any]) -> Config:
+    """The whole configuration from the flags that were given, by bare name. Raises UserError for flags that contradict.
+
+    Neither `--recipe` nor `--method`: the public re-implementation's own defaults, whatever the data set, so that its command
+    lines keep their meaning. `--method` alone: the paper. `--recipe` alone: IRT_R, or what --lambda-reg and --max-iter make of it.
+    """
+    given = dict(given)
+    dataset = given.get("dataset", "cub200")
+    as_public = "recipe" not in given and "method" not in given
+    recipe = given.get("recipe") or ("unofficial" if as_public else "paper")
+    filled: dict[str, Any] = {"data_path": DATA_PATHS.get(dataset, ".")}
+    if dataset == "demo" and "recipe" not in given:
+        filled.update(DEMO)
+    else:
+        filled.update(RECIPES[recipe], recipe=recipe)
+        if not as_public:
+            filled.update(DATASETS[dataset])
+        if recipe == "paper":
+            filled["resize_size"] = round(256 / 224 * given.get("input_size", 224))
+    if dataset in ("folder", "csv") and "data_path" not in given:
+        raise UserError(f"--dataset {dataset} needs --data-path")
+    filled["method"] = _method(given, filled)
+    return Config().replace(**{**filled, **_method_values(filled["method"], given), **given, "method": filled["method"]})
+
+
+def _method(given: dict[str, Any], filled: dict[str, Any]) -> str:
+    """The method asked for, or the one that the other flags amount to. Raises UserError where they disagree."""
+    steps, weight = given.get("max_iter"), given.get("lambda_reg")
+    method = given.get("method")
+    if method is None:
+        if steps == 0:
+            return "irt-o"
+        return "irt-l" if weight == 0 else "irt-r"
+    if method == "irt-o" and steps:
+        raise UserError(f"--method irt-o does not train, but --max-iter is {steps}: leave one of them out")
+    if method in ("irt-o", "irt-l") and weight:
+        raise UserError(f"--method {method} has no KoLeo term, but --lambda-reg is {weight}: leave one of them out")
+    if method == "irt-r" and weight == 0:
+        raise UserError("--method irt-r is the one with a KoLeo term, but --lambda-reg is 0: use --method irt-l")
+    return method
+
+
+def _method_values(method: str, given: dict[str, Any]) -> dict[str, Any]:
+    """What the method itself fixes."""
+    if method == "irt-o":
+        return {"max_iter": 0}
+    return {"lambda_reg": 0.0} if method == "irt-l" else {}

@@ -1,0 +1,179 @@
+"""One run, from flags to metrics: folder, data, encoder, training, evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+
+from fastirt import __version__, checkpoint
+from fastirt.catalog import Catalog, check_ranks, load_catalog
+from fastirt.config import Config
+from fastirt.encoder import Encoder, build_encoder
+from fastirt.errors import UserError
+from fastirt.input.pack import PackedStore
+from fastirt.presets import resolve
+from fastirt.retrieval.embed import normalization_constants
+from fastirt.retrieval.evaluate import evaluate
+from fastirt.retrieval.report import table, write_metrics
+from fastirt.step import memory_size
+from fastirt.trainer import Trainer
+from fastirt.validate import choose_device, validate
+from fastirt.weights import read_model_metadata
+
+log = logging.getLogger("fastirt")
+
+
+def train(given: dict[str, Any]) -> int:
+    """`fastirt train`: returns the exit code. Raises UserError for anything the user can mend."""
+    resume = _resume_from(given)
+    config = _stored(resume.parent.parent, given) if resume else resolve(given)
+    validate(config)
+    device = choose_device(config.run.device)
+    catalog, store = _data(config)
+    _fits(config, catalog)
+    folder = _folder(config, fresh="resume" not in given)
+    config = config.replace(output_dir=str(folder), device=str(device), resume=None)
+    torch.manual_seed(config.run.seed)
+    encoder = build_encoder(dataclasses.replace(config.model, weights="scratch") if resume else config.model, config.input.input_size)
+    log.info("%s", summary(config, catalog, encoder, folder))
+
+    def measure(model: Encoder) -> dict[str, Any]:
+        return evaluate(model, catalog, config, device, stores=store, csv_path=folder / "bad_pictures.csv")
+
+    if config.optim.max_iter > 0:
+        mean, std = normalization_constants(config, encoder)
+        trainer = Trainer(encoder, catalog, config, folder, device, mean=mean, std=std, evaluate=measure,
+                          store=store and store["train"], resume=resume)
+        _write_config(folder, config)
+        code = trainer.run()
+        if code:
+            return code
+        encoder = trainer.encoder
+    else:
+        _write_config(folder, config)
+        encoder = encoder.to(device, memory_format=torch.channels_last)
+    _report(measure(encoder), config, folder)
+    return 0
+
+
+def evaluate_model(run: Optional[Path], given: dict[str, Any]) -> int:
+    """`fastirt evaluate`: of a run's final model, a weights file, or the model off the shelf."""
+    folder: Optional[Path] = None
+    if run is not None and run.is_dir():
+        if not (run / "model.safetensors").is_file():
+            raise UserError(f"{run}: no model.safetensors there: not a finished run; `fastirt train --resume {run}` goes on with one")
+        config, folder = _stored(run, {"weights": str(run / "model.safetensors"), **given}), run
+    elif run is not None:
+        config = resolve({**_described(run), "weights": str(run), "max_iter": 0, **given})
+    else:
+        described = _described(Path(given["weights"])) if given.get("weights", "").endswith(".safetensors") else {}
+        config = resolve({**described, "max_iter": 0, **given})
+    validate(config)
+    device = choose_device(config.run.device)
+    catalog, store = _data(config)
+    if folder is None or "output_dir" in given:
+        folder = _folder(config.replace(output_dir=given.get("output_dir")), fresh=True)
+        _write_config(folder, config)
+    torch.manual_seed(config.run.seed)
+    encoder = build_encoder(config.model, config.input.input_size).to(device, memory_format=torch.channels_last)
+    _report(evaluate(encoder, catalog, config, device, stores=store, csv_path=folder / "bad_pictures.csv"), config, folder)
+    return 0
+
+
+def summary(config: Config, catalog: Catalog, encoder: Encoder, folder: Path) -> str:
+    """One line: what runs, on what, into where."""
+    millions = sum(p.numel() for p in encoder.parameters()) / 1e6
+    gallery = f", {len(catalog.gallery)} gallery" if catalog.gallery else ""
+    return (f"{config.method} ({config.recipe}): {config.model.model}, {millions:.2f} M parameters; {config.data.dataset}: {len(catalog.train)} training, "
+            f"{len(catalog.query)} query{gallery} pictures; {config.run.device}; into {folder}")
+
+
+def _resume_from(given: dict[str, Any]) -> Optional[Path]:
+    """The checkpoint to go on from, or None. `--resume` alone means --output-dir, where nothing yet is a fresh start."""
+    if "resume" not in given:
+        return None
+    where = given["resume"] or given.get("output_dir")
+    if not where:
+        raise UserError("--resume needs a run folder: --resume FOLDER, or --output-dir FOLDER --resume")
+    found = checkpoint.find(Path(where))
+    if found is None:
+        if given["resume"]:
+            raise UserError(f"--resume {where}: no checkpoint there (looked for {Path(where) / 'checkpoints'}/step_*.safetensors)")
+        log.info("no checkpoint in %s yet: starting from step 0", where)
+    return found
+
+
+def _stored(folder: Path, given: dict[str, Any]) -> Config:
+    """The configuration of an earlier run, with the flags that were given now on top."""
+    path = folder / "config.json"
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        config = Config.from_dict(tree["config"])
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing, so {folder} is not a run's folder") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    given = {"output_dir": str(folder), **given, "resume": None}
+    return config.replace(**given)
+
+
+def _described(file: Path) -> dict[str, Any]:
+    """What a model file of ours says of itself, as flags; nothing for others."""
+    if file.suffix != ".safetensors" or not file.is_file():
+        return {}
+    return read_model_metadata(file)
+
+
+def _data(config: Config) -> tuple[Catalog, Optional[dict[str, Any]]]:
+    """The catalogue, and picture sources by split name where a packed store is used."""
+    catalog = load_catalog(config.data.dataset, config.data.data_path)
+    check_ranks(catalog, config.eval.rank)
+    if config.data.packed is None:
+        return catalog, None
+    store = PackedStore.open(Path(config.data.packed))
+    store.check(catalog, config.input.resize, config.input.resize_size)
+    return catalog, {split.name: store.split(split) for split in (catalog.train, catalog.query, catalog.gallery) if split is not None}
+
+
+def _fits(config: Config, catalog: Catalog) -> None:
+    """What can only be checked once the training set is known."""
+    slots = memory_size(config, len(catalog.train))
+    if config.optim.max_iter and config.memory.memory_ratio > 0 and slots < config.optim.batch_size:
+        raise UserError(f"--memory-ratio {config.memory.memory_ratio}: a memory of {slots} is smaller than a batch of {config.optim.batch_size}: "
+                        f"raise it, lower --batch-size, or pass --memory-ratio 0")
+
+
+def _folder(config: Config, fresh: bool) -> Path:
+    """The run's folder, made. A fresh run is refused in a folder that holds one; without --output-dir a free name is found."""
+    if config.run.output_dir:
+        folder = Path(config.run.output_dir)
+        if fresh and ((folder / "metrics.json").exists() or (folder / "checkpoints").exists()):
+            raise UserError(f"{folder}: already holds a run: pass --resume to go on with it, or another --output-dir")
+    else:
+        parent, number = Path("outputs") / config.data.dataset, 1
+        while (folder := parent / f"{config.method}-{config.model.model}-{number}").exists():
+            number += 1
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").write_text("")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise UserError(f"--output-dir {folder}: cannot write there ({error.strerror})") from error
+    return folder
+
+
+def _write_config(folder: Path, config: Config) -> None:
+    tree = {"fastirt": __version__, "torch": torch.__version__, "config": config.to_dict()}
+    (folder / "config.json").write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+
+
+def _report(metrics: dict[str, Any], config: Config, folder: Path) -> None:
+    """Write metrics.json and print the table, published rows beside it."""
+    write_metrics(folder / "metrics.json", metrics)
+    print(table(metrics, config.data.dataset, config.method, config.model.model, config.recipe))
+    log.info("wrote %s", folder / "metrics.json")

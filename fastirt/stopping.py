@@ -1,0 +1,62 @@
+"""SIGTERM and SIGINT: the handler only sets a flag, and the loop acts on it at a step boundary."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Optional
+
+
+class Interrupted(Exception):
+    """Raised out of work that may be dropped at any point (an evaluation), after the state was saved."""
+
+
+class Stopper:
+    """While active, remembers the first SIGTERM or SIGINT in `signal`; a second one falls through to the default action.
+
+    Inside `with stopper.interruptible():` the signal raises Interrupted at once.
+    """
+
+    def __init__(self) -> None:
+        self.signal: Optional[int] = None
+        self._raise = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "Stopper":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def interruptible(self) -> "_Interruptible":
+        return _Interruptible(self)
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as shells report it; 0 without one."""
+        return 128 + self.signal if self.signal else 0
+
+    def _handle(self, number: int, _: Optional[FrameType]) -> None:
+        if self.signal is None:
+            self.signal = number
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        if self._raise:
+            raise Interrupted
+
+
+class _Interruptible:
+    def __init__(self, stopper: Stopper) -> None:
+        self._stopper = stopper
+
+    def __enter__(self) -> None:
+        self._stopper._raise = True
+        if self._stopper.signal is not None:
+            raise Interrupted
+
+    def __exit__(self, *_: object) -> None:
+        self._stopper._raise = False

@@ -1,0 +1,204 @@
+"""The loop: batches through the step, logs, checkpoints, evaluation, stopping."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import deque
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import numpy as np
+import torch
+
+from fastirt import checkpoint
+from fastirt.catalog import Catalog
+from fastirt.config import Config
+from fastirt.encoder import Encoder, save_model
+from fastirt.errors import UserError
+from fastirt.input.loader import TrainLoader
+from fastirt.logs import RunLog, Throughput
+from fastirt.step import LOSS_NAMES, TrainStep
+from fastirt.stopping import Interrupted, Stopper
+
+log = logging.getLogger("fastirt")
+
+# May differ between a run and its resumption: they change neither the pictures nor the arithmetic.
+FREE_ON_RESUME = {"output_dir", "log_dir", "logging_freq", "save_freq", "keep", "resume", "device", "num_workers", "pin_mem", "max_bad",
+                  "data_path", "packed", "rank", "eval_freq", "eval_batch_size", "search", "weights", "eval_descriptor"}
+Evaluate = Callable[[Encoder], dict[str, Any]]
+
+
+class Trainer:
+    """Trains one encoder on one catalogue into one run folder. `run` returns the exit code: 0, or 128 + signal."""
+
+    def __init__(self, encoder: Encoder, catalog: Catalog, config: Config, folder: Path, device: torch.device, *,
+                 mean: tuple, std: tuple, evaluate: Evaluate, store: Any = None, resume: Optional[Path] = None) -> None:
+        self.catalog, self.config, self.folder, self.device, self.evaluate = catalog, config, folder, device, evaluate
+        self.step_module = TrainStep(encoder, config, len(catalog.train), mean, std, device)
+        self.step, self.best, self.store = 0, {}, store
+        self.last_good: Optional[Path] = None
+        bad: list[int] = []
+        if resume is not None:
+            bad = self._load(resume)
+        self.recent: deque[tuple[int, np.ndarray]] = deque(maxlen=2 * config.run.logging_freq + 8)
+        self.loader = TrainLoader(catalog.train, batch_size=config.optim.batch_size, m=config.data.m, seed=config.run.seed, input=config.input,
+                                  device=device, start_step=self.step, stop_step=config.optim.max_iter, store=store, bad=bad,
+                                  csv_path=folder / "bad_pictures.csv")
+        pinned = device.type == "cuda"
+        self._status = torch.full((), -1, dtype=torch.int64, pin_memory=pinned)  # the host's copy, never waited for
+        self._sums = torch.zeros(len(LOSS_NAMES), dtype=torch.float64, pin_memory=pinned)
+        self._pending: Optional[tuple[dict[str, Any], int, Any]] = None
+
+    def run(self) -> int:
+        """Train to `max_iter`, save the final model, leave the last checkpoint. Raises UserError for a non-finite loss."""
+        config, total = self.config, self.config.optim.max_iter
+        board = Path(config.run.log_dir) / config.data.dataset if config.run.log_dir else self.folder / "tensorboard"
+        self.log = RunLog(self.folder, board, self.step, total)
+        speed = Throughput(config.optim.batch_size)
+        try:
+            with Stopper() as stopper:
+                for batch in self.loader:
+                    self.recent.append((batch.step, batch.indices))
+                    self.step_module(batch)
+                    self.step = batch.step + 1
+                    speed.tick()
+                    self._watch()
+                    if self.step % config.run.logging_freq == 0 or self.step == total:
+                        self._begin_report(speed)
+                    if stopper.signal is not None:
+                        return self._stop(stopper)
+                    evaluates = config.eval.eval_freq and self.step % config.eval.eval_freq == 0 and self.step < total
+                    if evaluates or self.step == total or (config.run.save_freq and self.step % config.run.save_freq == 0):
+                        self.save()
+                    if evaluates:
+                        try:
+                            with stopper.interruptible():
+                                self._evaluate()
+                        except Interrupted:
+                            return self._stop(stopper)
+                        speed.read(0)
+        finally:
+            self.loader.close()
+            self.log.close()
+        save_model(self.encoder, self.folder / "model.safetensors")
+        return 0
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.step_module.encoder
+
+    def save(self) -> Path:
+        """Write a checkpoint of the present step; refuses to save past a non-finite one."""
+        self._check(int(self.step_module.first_bad_step))
+        path = self.folder / "checkpoints" / f"step_{self.step:08d}.safetensors"
+        state = {"step": self.step, "config": self.config.to_dict(), "catalog": catalog_digest(self.catalog), "module": self.step_module.state_dict(),
+                 "optimizer": self.step_module.optimizer.state_dict(), "counted": self.step_module.counted, "best": self.best,
+                 "bad": sorted(int(i) for i in self.loader.bad)}
+        checkpoint.save(path, state, self.config.run.keep)
+        self.last_good = path
+        return path
+
+    def _load(self, path: Path) -> list[int]:
+        """Restore everything from a checkpoint; returns the bad pictures. Raises UserError where it belongs to another run."""
+        state = checkpoint.load(path)
+        compatible(Config.from_dict(state["config"]), self.config, path)
+        if state["catalog"] != catalog_digest(self.catalog):
+            raise UserError(f"{path}: was made with another training set ({state['catalog']}, here {catalog_digest(self.catalog)}): check --data-path")
+        if state["step"] > self.config.optim.max_iter:
+            raise UserError(f"{path}: is at step {state['step']}, past --max-iter {self.config.optim.max_iter}")
+        try:
+            self.step_module.load_state_dict(state["module"])
+            self.step_module.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(f"{path}: does not fit this model: {' '.join(str(error).split())[:300]}") from error
+        self.step, self.best, self.last_good = state["step"], state["best"], path
+        self.step_module.counted = state["counted"]
+        log.info("resumed %s at step %d", path, self.step)
+        return state["bad"]
+
+    def _stop(self, stopper: Stopper) -> int:
+        path = self.save() if self.last_good is None or self.last_good.stem != f"step_{self.step:08d}" else self.last_good
+        log.warning("stopped by signal %d at step %d; saved %s: go on with --resume", stopper.signal, self.step, path)
+        return stopper.exit_code
+
+    def _evaluate(self) -> None:
+        metrics = self.evaluate(self.encoder)
+        self.log.scalars(self.step, metrics)
+        name = f"recall@{min(self.config.eval.rank)}"
+        if metrics[name] > self.best.get(name, -1.0):
+            self.best = {"step": self.step, name: metrics[name]}
+            save_model(self.encoder, self.folder / "model_best.safetensors")
+        log.info("step %d: %s %.2f %% (best %.2f %% at step %d)", self.step, name, 100 * metrics[name], 100 * self.best[name], self.best["step"])
+
+    def _watch(self) -> None:
+        """Ask the device for the non-finite flag without waiting, act on the answer to an earlier question, finish a due report."""
+        seen = int(self._status)
+        self._status.copy_(self.step_module.first_bad_step, non_blocking=True)
+        self._check(int(self._status) if self.device.type == "cpu" else seen)
+        self._finish_report(wait=False)
+        self.log.bar.update(self.step - self.log.bar.n)
+
+    def _check(self, first_bad: int) -> None:
+        if first_bad < 0:
+            return
+        rows = dict(self.recent).get(first_bad, np.array([], dtype=np.int64))
+        paths = [self.catalog.train.paths[i] for i in rows]
+        report = self.folder / "non_finite.json"
+        report.write_text(json.dumps({"step": first_bad, "pictures": paths}, indent=1))
+        last = f"last good checkpoint: {self.last_good}" if self.last_good else "no checkpoint was saved before it"
+        raise UserError(f"non-finite loss or gradient first at step {first_bad}, no update since; its pictures: {', '.join(paths[:3])}"
+                        f"{f' and {len(paths) - 3} more' if len(paths) > 3 else ''} (all in {report}); {last}; try a lower --lr, --clip-grad, or --precision fp32")
+
+    def _begin_report(self, speed: Throughput) -> None:
+        """Copy the sums towards the host; the row is written when they have arrived."""
+        self._finish_report(wait=True)
+        module = self.step_module
+        rate, left = speed.read(self.config.optim.max_iter - self.step)
+        self._sums.copy_(module.sums, non_blocking=True)
+        arrived = None
+        if self.device.type == "cuda":
+            arrived = torch.cuda.Event()
+            arrived.record()
+        row = {"step": self.step, "lr": module.optimizer.param_groups[0]["lr"], "imgs_per_s": round(rate, 1), "seconds_left": round(left, 1)}
+        self._pending = (row, module.counted, arrived)
+        module.sums.zero_()
+        module.counted = 0
+        self._finish_report(wait=self.step == self.config.optim.max_iter or self.device.type == "cpu")
+
+    def _finish_report(self, wait: bool) -> None:
+        if self._pending is None:
+            return
+        row, count, arrived = self._pending
+        if arrived is not None and not arrived.query():
+            if not wait:
+                return
+            arrived.synchronize()
+        self._pending = None
+        means = dict(zip(LOSS_NAMES, (self._sums / max(1, count)).tolist()))
+        self.log.row({**row, **means})
+        lambda_reg = self.config.objective.lambda_reg
+        text = (f"loss {means['loss']:.4f} = batch {means['contrastive_batch']:.4f} + memory {means['contrastive_memory']:.4f} "
+                f"+ {lambda_reg:g} x koleo {means['koleo']:.4f}")
+        self.log.bar.set_postfix_str(f"{text}, {row['imgs_per_s']:.0f} imgs/s")
+        minutes, seconds = divmod(int(row["seconds_left"]), 60)
+        log.info("step %d/%d  %s  %.0f imgs/s  %d:%02d left", row["step"], self.config.optim.max_iter, text, row["imgs_per_s"], minutes, seconds)
+
+
+def compatible(saved: Config, now: Config, path: Path) -> None:
+    """Refuse to resume under another configuration, naming each difference."""
+    free = set(FREE_ON_RESUME)
+    if now.optim.sched == "constant":
+        free.add("max_iter")
+    different = [line for line in saved.difference(now) if line.split(":")[0] not in free]
+    if different:
+        raise UserError(f"{path}: belongs to another configuration (saved, now): {'; '.join(different)}")
+
+
+def catalog_digest(catalog: Catalog) -> str:
+    """A short fingerprint of the training split: file names, labels and their order."""
+    digest = hashlib.sha256(np.ascontiguousarray(catalog.train.labels).tobytes())
+    for path in catalog.train.paths:
+        digest.update(Path(path).name.encode() + b"\0")
+    return f"{len(catalog.train)} pictures, {digest.hexdigest()[:12]}"

@@ -1,0 +1,62 @@
+"""Checks of a resolved configuration that need no data: one clear line each."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+
+from fastirt.config import Config
+from fastirt.errors import UserError
+
+AT_LEAST = {  # flag: smallest value that makes sense
+    "m": 0, "input_size": 1, "resize_size": 1, "num_workers": 1, "max_bad": 0, "memory_ratio": 0, "memory_start": 0, "max_iter": 0,
+    "batch_size": 1, "lr": 0, "warmup_iter": 0, "eval_freq": 0, "eval_batch_size": 1, "logging_freq": 1, "save_freq": 0, "keep": 1,
+    "lambda_reg": 0, "weight_decay": 0, "opt_eps": 0, "seed": 0, "margin": -1,
+}
+AT_MOST = {"drop": 1, "drop_path": 1, "encoder_momentum": 1, "margin": 1, "momentum": 1, "seed": 2**63 - 1}
+
+
+def validate(config: Config) -> None:
+    """Raises UserError for a value outside its range or values that cannot go together."""
+    for part in config.parts().values():
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                _check_number(field.name, value)
+    if config.optim.clip_grad is not None and not config.optim.clip_grad > 0:
+        raise UserError(f"--clip-grad {config.optim.clip_grad}: must be above 0; leave it out for no clipping")
+    if not config.eval.rank or min(config.eval.rank) < 1:
+        raise UserError(f"--rank {' '.join(map(str, config.eval.rank))}: every K must be at least 1")
+    if config.memory.encoder_momentum is not None and config.memory.memory_ratio == 0:
+        raise UserError("--encoder-momentum fills the memory, but --memory-ratio is 0: leave one of them out")
+    if config.optim.opt_betas is not None and not all(0 <= beta < 1 for beta in config.optim.opt_betas):
+        raise UserError(f"--opt-betas {' '.join(map(str, config.optim.opt_betas))}: each must be in [0, 1)")
+
+
+def _check_number(name: str, value: float) -> None:
+    flag = f"--{name.replace('_', '-')} {value}"
+    if not math.isfinite(value):
+        raise UserError(f"{flag}: must be a finite number")
+    if value < AT_LEAST.get(name, 0):
+        raise UserError(f"{flag}: must be at least {AT_LEAST.get(name, 0)}")
+    if value > AT_MOST.get(name, math.inf):
+        raise UserError(f"{flag}: must be at most {AT_MOST[name]}")
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device asked for, or a GPU where there is one. Raises UserError naming those present."""
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if name is None:
+        return torch.device(gpus[0] if gpus else "cpu")
+    present = [*gpus, "cpu"]
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: no such device; present: {', '.join(present)}") from None
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda:0")
+    if str(device) not in present:
+        raise UserError(f"--device {name}: no such device; present: {', '.join(present)}")
+    return device

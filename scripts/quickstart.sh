@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Install, draw the demo set, evaluate it off the shelf, train IRT_L and IRT_R on it, and print the rows side by side.
+# What is there is used again: run it twice, or delete outputs/quickstart to train anew.
+set -euo pipefail
+. "$(dirname "$0")/setup.sh"
+data=data/demo
+out=outputs/quickstart
+mkdir -p "$out"
+echo "device: $(python -c 'import torch; print("GPU" if torch.cuda.is_available() else "CPU")')"
+fastirt demo "$data"
+
+done_already() { [ -f "$out/$1/metrics.json" ]; }
+run() { # name, flags: an unfinished run goes on from its checkpoint
+    local name=$1
+    shift
+    done_already "$name" || fastirt train --dataset demo --data-path "$data" --output-dir "$out/$name" "$@"
+}
+
+done_already colour-histogram || python -m fastirt.demo.baseline "$data" "$out/colour-histogram"
+run irt-o --method irt-o > /dev/null
+# Each run is small: one thread each, side by side, is the fastest on a CPU with two cores.
+export OMP_NUM_THREADS=1
+run irt-l --method irt-l --resume --num-workers 1 > "$out/irt-l.log" 2>&1 &
+left=$!
+run irt-r --method irt-r --resume --num-workers 1
+wait $left || { tail -n 20 "$out/irt-l.log" >&2; exit 1; }
+echo
+fastirt report "$out/colour-histogram" "$out/irt-o" "$out/irt-l" "$out/irt-r"

@@ -1,0 +1,27 @@
+# Sourced by the other scripts: makes .venv, installs the project into it once, and activates it.
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+find_python() {
+    local name
+    for name in "${PYTHON:-python3}" python3.13 python3.12 python3.11 python3.10; do
+        if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+            echo "$name"
+            return
+        fi
+    done
+    echo "fastirt needs Python 3.10 or newer; set PYTHON=/path/to/python3" >&2
+    return 1
+}
+
+if [ ! -x .venv/bin/python ]; then
+    python=$(find_python)
+    echo "making .venv with $("$python" --version)"
+    "$python" -m venv .venv || { rm -rf .venv; echo "cannot make .venv: install your system's python3-venv package" >&2; exit 1; }
+fi
+stamp=$(cksum < setup.py)
+if [ "$(cat .venv/.installed 2>/dev/null)" != "$stamp" ]; then
+    echo "installing fastirt and what it needs (about 6 GB, a few minutes)"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+    echo "$stamp" > .venv/.installed
+fi
+. .venv/bin/activate

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# The rows of both tables on sop: the public re-implementation's four (recipe `unofficial`), then the paper's four.
+# Usage: bash scripts/train.sop.sh [DATA_PATH] [further flags of `fastirt train`]
+set -euo pipefail
+data=${1:-/data/Stanford_Online_Products}
+shift || true
+
+row() { # name, flags
+    local name=$1
+    shift
+    fastirt train --dataset sop --data-path "$data" --rank 1 10 100 1000 --output-dir "outputs/sop/$name" --resume "$@"
+}
+small=deit_small_patch16_224
+distilled=deit_small_distilled_patch16_224
+
+for recipe in unofficial paper; do
+    row "$recipe-irt-o" --recipe "$recipe" --model $small --max-iter 0 "$@"
+    row "$recipe-irt-l" --recipe "$recipe" --model $small --max-iter 35000 --m 2 --lambda-reg 0 "$@"
+    row "$recipe-irt-r" --recipe "$recipe" --model $small --max-iter 35000 --m 2 --lambda-reg 0.7 "$@"
+    row "$recipe-irt-r-distilled" --recipe "$recipe" --model $distilled --max-iter 35000 --m 2 --lambda-reg 0.7 "$@"
+done

@@ -1,0 +1,69 @@
+"""Checkpoints: round trip, atomic replacement, refusal of what is damaged, foreign or pickled."""
+
+import pickle
+
+import pytest
+import torch
+
+from fastirt import checkpoint
+from fastirt.errors import UserError
+
+STATE = {"step": 3, "optimizer": {"state": {0: {"exp_avg": torch.arange(6.0).reshape(2, 3).T, "step": torch.tensor(3.0)}},
+                                  "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.999), "params": [0]}]},
+         "flags": [True, None, "text"], "half": torch.ones(2, dtype=torch.bfloat16), "empty": {}}
+
+
+def test_round_trip(tmp_path):
+    checkpoint.save(tmp_path / "checkpoints/step_00000003.safetensors", STATE)
+    found = checkpoint.find(tmp_path)
+    state = checkpoint.load(found)
+    assert state["step"] == 3 and state["flags"] == [True, None, "text"] and state["empty"] == {}
+    assert torch.equal(state["optimizer"]["state"][0]["exp_avg"], STATE["optimizer"]["state"][0]["exp_avg"])
+    assert state["optimizer"]["param_groups"][0]["betas"] == [0.9, 0.999]
+    assert state["half"].dtype == torch.bfloat16
+
+
+def test_only_the_newest_are_kept_and_leftovers_of_a_killed_save_go(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / ".step_00000001.safetensors.1.tmp").write_bytes(b"half")
+    for step in range(5):
+        checkpoint.save(folder / f"step_{step:08d}.safetensors", {"step": step}, keep=2)
+    assert sorted(p.name for p in folder.iterdir()) == ["step_00000003.safetensors", "step_00000004.safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "pickle", "foreign", "missing"])
+def test_bad_files_are_one_clear_line(tmp_path, damage):
+    path = tmp_path / "step_00000001.safetensors"
+    checkpoint.save(path, STATE)
+    whole = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(whole[:-5])
+    elif damage == "garbage":
+        path.write_bytes(b"\xff" * 200)
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "pickle":
+        path.write_bytes(pickle.dumps(print))
+    elif damage == "foreign":
+        from safetensors.torch import save_file
+        save_file({"a": torch.ones(1)}, path)
+    else:
+        path.unlink()
+    with pytest.raises(UserError) as error:
+        checkpoint.load(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_failed_save_leaves_the_previous_one(tmp_path, monkeypatch):
+    path = tmp_path / "step_00000001.safetensors"
+    checkpoint.save(path, STATE)
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match="No space left"):
+        checkpoint.save(path, {"step": 4})
+    assert checkpoint.load(path)["step"] == 3
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]

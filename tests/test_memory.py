@@ -1,0 +1,48 @@
+"""The cross-batch memory: the ring, its wrap, and taking a write back."""
+
+import pytest
+import torch
+
+from fastirt.memory import Memory
+
+
+def test_ring_keeps_the_newest_entries_and_wraps_in_the_middle_of_a_batch():
+    memory = Memory(10, 2)
+    stream = torch.arange(28).float()
+    for start in range(0, 28, 4):
+        values = stream[start:start + 4]
+        written = memory.write(values[:, None].expand(-1, 2), values.long())
+        assert torch.equal(memory.labels[written.slots], values.long())
+        newest = set(range(max(0, start + 4 - 10), start + 4))
+        assert {int(v) for v in memory.labels if v >= 0} == newest
+    assert memory.pointer == 28 % 10
+    assert torch.equal(memory.embeddings[:, 0].long(), memory.labels)
+
+
+def test_empty_slots_are_labelled_minus_one():
+    memory = Memory(5, 3)
+    memory.write(torch.ones(2, 3), torch.tensor([7, 8]))
+    assert memory.labels.tolist() == [7, 8, -1, -1, -1]
+
+
+@pytest.mark.parametrize("when", [True, False])
+def test_undo(when):
+    memory = Memory(6, 2)
+    memory.write(torch.ones(4, 2), torch.arange(4))
+    before = {name: value.clone() for name, value in memory.state_dict().items()}
+    written = memory.write(torch.full((4, 2), float("nan")), torch.arange(4, 8))
+    memory.undo(written, torch.tensor(when))
+    same = all(torch.equal(before[name], value) for name, value in memory.state_dict().items())
+    assert same == when
+
+
+def test_a_batch_larger_than_the_ring_is_an_error():
+    with pytest.raises(ValueError, match="batch of 4"):
+        Memory(3, 2).write(torch.ones(4, 2), torch.arange(4))
+
+
+def test_bf16_memory_stores_rounded_values_without_gradient():
+    memory = Memory(4, 2, torch.bfloat16)
+    memory.write(torch.tensor([[0.1, 0.2]], requires_grad=True), torch.tensor([1]))
+    assert memory.embeddings.dtype == torch.bfloat16 and not memory.embeddings.requires_grad
+    assert memory.embeddings[0].tolist() == torch.tensor([0.1, 0.2]).bfloat16().tolist()
