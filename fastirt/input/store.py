@@ -1,0 +1,225 @@
+"""The packed store: all pictures of a data set, resized once, in one memory-mapped file.
+
+    prologue   96 bytes: magic, format version, file size, then (offset, length, CRC32) of the three sections below,
+               and its own CRC32
+    pictures   JPEG files, one after the other, in catalogue order: train, query (or test), gallery
+    index      one ENTRY per picture
+    names      relative paths, each ended by a NUL byte
+    header     JSON: from what the store was made
+
+All little-endian. The prologue is written last, so a half-written file has none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..catalog import Catalog, Split
+from ..errors import UserError
+from .check import BadPicture
+
+MAGIC = b"fastirt\x89"
+VERSION = 1
+PROLOGUE = struct.Struct("<8sIQQQIQQIQQII4x")
+SECTIONS = ("index", "names", "header")
+ENTRY = np.dtype([
+    ("offset", "<u8"), ("length", "<u4"), ("crc", "<u4"),  # length 0: the source could not be read
+    ("label", "<i4"), ("height", "<u4"), ("width", "<u4"),
+    ("source_size", "<i8"), ("source_mtime", "<i8"), ("source_crc", "<u4"),  # bytes, nanoseconds
+])
+AGAIN = "make it again with `fastirt pack`"
+COMPARED = 64  # sources read in full by `check` where only their time of change differs
+
+
+class PackedStore:
+    """A packed store, opened for reading; any number of threads may read at once."""
+
+    def __init__(self, path: Path, data: np.ndarray, index: np.ndarray, names: list[str], header: dict[str, Any]):
+        self.path = path
+        self.header = header
+        self.index = index  # (N,) ENTRY
+        self.names = names  # relative paths
+        self.bad = {int(row): reason for row, reason in header["bad"]}  # rows of the whole store
+        self._data = data
+
+    @classmethod
+    def open(cls, path: str | Path) -> PackedStore:
+        """Maps the file and verifies all but the pictures, whose checksums are verified as they are read.
+
+        Raises UserError for a file that is missing, foreign, of another version, half-written, truncated or corrupt.
+        """
+        path = Path(os.path.abspath(os.path.expanduser(path)))
+        try:
+            with open(path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}): {AGAIN}") from None
+        sections = _read_prologue(path, mapped)
+        parts = {}
+        for name, (offset, length, crc) in zip(SECTIONS, sections):
+            parts[name] = mapped[offset: offset + length]
+            if len(parts[name]) != length or zlib.crc32(parts[name]) != crc:
+                raise UserError(f"{path}: its {name} is corrupt (checksum): {AGAIN}")
+        index = np.frombuffer(parts["index"], dtype=ENTRY)
+        names = [os.fsdecode(name) for name in parts["names"].split(b"\0")[:-1]]
+        return cls(path, np.frombuffer(mapped, dtype=np.uint8), index, names, json.loads(parts["header"]))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def check(self, catalog: Catalog, resize: str, resize_size: int) -> None:
+        """Raises UserError, naming the difference, unless the store was made from this catalogue, with this resize,
+        and its sources have not changed since (size; where only the time of change differs, checksums of up to 64)."""
+        for what, mine, theirs in (("data set", self.header["dataset"], catalog.dataset),
+                                   ("--resize", self.header["resize"], resize),
+                                   ("--resize-size", self.header["resize_size"], resize_size)):
+            if mine != theirs:
+                raise UserError(f"{self.path}: stale or foreign: {what} is {mine} in the store and {theirs} in this "
+                                f"run: {AGAIN}")
+        if self.header["catalog_sha256"] != catalog_digest(catalog):
+            raise UserError(f"{self.path}: stale or foreign: {self._difference(catalog)}: {AGAIN}")
+        self._check_sources([path for split in catalog.splits() for path in split.paths])
+
+    def split(self, split: Split) -> PackedSplit:
+        """The picture source for a split of the catalogue; raises UserError if the store has another such split."""
+        start = 0
+        for name, count in self.header["splits"]:
+            if name == split.name:
+                break
+            start += count
+        else:
+            raise UserError(f"{self.path}: has no split {split.name}: {AGAIN}")
+        tails = (name[name.rfind("../") + 3:] if name.startswith("../") else name
+                 for name in self.names[start: start + count])
+        if (count != len(split) or not np.array_equal(self.index["label"][start: start + count], split.labels)
+                or not all(path.endswith(tail) for path, tail in zip(split.paths, tails))):
+            raise UserError(f"{self.path}: its split {name} holds other pictures than the data set's: {AGAIN}")
+        return PackedSplit(self, split, start)
+
+    def _difference(self, catalog: Catalog) -> str:
+        """The first difference between the catalogue and the one the store was made from."""
+        splits = [[split.name, len(split)] for split in catalog.splits()]
+        if splits != self.header["splits"]:
+            mine, theirs = (", ".join(f"{n} {name}" for name, n in s) for s in (self.header["splits"], splits))
+            return f"the store has {mine} pictures, the data set {theirs}"
+        row = 0
+        for split in catalog.splits():
+            for path, label in zip(relative_names(catalog, split), split.labels):
+                mine = (self.names[row], self.header["class_names"][self.index["label"][row]])
+                theirs = (path, catalog.class_names[label])
+                if mine != theirs:
+                    return "the store has '{}' of class '{}' where the data set has '{}' of class '{}'".format(
+                        *mine, *theirs)
+                row += 1
+        return "its class list is another"
+
+    def _check_sources(self, paths: list[str]) -> None:
+        changed = []
+        for row, path in enumerate(paths):
+            size, modified = source_stat(path)
+            if size != self.index["source_size"][row]:
+                raise UserError(f"{self.path}: stale: {path} has {size:,} bytes, it had "
+                                f"{self.index['source_size'][row]:,} when it was packed: {AGAIN}")
+            if modified != self.index["source_mtime"][row]:
+                changed.append(row)
+        # A copied data set has new times and the same pictures; a picture edited in place has other bytes.
+        for row in changed[:: max(1, -(-len(changed) // COMPARED))]:
+            try:
+                crc = zlib.crc32(Path(paths[row]).read_bytes())
+            except OSError:
+                crc = 0
+            if crc != self.index["source_crc"][row]:
+                raise UserError(f"{self.path}: stale: {paths[row]} has changed since it was packed: {AGAIN}")
+
+
+class PackedSplit:
+    """A picture source: row i of a split to its encoded bytes."""
+
+    def __init__(self, store: PackedStore, split: Split, start: int):
+        self.store, self._split, self._start = store, split, start
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def path(self, row: int) -> str:
+        """The file that the picture was made from."""
+        return self._split.paths[row]
+
+    def size(self, row: int) -> tuple[int, int]:
+        """(height, width) in pixels, as stored; (0, 0) for a bad picture."""
+        entry = self.store.index[self._start + row]
+        return int(entry["height"]), int(entry["width"])
+
+    def read(self, row: int) -> np.ndarray:
+        """(length,) uint8, a read-only view of the file: the JPEG. Raises BadPicture on a wrong checksum, and for a
+        picture that could not be packed."""
+        entry = self.store.index[self._start + row]
+        length = int(entry["length"])
+        if length == 0:
+            raise BadPicture(self.path(row), self.store.bad.get(self._start + row, "could not be packed"))
+        offset = int(entry["offset"])
+        data = self.store._data[offset: offset + length]
+        if len(data) != length or zlib.crc32(data) != entry["crc"]:
+            raise BadPicture(self.path(row), f"wrong checksum in {self.store.path}")
+        return data
+
+
+def relative_names(catalog: Catalog, split: Split) -> list[str]:
+    """The split's paths relative to the data set's folder, with forward slashes."""
+    prefix = catalog.root.rstrip(os.sep) + os.sep
+    return [path[len(prefix):] if path.startswith(prefix) else os.path.relpath(path, catalog.root)
+            for path in split.paths]
+
+
+def catalog_digest(catalog: Catalog) -> str:
+    """SHA-256 over the split, relative path and class of every picture; the place of the folder does not count."""
+    digest = hashlib.sha256()
+    classes = [os.fsencode(name) for name in catalog.class_names]
+    for split in catalog.splits():
+        for name, label in zip(relative_names(catalog, split), split.labels):
+            digest.update(b"\0".join((split.name.encode(), os.fsencode(name), classes[label])) + b"\0\n")
+    return digest.hexdigest()
+
+
+def source_stat(path: str) -> tuple[int, int]:
+    """Size in bytes and time of change in nanoseconds; (-1, -1) for a file that is not there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def write_prologue(size: int, sections: list[tuple[int, int, int]]) -> bytes:
+    """The first bytes of a store; `sections` are (offset, length, CRC32) of index, names and header."""
+    body = PROLOGUE.pack(MAGIC, VERSION, size, *(value for section in sections for value in section), 0)
+    return body[:-8] + struct.pack("<I4x", zlib.crc32(body[:-8]))
+
+
+def _read_prologue(path: Path, mapped: bytes | mmap.mmap) -> list[tuple[int, int, int]]:
+    head = mapped[: PROLOGUE.size]
+    if head == bytes(len(head)):
+        raise UserError(f"{path}: half-written or empty: {AGAIN}")
+    if head[: len(MAGIC)] != MAGIC:
+        raise UserError(f"{path}: not a packed store: {AGAIN}, or leave --packed out")
+    version = int.from_bytes(head[8:12], "little")
+    if version != VERSION:
+        raise UserError(f"{path}: format version {version}, this fastirt reads {VERSION}: {AGAIN}")
+    if len(head) < PROLOGUE.size:
+        raise UserError(f"{path}: truncated after {len(mapped):,} bytes: {AGAIN}")
+    _, _, size, *sections, crc = PROLOGUE.unpack(head)
+    if zlib.crc32(head[:-8]) != crc:
+        raise UserError(f"{path}: its first {PROLOGUE.size} bytes are corrupt (checksum): {AGAIN}")
+    if size != len(mapped):
+        raise UserError(f"{path}: truncated or overwritten: {len(mapped):,} bytes, {size:,} belong there: {AGAIN}")
+    return [tuple(sections[i: i + 3]) for i in range(0, 9, 3)]
