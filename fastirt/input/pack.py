@@ -27,6 +27,7 @@ import zlib
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Iterator
@@ -72,11 +73,11 @@ class Recipe:
 
 
 def pack(catalog: Catalog, out: str | Path, *, resize: str = "square", resize_size: int = 256, quality: int = QUALITY,
-         subsampling: str = SUBSAMPLING, workers: int = 1, progress: bool = True) -> Path:
+         subsampling: str = SUBSAMPLING, workers: int | None = None, progress: bool = True) -> Path:
     """Writes all splits of the catalogue to the packed store `out` and returns its path.
 
     The file appears under its name only when it is complete (written beside it as `out`.partial, then renamed), and
-    has the same bytes under any number of workers. Pictures that cannot be read are recorded in the store, named in a
+    has the same bytes under any number of workers (processes; None: one a core). Pictures that cannot be read are recorded in the store, named in a
     warning, and never stop the packing. Raises UserError on options out of range and when the file cannot be written.
     """
     recipe = _recipe(resize, resize_size, quality, subsampling)
@@ -89,7 +90,7 @@ def pack(catalog: Catalog, out: str | Path, *, resize: str = "square", resize_si
         with os.fdopen(os.open(unfinished, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
             _lock(file, unfinished)
             try:
-                sections = _write_body(catalog, file, recipe, max(1, workers), progress)
+                sections = _write_body(catalog, file, recipe, workers or len(os.sched_getaffinity(0)), progress)
                 size = file.tell()
                 _sync(file)
                 file.seek(0)
@@ -127,16 +128,16 @@ def _write_body(catalog: Catalog, file: BinaryIO, recipe: Recipe, workers: int,
     bad = []
     offset = PROLOGUE.size
     often = 0.1 if sys.stderr.isatty() else 10.0  # seconds
-    bar = tqdm(_packed(paths, recipe, workers), total=len(paths), desc="pack", unit="img", mininterval=often,
-               disable=not progress)
-    for row, picture in enumerate(bar):
-        index[row] = (offset, len(picture.data), zlib.crc32(picture.data), index["label"][row], picture.height,
-                      picture.width, picture.source_size, picture.source_mtime, picture.source_crc)
-        file.write(picture.data)
-        offset += len(picture.data)
-        if picture.reason:
-            bad.append([row, picture.reason])
-            logging.getLogger("fastirt").warning(f"bad picture {paths[row]}: {picture.reason}")
+    with closing(_packed(paths, recipe, workers)) as pictures:
+        bar = tqdm(pictures, total=len(paths), desc="pack", unit="img", mininterval=often, disable=not progress)
+        for row, picture in enumerate(bar):
+            index[row] = (offset, len(picture.data), zlib.crc32(picture.data), index["label"][row], picture.height,
+                          picture.width, picture.source_size, picture.source_mtime, picture.source_crc)
+            file.write(picture.data)
+            offset += len(picture.data)
+            if picture.reason:
+                bad.append([row, picture.reason])
+                logging.getLogger("fastirt").warning(f"bad picture {paths[row]}: {picture.reason}")
     if len(bad) == len(paths):
         raise UserError(f"{catalog.root}: none of the {len(paths):,} pictures could be read: the first is {paths[0]}")
     header = {
@@ -155,7 +156,7 @@ def _write_body(catalog: Catalog, file: BinaryIO, recipe: Recipe, workers: int,
 
 def _packed(paths: list[str], recipe: Recipe, workers: int) -> Iterator[Packed]:
     """The pictures in order; a process pool keeps a bounded number of tasks ahead."""
-    if workers == 1:
+    if workers <= 1 or len(paths) <= CHUNK:
         yield from (_encode(path, recipe) for path in paths)
         return
     # Not forked: a fork of a process with threads (DALI, CUDA) may deadlock.
@@ -173,7 +174,7 @@ def _packed(paths: list[str], recipe: Recipe, workers: int) -> Iterator[Packed]:
                 done += 1
                 yield picture
     except BrokenProcessPool:
-        raise UserError(f"pack: a worker process died (memory?), near {paths[done]}: use fewer --num-workers") from None
+        raise UserError(f"pack: a worker process died (memory?), near {paths[done]}: use fewer --workers") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
