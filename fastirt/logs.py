@@ -29,17 +29,13 @@ class RunLog:
         self.bar = tqdm(initial=step, total=total, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty(), desc="train")
 
     def row(self, row: dict[str, Any]) -> None:
-        """One log step: `row` holds `step` and numbers."""
+        """One log step or evaluation: `row` holds `step` and numbers."""
+        row = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for name, value in row.items():
             if name != "step":
-                self._board.add_scalar(f"train/{name}" if "@" not in name else f"eval/{name}", value, row["step"])
-
-    def scalars(self, step: int, values: dict[str, Any]) -> None:
-        """An evaluation in the middle of a run."""
-        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
-        self.row({"step": step, **numbers})
+                self._board.add_scalar(f"{'train' if 'loss' in row else 'eval'}/{name}", value, row["step"])
 
     def close(self) -> None:
         self.bar.close()
@@ -66,7 +62,7 @@ class Throughput:
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Drop the rows of a JSON-lines log that lie past `step`, and a half-written last one."""
+    """Drop the rows of a JSON-lines log that lie past `step`, the evaluation of `step` itself (it is done again), and a half-written last row."""
     if not path.exists():
         return
     kept = []
@@ -75,7 +71,7 @@ def cut_back(path: Path, step: int) -> None:
             row = json.loads(line)
         except ValueError:
             continue
-        if row.get("step", 0) <= step:
+        if row["step"] < step or (row["step"] == step and "loss" in row):
             kept.append(line + "\n")
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")

@@ -56,29 +56,27 @@ class Trainer:
         config, total = self.config, self.config.optim.max_iter
         board = Path(config.run.log_dir) / config.data.dataset if config.run.log_dir else self.folder / "tensorboard"
         self.log = RunLog(self.folder, board, self.step, total)
-        speed = Throughput(config.optim.batch_size)
+        self.speed = Throughput(config.optim.batch_size)
         try:
             with Stopper() as stopper:
+                if self.last_good and self._due(config.eval.eval_freq):  # resumed at an evaluation that may not have ended
+                    if not self._evaluate(stopper):
+                        return self._stop(stopper)
                 for batch in self.loader:
                     self.recent.append((batch.step, batch.indices))
                     self.step_module(batch)
                     self.step = batch.step + 1
-                    speed.tick()
+                    self.speed.tick()
                     self._watch()
                     if self.step % config.run.logging_freq == 0 or self.step == total:
-                        self._begin_report(speed)
+                        self._begin_report()
                     if stopper.signal is not None:
                         return self._stop(stopper)
-                    evaluates = config.eval.eval_freq and self.step % config.eval.eval_freq == 0 and self.step < total
-                    if evaluates or self.step == total or (config.run.save_freq and self.step % config.run.save_freq == 0):
+                    evaluates = self._due(config.eval.eval_freq)
+                    if evaluates or self.step == total or self._due(config.run.save_freq):
                         self.save()
-                    if evaluates:
-                        try:
-                            with stopper.interruptible():
-                                self._evaluate()
-                        except Interrupted:
-                            return self._stop(stopper)
-                        speed.read(0)
+                    if evaluates and not self._evaluate(stopper):
+                        return self._stop(stopper)
         finally:
             self.loader.close()
             self.log.close()
@@ -91,6 +89,7 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of the present step; refuses to save past a non-finite one."""
+        self._finish_report(wait=True)
         self._check(int(self.step_module.first_bad_step))
         path = self.folder / "checkpoints" / f"step_{self.step:08d}.safetensors"
         state = {"step": self.step, "config": self.config.to_dict(), "catalog": catalog_digest(self.catalog), "module": self.step_module.state_dict(),
@@ -123,14 +122,24 @@ class Trainer:
         log.warning("stopped by signal %d at step %d; saved %s: go on with --resume", stopper.signal, self.step, path)
         return stopper.exit_code
 
-    def _evaluate(self) -> None:
-        metrics = self.evaluate(self.encoder)
-        self.log.scalars(self.step, metrics)
+    def _due(self, frequency: int) -> bool:
+        return bool(frequency) and self.step % frequency == 0 and self.step < self.config.optim.max_iter
+
+    def _evaluate(self, stopper: Stopper) -> bool:
+        """Measure the model of this step, keep it where it is the best so far; False where a signal broke it off."""
+        try:
+            with stopper.interruptible():
+                metrics = self.evaluate(self.encoder)
+        except Interrupted:
+            return False
+        self.log.row({"step": self.step, **metrics})
         name = f"recall@{min(self.config.eval.rank)}"
         if metrics[name] > self.best.get(name, -1.0):
             self.best = {"step": self.step, name: metrics[name]}
             save_model(self.encoder, self.folder / "model_best.safetensors")
         log.info("step %d: %s %.2f %% (best %.2f %% at step %d)", self.step, name, 100 * metrics[name], 100 * self.best[name], self.best["step"])
+        self.speed.read(0)
+        return True
 
     def _watch(self) -> None:
         """Ask the device for the non-finite flag without waiting, act on the answer to an earlier question, finish a due report."""
@@ -151,11 +160,11 @@ class Trainer:
         raise UserError(f"non-finite loss or gradient first at step {first_bad}, no update since; its pictures: {', '.join(paths[:3])}"
                         f"{f' and {len(paths) - 3} more' if len(paths) > 3 else ''} (all in {report}); {last}; try a lower --lr, --clip-grad, or --precision fp32")
 
-    def _begin_report(self, speed: Throughput) -> None:
+    def _begin_report(self) -> None:
         """Copy the sums towards the host; the row is written when they have arrived."""
         self._finish_report(wait=True)
         module = self.step_module
-        rate, left = speed.read(self.config.optim.max_iter - self.step)
+        rate, left = self.speed.read(self.config.optim.max_iter - self.step)
         self._sums.copy_(module.sums, non_blocking=True)
         arrived = None
         if self.device.type == "cuda":

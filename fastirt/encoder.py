@@ -1,0 +1,156 @@
+"""A timm vision transformer as an encoder: picture to unit vector; and its momentum twin."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import difflib
+from pathlib import Path
+from typing import Any, Optional
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastirt.config import ModelConfig
+from fastirt.droppath import replace_drop_paths
+from fastirt.errors import UserError
+from fastirt.weights import load_weights, write_model
+
+GEM_POWER = 3.0  # Radenovic et al. 2018
+GEM_EPS = 1e-6
+
+
+class Encoder(nn.Module):
+    """`forward`: (B, 3, S, S) float pictures to (B, D) float32 embeddings of length 1.
+
+    `vit` is the timm model without a classifier; `mean` and `std` are what it was trained with; `embed_dim` is D.
+    """
+
+    def __init__(self, vit: nn.Module, config: ModelConfig, input_size: int) -> None:
+        super().__init__()
+        self.vit, self.config, self.input_size = vit, config, input_size
+        self.embed_dim: int = vit.num_features
+        self.mean, self.std = tuple(vit.pretrained_cfg["mean"]), tuple(vit.pretrained_cfg["std"])
+        self.table = replace_drop_paths(vit)
+        self.distilled = getattr(vit, "dist_token", None) is not None
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.vit.forward_features(images)  # (B, prefix + patches, D)
+        descriptor = self._pool(tokens)
+        fc_norm = getattr(self.vit, "fc_norm", None)  # models that pool before their last norm
+        descriptor = descriptor if fc_norm is None else fc_norm(descriptor)
+        with torch.autocast(images.device.type, enabled=False):
+            return F.normalize(descriptor.float(), dim=1)
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        if self.config.pooling == "cls":
+            if self.distilled and self.config.eval_descriptor == "cls+dist" and not self.training:
+                return (tokens[:, 0] + tokens[:, 1]) / 2
+            return tokens[:, 0]
+        patches = tokens[:, self.vit.num_prefix_tokens:]
+        if self.config.pooling == "mean":
+            return patches.mean(dim=1)
+        if self.config.pooling == "max":
+            return patches.amax(dim=1)
+        return patches.float().clamp(min=GEM_EPS).pow(GEM_POWER).mean(dim=1).pow(1 / GEM_POWER)
+
+    def draw_masks(self, seed: int, step: int, batch_size: int, stream: str = "student", first: int = 0, count: Optional[int] = None) -> None:
+        """Set the drop-path masks of this step, a function of (seed, step, position in the global batch of `batch_size`).
+
+        first, count: the slice of the global batch that this model sees. stream: `student` or `twin`. Costs nothing without drop path.
+        """
+        device = next(self.vit.parameters()).device
+        self.table.draw(seed, step, batch_size, stream, device, first, count)
+
+
+def build_encoder(config: ModelConfig, input_size: int) -> Encoder:
+    """The encoder with its weights. Raises UserError for an unknown or unsuitable model, a size that is no multiple of the
+    patch, or weights that cannot be had; weights are never random unless `scratch` was asked for."""
+    vit = _create(config, input_size, pretrained=False)
+    _check(vit, config, input_size)
+    if config.weights is None:
+        vit = _create(config, input_size, pretrained=True)
+    elif config.weights != "scratch":
+        load_weights(vit, Path(config.weights))
+    return Encoder(vit, config, input_size)
+
+
+def make_twin(encoder: Encoder) -> Encoder:
+    """A copy that is moved by `momentum_update` alone. It stays in training mode, drop path included, as the public code's does."""
+    twin = copy.deepcopy(encoder).requires_grad_(False)
+    return twin.train()
+
+
+@torch.no_grad()
+def momentum_update(twin: Encoder, encoder: Encoder, momentum: float, hold: Optional[Tensor] = None) -> None:
+    """twin <- momentum * twin + (1 - momentum) * encoder; not where the 0-d bool tensor `hold` is true. No synchronisation."""
+    theirs, ours = list(twin.parameters()), list(encoder.parameters())
+    if hold is None:
+        torch._foreach_lerp_(theirs, ours, 1 - momentum)
+    else:
+        moved = torch._foreach_sub(ours, theirs)
+        torch._foreach_mul_(moved, (1 - momentum) * (~hold).float())
+        torch._foreach_add_(theirs, moved)
+    for mine, other in zip(twin.buffers(), encoder.buffers()):
+        mine.copy_(other)
+
+
+def save_model(encoder: Encoder, path: Path) -> None:
+    """The timm model's weights as .safetensors, which `timm.create_model(…, num_classes=0, checkpoint_path=path)` loads."""
+    description = {"model": encoder.config.model, "model_kwargs": encoder.config.model_kwargs, "input_size": encoder.input_size,
+                   "pooling": encoder.config.pooling}
+    write_model(encoder.vit.state_dict(), path, description)
+
+
+def _create(config: ModelConfig, input_size: int, pretrained: bool) -> nn.Module:
+    if not timm.is_model(config.model):
+        close = difflib.get_close_matches(config.model, timm.list_models(), n=3)
+        raise UserError(f"--model {config.model}: timm has no such model; close names: {', '.join(close) or 'none'}")
+    try:
+        return timm.create_model(config.model, pretrained=pretrained, num_classes=0, img_size=input_size, drop_rate=config.drop,
+                                 drop_path_rate=config.drop_path, **_parse(config.model_kwargs))
+    except UserError:
+        raise
+    except (TypeError, AssertionError, ValueError) as error:
+        if not pretrained:
+            raise UserError(f"--model {config.model}: not a vision transformer that takes these settings: {_first_line(error)}") from error
+        raise _no_weights(config.model, error) from error
+    except Exception as error:  # hub, network and cache raise a dozen unrelated types
+        raise _no_weights(config.model, error) from error
+
+
+def _no_weights(model: str, error: Exception) -> UserError:
+    return UserError(f"--model {model}: pretrained weights could not be downloaded ({type(error).__name__}: {_first_line(error)}); pass --weights FILE "
+                     "(.safetensors or .pth), or --weights scratch for random ones")
+
+
+def _check(vit: nn.Module, config: ModelConfig, input_size: int) -> None:
+    if not hasattr(vit, "patch_embed") or not hasattr(vit, "num_prefix_tokens") or not hasattr(vit, "blocks"):
+        raise UserError(f"--model {config.model}: not a plain vision transformer (no patch embedding or blocks): choose one of timm's vit_* or deit_*")
+    if config.pooling == "cls" and getattr(vit, "cls_token", None) is None:
+        raise UserError(f"--model {config.model} has no CLS token: pass --pooling mean, max or gem")
+    patch = vit.patch_embed.patch_size[0]
+    if input_size % patch:
+        below = input_size // patch * patch
+        sizes = f"{below} or {below + patch}" if below else str(patch)
+        raise UserError(f"--input-size {input_size}: must be a multiple of the model's patch, {patch}: use {sizes}")
+
+
+def _parse(words: tuple[str, ...]) -> dict[str, Any]:
+    """`depth=4` to {"depth": 4}."""
+    parsed = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"--model-kwargs {word}: write it as key=value")
+        try:
+            parsed[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parsed[name] = value
+    return parsed
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]

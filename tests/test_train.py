@@ -1,0 +1,112 @@
+"""`fastirt train` and `fastirt evaluate` end to end on a little model: what a run writes, and what it refuses."""
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from conftest import TINY
+from fastirt import checkpoint
+from fastirt.cli import main
+from fastirt.step import TrainStep
+
+FEW = ["--max-iter", "6", "--batch-size", "16", "--m", "2", "--lr", "1e-3", "--logging-freq", "2", "--save-freq", "3", "--rank", "1", "2", "4"]
+
+
+def train(pictures, out, *flags):
+    return main(["train", "--dataset", "folder", "--data-path", str(pictures), "--output-dir", str(out), *TINY, *FEW, *flags])
+
+
+def rows(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_writes_everything_and_can_be_evaluated_again(pictures, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(pictures, out, "--recipe", "unofficial", "--eval-freq", "2", "--encoder-momentum", "0.9") == 0
+    assert "recall@1" in capsys.readouterr().out.lower()
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert {"recall@1", "recall@2", "recall@4", "map@r", "r_precision"} <= set(metrics) and 0 <= metrics["recall@1"] <= metrics["recall@4"] <= 1
+    config = json.loads((out / "config.json").read_text())["config"]
+    assert config["recipe"] == "unofficial" and config["optim"]["max_iter"] == 6 and config["objective"]["contrastive"] == "nonzero_mean"
+    steps = [r for r in rows(out) if "loss" in r]
+    assert [r["step"] for r in steps] == [2, 4, 6]
+    assert all(r["loss"] == pytest.approx(r["contrastive_batch"] + r["contrastive_memory"] + 0.7 * r["koleo"], rel=1e-5) for r in steps)
+    assert [r["step"] for r in rows(out) if "recall@1" in r] == [2, 4]
+    assert list((out / "tensorboard").iterdir()) and (out / "model_best.safetensors").is_file()
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step_00000004.safetensors", "step_00000006.safetensors"]
+
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=16, patch_size=8, embed_dim=48, depth=2, num_heads=3,
+                              checkpoint_path=str(out / "model.safetensors"))
+    state = checkpoint.load(out / "checkpoints/step_00000006.safetensors")
+    assert all(torch.equal(value, state["module"][f"encoder.vit.{name}"]) for name, value in model.state_dict().items())
+
+    assert main(["evaluate", str(out), "--output-dir", str(tmp_path / "again"), "--loader", "dali"]) == 0
+    again = json.loads((tmp_path / "again/metrics.json").read_text())
+    assert all(again[name] == pytest.approx(metrics[name], abs=1e-6) for name in ("recall@1", "recall@4", "map@r"))
+
+
+def test_max_iter_zero_only_evaluates(pictures, tmp_path):
+    assert train(pictures, tmp_path / "run", "--max-iter", "0") == 0
+    assert json.loads((tmp_path / "run/config.json").read_text())["config"]["method"] == "irt-o"
+    assert not (tmp_path / "run/checkpoints").exists() and (tmp_path / "run/metrics.json").exists()
+
+
+def test_training_learns_the_training_classes(pictures, tmp_path):
+    assert train(pictures, tmp_path / "run", "--method", "irt-l", "--max-iter", "40", "--logging-freq", "10", "--memory-ratio", "0") == 0
+    losses = [r["contrastive_batch"] for r in rows(tmp_path / "run") if "loss" in r]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_non_finite_loss_stops_the_run_and_names_step_pictures_and_checkpoint(pictures, tmp_path, capsys, monkeypatch):
+    forward = TrainStep.forward
+
+    def poisoned(self, batch):
+        if batch.step == 4:
+            with torch.no_grad():
+                self.objective.lambda_reg = float("nan")
+        forward(self, batch)
+
+    monkeypatch.setattr(TrainStep, "forward", poisoned)
+    out = tmp_path / "run"
+    assert train(pictures, out, "--logging-freq", "50") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "at step 4" in error and "class" in error and "step_00000003.safetensors" in error
+    assert checkpoint.find(out).name == "step_00000003.safetensors"
+    assert len(json.loads((out / "non_finite.json").read_text())["pictures"]) == 16
+    assert not (out / "model.safetensors").exists()
+
+
+def test_refusals_are_one_line_with_the_difference(pictures, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(pictures, out) == 0
+    capsys.readouterr()
+
+    def refused(*flags, saying):
+        assert train(pictures, *flags) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert saying in error, error
+
+    refused(out, saying="already holds a run")
+    refused(out, "--resume", "--lr", "0.5", saying="lr: 0.001, 0.5")
+    refused(out, "--resume", "--model-kwargs", "patch_size=8", "embed_dim=48", "depth=1", "num_heads=3", saying="depth=1")
+    refused(tmp_path / "other", "--resume", str(tmp_path / "nothing"), saying="no checkpoint there")
+    refused(tmp_path / "big", "--batch-size", "96", saying="smaller than a batch")
+    refused(tmp_path / "m", "--m", "3", saying="--m")
+    refused(tmp_path / "k", "--rank", "1", "500", saying="500")
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    refused(blocker / "run", saying="cannot write there")
+    path = checkpoint.find(out)
+    path.write_bytes(path.read_bytes()[:-10])
+    refused(out, "--resume", saying="damaged checkpoint")
+
+
+def test_longer_training_goes_on_from_a_finished_run(pictures, tmp_path):
+    assert train(pictures, tmp_path / "a", "--max-iter", "3") == 0
+    assert train(pictures, tmp_path / "a", "--resume", "--max-iter", "6") == 0
+    assert train(pictures, tmp_path / "b") == 0
+    a, b = load_file(tmp_path / "a/model.safetensors"), load_file(tmp_path / "b/model.safetensors")
+    assert all(torch.equal(a[name], b[name]) for name in a)
