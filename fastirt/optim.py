@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
@@ -60,3 +61,12 @@ def held_step(optimizer: torch.optim.Optimizer, hold: Tensor) -> None:
     with torch.no_grad():
         for p, old in zip(weights, before):
             p.copy_(torch.where(hold, old, p))
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """`load_state_dict`, then each state tensor in its weight's memory layout, which torch's fused kernels take for granted."""
+    optimizer.load_state_dict(state)
+    for weight, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                values[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)

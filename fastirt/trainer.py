@@ -19,6 +19,7 @@ from fastirt.encoder import Encoder, save_model
 from fastirt.errors import UserError
 from fastirt.input.loader import TrainLoader
 from fastirt.logs import RunLog, Throughput
+from fastirt.optim import load_optimizer
 from fastirt.step import LOSS_NAMES, TrainStep
 from fastirt.stopping import Interrupted, Stopper
 
@@ -109,7 +110,7 @@ class Trainer:
             raise UserError(f"{path}: is at step {state['step']}, past --max-iter {self.config.optim.max_iter}")
         try:
             self.step_module.load_state_dict(state["module"])
-            self.step_module.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.step_module.optimizer, state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"{path}: does not fit this model: {' '.join(str(error).split())[:300]}") from error
         self.step, self.best, self.last_good = state["step"], state["best"], path
