@@ -1,0 +1,1 @@
+"""Rendered products: a retrieval task that needs no download."""

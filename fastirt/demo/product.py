@@ -1,0 +1,120 @@
+"""What a class looks like from the front: silhouette, texture, palette and marks, all from its number and the seed."""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+SIDE = 512  # pixels of the front view
+PALETTE, SHAPE, CLASS, VIEW = 1, 2, 3, 4  # what a random stream is for
+TEXTURES = ("plain", "stripes", "checks", "dots", "waves", "triangles", "rings", "bricks")
+
+
+@dataclass(frozen=True)
+class Product:
+    """A class. Each shares its palette with one neighbour (2n, 2n + 1) and its silhouette with the other (2n - 1, 2n)."""
+
+    front: Image.Image  # RGBA, SIDE x SIDE, transparent outside the silhouette
+    aspect: float  # width / height
+    palette: np.ndarray  # (3, 3) uint8
+
+
+def stream(seed: int, *what: int) -> np.random.Generator:
+    """An independent random stream for each purpose."""
+    return np.random.default_rng([seed, *what])
+
+
+def make_product(seed: int, number: int) -> Product:
+    """The class `number` of the set `seed`."""
+    palette = _palette(stream(seed, PALETTE, number // 2))
+    shape = stream(seed, SHAPE, (number + 1) // 2)
+    aspect = float(shape.uniform(0.45, 1.05))
+    mask = _silhouette(shape)
+    rng = stream(seed, CLASS, number)
+    order = rng.permutation(3)
+    base, accent, mark = palette[order]
+    pattern = _texture(rng)[..., None]  # (SIDE, SIDE, 1) in [0, 1]
+    front = Image.fromarray((base * (1 - pattern) + accent * pattern).astype(np.uint8))
+    _marks(front, rng, tuple(map(int, mark)), tuple(map(int, base)))
+    front.putalpha(mask)
+    return Product(front, aspect, palette)
+
+
+def _palette(rng: np.random.Generator) -> np.ndarray:
+    """Three colours that can be told apart in brightness or hue."""
+    hue = rng.random()
+    steps = (0, rng.uniform(0.15, 0.5), rng.uniform(0.5, 0.85))
+    values = rng.permutation([rng.uniform(0.15, 0.4), rng.uniform(0.5, 0.7), rng.uniform(0.8, 1.0)])
+    colours = [colorsys.hsv_to_rgb((hue + step) % 1, rng.uniform(0.2, 0.95), value) for step, value in zip(steps, values)]
+    return (np.array(colours) * 255).astype(np.uint8)
+
+
+def _silhouette(rng: np.random.Generator) -> Image.Image:
+    """A symmetric outline: widths at seven heights, joined by straight or smooth lines."""
+    knots = np.linspace(0, 1, 7)
+    widths = rng.uniform(0.35, 1.0, 7)
+    if rng.random() < 0.4:
+        widths[:2] = rng.uniform(0.15, 0.4)  # a neck
+    if rng.random() < 0.3:
+        widths[2:] = rng.uniform(0.7, 1.0)  # a box
+    heights = np.linspace(0, 1, 64)
+    profile = np.interp(heights, knots, widths)
+    if rng.random() < 0.6:
+        profile = np.convolve(np.pad(profile, 6, mode="edge"), np.ones(13) / 13, mode="valid")
+    profile = profile / profile.max()
+    left = [(SIDE / 2 * (1 - w), h * (SIDE - 1)) for w, h in zip(profile, heights)]
+    right = [(SIDE - 1 - x, y) for x, y in reversed(left)]
+    mask = Image.new("L", (SIDE, SIDE), 0)
+    ImageDraw.Draw(mask).polygon(left + right, fill=255)
+    return mask
+
+
+def _texture(rng: np.random.Generator) -> np.ndarray:
+    """(SIDE, SIDE) in [0, 1]: where the accent colour shows."""
+    kind = TEXTURES[rng.integers(len(TEXTURES))]
+    angle, frequency = rng.uniform(0, np.pi), rng.uniform(3, 9)
+    share = rng.uniform(0.3, 0.6)
+    v, u = np.mgrid[0:SIDE, 0:SIDE] / SIDE - 0.5
+    a = (u * np.cos(angle) + v * np.sin(angle)) * frequency
+    b = (v * np.cos(angle) - u * np.sin(angle)) * frequency
+    if kind == "plain":
+        return np.clip(v + 0.5, 0, 1) * rng.uniform(0, 0.6)
+    if kind == "stripes":
+        field = (a % 1) < share
+    elif kind == "checks":
+        field = (np.floor(a) + np.floor(b)) % 2 == 0
+    elif kind == "dots":
+        field = np.hypot(a % 1 - 0.5, b % 1 - 0.5) < share * 0.75
+    elif kind == "waves":
+        field = ((a + 0.35 * np.sin(2 * np.pi * b / 2)) % 1) < share
+    elif kind == "triangles":
+        field = (a % 1) + (b % 1) < 2 * share
+    elif kind == "rings":
+        field = (np.hypot(u, v) * frequency * 1.5 % 1) < share
+    else:
+        field = ((b % 1) < 0.85) & (((a + 0.5 * (np.floor(b) % 2)) % 1) < 0.85)
+    return field.astype(np.float32)
+
+
+def _marks(front: Image.Image, rng: np.random.Generator, mark: tuple, base: tuple) -> None:
+    """A label with a symmetric glyph of its own, and a band."""
+    draw = ImageDraw.Draw(front)
+    if rng.random() < 0.7:
+        top, height = rng.uniform(0.05, 0.85), rng.uniform(0.05, 0.12)
+        draw.rectangle([0, top * SIDE, SIDE, (top + height) * SIDE], fill=mark)
+    size = rng.uniform(0.38, 0.55) * SIDE
+    x, y = (0.5 * SIDE - size / 2), rng.uniform(0.2, 0.75) * SIDE - size / 2
+    if rng.random() < 0.5:
+        draw.ellipse([x - size * 0.15, y - size * 0.15, x + size * 1.15, y + size * 1.15], fill=base)
+    else:
+        draw.rectangle([x - size * 0.1, y - size * 0.1, x + size * 1.1, y + size * 1.1], fill=base)
+    half = rng.random((5, 3)) < 0.5
+    half[rng.integers(5), rng.integers(3)] = True
+    cell = size / 5
+    for row in range(5):
+        for column in range(5):
+            if half[row, min(column, 4 - column)]:
+                draw.rectangle([x + column * cell, y + row * cell, x + (column + 1) * cell, y + (row + 1) * cell], fill=mark)
