@@ -24,7 +24,7 @@ class RunLog:
         cut_back(self.path, step)
         self._file = open(self.path, "a", encoding="utf-8")
         self._board = SummaryWriter(str(tensorboard), purge_step=step + 1 if step else None)
-        self._redirect = logging_redirect_tqdm(loggers=[log])
+        self._redirect = logging_redirect_tqdm()
         self._redirect.__enter__()
         self.bar = tqdm(initial=step, total=total, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty(), desc="train")
 
