@@ -7,7 +7,6 @@ JSON in the file's metadata, with `{"tensor": path}` where a tensor stood.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Optional
 
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fastirt.errors import UserError
+from fastirt.files import replacing
 
 FORMAT = "fastirt checkpoint 1"
 
@@ -27,18 +27,13 @@ def save(path: Path, state: dict[str, Any], keep: Optional[int] = None) -> None:
     """
     tensors: dict[str, torch.Tensor] = {}
     tree = _flatten(state, "", tensors)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(".*.tmp"):
+        for stale in path.parent.glob(".*.tmp"):  # of a save that was killed
             stale.unlink(missing_ok=True)
-        save_file(tensors, temporary, metadata={"format": FORMAT, "state": json.dumps(tree)})
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={"format": FORMAT, "state": json.dumps(tree)})
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error}); earlier checkpoints are untouched: free space or choose another "
                         "--output-dir, then --resume") from error
     if keep is not None:
@@ -87,12 +82,3 @@ def _unflatten(value: Any, tensor: Any) -> Any:
     if "list" in value:
         return [_unflatten(item, tensor) for item in value["list"]]
     return {key: _unflatten(item, tensor) for key, item in value["dict"]}
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import ast
 import copy
 import difflib
+import os
+import socket
 from pathlib import Path
 from typing import Any, Optional
+from urllib.parse import urlsplit
 
+import huggingface_hub
 import timm
 import torch
 import torch.nn.functional as F
@@ -109,6 +113,8 @@ def _create(config: ModelConfig, input_size: int, pretrained: bool) -> nn.Module
         close = difflib.get_close_matches(config.model, timm.list_models(), n=3)
         raise UserError(f"--model {config.model}: timm has no such model; close names: {', '.join(close) or 'none'}")
     try:
+        if pretrained and not _hub_answers():
+            huggingface_hub.constants.HF_HUB_OFFLINE = True  # what was downloaded earlier still loads; the rest fails at once, not after a minute
         return timm.create_model(config.model, pretrained=pretrained, num_classes=0, img_size=input_size, drop_rate=config.drop,
                                  drop_path_rate=config.drop_path, **_parse(config.model_kwargs))
     except UserError:
@@ -119,6 +125,16 @@ def _create(config: ModelConfig, input_size: int, pretrained: bool) -> nn.Module
         raise _no_weights(config.model, error) from error
     except Exception as error:  # hub, network and cache raise a dozen unrelated types
         raise _no_weights(config.model, error) from error
+
+
+def _hub_answers() -> bool:
+    """Whether the hub's name resolves; behind a proxy nobody can tell."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    try:
+        return bool(socket.getaddrinfo(urlsplit(huggingface_hub.constants.ENDPOINT).hostname, 443))
+    except OSError:
+        return False
 
 
 def _no_weights(model: str, error: Exception) -> UserError:

@@ -13,6 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from fastirt.files import replacing
+
 log = logging.getLogger("fastirt")
 
 
@@ -73,6 +75,5 @@ def cut_back(path: Path, step: int) -> None:
             continue
         if row["step"] < step or (row["step"] == step and "loss" in row):
             kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -13,11 +12,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from fastirt.errors import UserError
+from fastirt.files import replacing
 
 log = logging.getLogger("fastirt")
 
@@ -70,15 +70,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def write_model(state: dict[str, Tensor], path: Path, description: dict[str, Any]) -> None:
     """The weights as plain timm loads them, with `description` (JSON values) in the file's metadata; atomic."""
-    from safetensors.torch import save_file
-
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary,
-                  metadata={"format": "pt", METADATA: json.dumps(description)})
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary,
+                      metadata={"format": "pt", METADATA: json.dumps(description)})
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error})") from error
 
 

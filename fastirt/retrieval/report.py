@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Sequence
 
 from fastirt.errors import UserError
+from fastirt.files import replacing
 
 
 class Published(NamedTuple):
@@ -91,10 +91,9 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
     """JSON, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
     try:
-        temporary.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
