@@ -33,12 +33,12 @@ DATASETS: dict[str, dict[str, Any]] = {
     "demo": {},
 }
 
-# Training from scratch on rendered pictures, chosen by experiment: not the paper's fine-tuning.
+# Training from scratch on rendered pictures, chosen by experiment (benchmarks/LOG.md): not the paper's fine-tuning.
 DEMO: dict[str, Any] = dict(
     recipe="demo", model="vit_tiny_patch16_224", weights="scratch", pooling="mean", input_size=48, resize="shorter", resize_size=54,
     model_kwargs=("patch_size=8", "embed_dim=128", "depth=4", "num_heads=4"), drop_path=0.0,
-    contrastive="nonzero_mean", m=4, batch_size=64, max_iter=700, lr=1e-3, sched="cosine", warmup_iter=50, weight_decay=0.05,
-    memory_ratio=1.0, memory_start=140, lambda_reg=0.05, logging_freq=50, save_freq=0,
+    contrastive="nonzero_mean", m=4, batch_size=64, max_iter=600, lr=1e-3, sched="cosine", warmup_iter=50, weight_decay=0.05,
+    memory_ratio=1.0, memory_start=200, lambda_reg=0.3, logging_freq=50, save_freq=0,
 )
 
 

@@ -46,7 +46,7 @@ class Trainer:
         self.recent: deque[tuple[int, np.ndarray]] = deque(maxlen=2 * config.run.logging_freq + 8)
         self.loader = TrainLoader(catalog.train, batch_size=config.optim.batch_size, m=config.data.m, seed=config.run.seed, input=config.input,
                                   device=device, start_step=self.step, stop_step=config.optim.max_iter, store=store, bad=bad,
-                                  csv_path=folder / "bad_pictures.csv")
+                                  csv_path=folder / "bad_pictures.csv", class_names=catalog.class_names)
         pinned = device.type == "cuda"
         self._status = torch.full((), -1, dtype=torch.int64, pin_memory=pinned)  # the host's copy, never waited for
         self._sums = torch.zeros(len(LOSS_NAMES), dtype=torch.float64, pin_memory=pinned)

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from fastirt.demo.product import SIDE, VIEW, Product, stream
 
-NOISE = 8.0  # standard deviation of the sensor noise, in levels of 255
+NOISE = 6.0  # standard deviation of the sensor noise, in levels of 255
 GRAIN = 15.0  # of the background's grain, which only large pictures show
 
 
@@ -28,11 +28,11 @@ def take_photo(product: Product, seed: int, number: int, view: int, width: int, 
 
 def _placed(rng: np.random.Generator, product: Product, size: tuple[int, int]) -> tuple[Image.Image, tuple[int, int], Image.Image]:
     """The product as seen from somewhere: (picture, where to paste it, its mask)."""
-    tall = rng.uniform(0.62, 0.92) * min(size)
+    tall = rng.uniform(0.72, 0.95) * min(size)
     high, wide = tall / 2, tall * product.aspect / 2
     corners = np.array([[-wide, -high], [wide, -high], [wide, high], [-wide, high]])
-    corners = corners * (1 + rng.uniform(-0.1, 0.1, (4, 2)))  # a tilt of the camera
-    angle = np.radians(rng.uniform(-25, 25))
+    corners = corners * (1 + rng.uniform(-0.08, 0.08, (4, 2)))  # a tilt of the camera
+    angle = np.radians(rng.uniform(-18, 18))
     corners = corners @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     room = np.maximum(np.array(size) / 2 - np.abs(corners).max(axis=0), 0)
     corners = corners + np.array(size) / 2 + rng.uniform(-0.8, 0.8, 2) * room
