@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastirt.config import ModelConfig
+from fastirt.config import InputConfig, ModelConfig
 from fastirt.droppath import replace_drop_paths
 from fastirt.errors import UserError
 from fastirt.weights import load_weights, write_model
@@ -101,10 +101,14 @@ def momentum_update(twin: Encoder, encoder: Encoder, momentum: float, hold: Opti
         mine.copy_(other)
 
 
-def save_model(encoder: Encoder, path: Path) -> None:
-    """The timm model's weights as .safetensors, which `timm.create_model(…, num_classes=0, checkpoint_path=path)` loads."""
-    description = {"model": encoder.config.model, "model_kwargs": encoder.config.model_kwargs, "input_size": encoder.input_size,
-                   "pooling": encoder.config.pooling}
+def save_model(encoder: Encoder, path: Path, input: InputConfig) -> None:
+    """The timm model's weights as .safetensors, which `timm.create_model(…, num_classes=0, checkpoint_path=path)` loads.
+
+    The file's metadata says how pictures get to it, so that an evaluation of the file alone feeds it as the run did.
+    """
+    model = encoder.config
+    description = {"model": model.model, "model_kwargs": model.model_kwargs, "pooling": model.pooling, "eval_descriptor": model.eval_descriptor,
+                   "input_size": encoder.input_size, "resize": input.resize, "resize_size": input.resize_size, "normalization": input.normalization}
     write_model(encoder.vit.state_dict(), path, description)
 
 

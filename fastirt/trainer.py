@@ -81,7 +81,7 @@ class Trainer:
         finally:
             self.loader.close()
             self.log.close()
-        save_model(self.encoder, self.folder / "model.safetensors")
+        save_model(self.encoder, self.folder / "model.safetensors", self.config.input)
         return 0
 
     @property
@@ -137,7 +137,7 @@ class Trainer:
         name = f"recall@{min(self.config.eval.rank)}"
         if metrics[name] > self.best.get(name, -1.0):
             self.best = {"step": self.step, name: metrics[name]}
-            save_model(self.encoder, self.folder / "model_best.safetensors")
+            save_model(self.encoder, self.folder / "model_best.safetensors", self.config.input)
         log.info("step %d: %s %.2f %% (best %.2f %% at step %d)", self.step, name, 100 * metrics[name], 100 * self.best[name], self.best["step"])
         self.speed.read(0)
         return True

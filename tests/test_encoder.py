@@ -8,7 +8,7 @@ import timm
 import torch
 
 from conftest import TINY_KWARGS
-from fastirt.config import ModelConfig
+from fastirt.config import InputConfig, ModelConfig
 from fastirt.droppath import MaskedDropPath
 from fastirt.encoder import build_encoder, make_twin, momentum_update, save_model
 from fastirt.errors import UserError
@@ -127,9 +127,10 @@ def test_no_network_means_an_error_that_names_weights_never_random_ones():
 
 def test_saved_model_is_timm_s_and_describes_itself(tmp_path):
     encoder = build(pooling="mean")
-    save_model(encoder, tmp_path / "m.safetensors")
+    save_model(encoder, tmp_path / "m.safetensors", InputConfig(input_size=16, resize="shorter", resize_size=18))
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=16, patch_size=8, embed_dim=48, depth=2, num_heads=3,
                               checkpoint_path=str(tmp_path / "m.safetensors"))
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), encoder.vit.state_dict().values()))
     described = read_model_metadata(tmp_path / "m.safetensors")
-    assert described == {"model": "vit_tiny_patch16_224", "model_kwargs": TINY_KWARGS, "input_size": 16, "pooling": "mean"}
+    assert described == {"model": "vit_tiny_patch16_224", "model_kwargs": TINY_KWARGS, "input_size": 16, "pooling": "mean",
+                         "eval_descriptor": "cls", "resize": "shorter", "resize_size": 18, "normalization": "model"}

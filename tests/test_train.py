@@ -43,9 +43,13 @@ def test_a_run_writes_everything_and_can_be_evaluated_again(pictures, tmp_path, 
     state = checkpoint.load(out / "checkpoints/step_00000006.safetensors")
     assert all(torch.equal(value, state["module"][f"encoder.vit.{name}"]) for name, value in model.state_dict().items())
 
-    assert main(["evaluate", str(out), "--output-dir", str(tmp_path / "again"), "--loader", "dali"]) == 0
-    again = json.loads((tmp_path / "again/metrics.json").read_text())
-    assert all(again[name] == pytest.approx(metrics[name], abs=1e-6) for name in ("recall@1", "recall@4", "map@r"))
+    data = ["--dataset", "folder", "--data-path", str(pictures), "--rank", "1", "4", "--device", "cpu"]
+    weights = str(out / "model.safetensors")
+    for number, words in enumerate([[str(out)], [weights, *data], ["--weights", weights, *data]]):
+        again = tmp_path / f"again{number}"
+        assert main(["evaluate", *words, "--output-dir", str(again)]) == 0
+        measured = json.loads((again / "metrics.json").read_text())
+        assert all(measured[name] == pytest.approx(metrics[name], abs=1e-6) for name in ("recall@1", "recall@4", "map@r"))
 
 
 def test_max_iter_zero_only_evaluates(pictures, tmp_path):

@@ -7,10 +7,10 @@ from typing import Iterable
 
 import numpy as np
 
-from ..errors import UserError
-from .own import load_csv, load_demo, load_folder
-from .published import load_cub200, load_inshop, load_sop
-from .records import Catalog, Split
+from fastirt.errors import UserError
+from fastirt.catalog.own import load_csv, load_demo, load_folder
+from fastirt.catalog.published import load_cub200, load_inshop, load_sop
+from fastirt.catalog.records import Catalog, Split
 
 __all__ = ["Catalog", "Split", "check_ranks", "load_catalog", "unmatched_queries"]
 

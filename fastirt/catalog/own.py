@@ -8,9 +8,9 @@ import logging
 import os
 from pathlib import Path
 
-from ..errors import UserError
-from .files import pictures, read_rows, require_files, require_folder, subfolders
-from .records import Catalog, assemble
+from fastirt.errors import UserError
+from fastirt.catalog.files import pictures, read_rows, require_files, require_folder, subfolders
+from fastirt.catalog.records import Catalog, assemble
 
 SPLITS = ("train", "test", "query", "gallery")
 COLUMNS = ("path", "label", "split")

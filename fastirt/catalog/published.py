@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from ..errors import UserError
-from .files import pictures, read_rows, require_files, require_folder, subfolders
-from .records import Catalog, assemble
+from fastirt.errors import UserError
+from fastirt.catalog.files import pictures, read_rows, require_files, require_folder, subfolders
+from fastirt.catalog.records import Catalog, assemble
 
 # Pictures per split, as the data sets' authors and the paper state them.
 COUNTS = {

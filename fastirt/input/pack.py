@@ -36,10 +36,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..catalog import Catalog
-from ..errors import UserError
-from .check import MAX_PIXELS, MAX_SIDE, BadPicture, check_picture
-from .store import ENTRY, PROLOGUE, PackedStore, catalog_digest, relative_names, source_stat, write_prologue
+from fastirt.catalog import Catalog
+from fastirt.errors import UserError
+from fastirt.input.check import MAX_PIXELS, MAX_SIDE, BadPicture, check_picture
+from fastirt.input.store import ENTRY, PROLOGUE, PackedStore, catalog_digest, relative_names, source_stat, write_prologue
 
 __all__ = ["PackedStore", "pack"]
 

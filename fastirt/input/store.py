@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from ..catalog import Catalog, Split
-from ..errors import UserError
-from .check import BadPicture
+from fastirt.catalog import Catalog, Split
+from fastirt.errors import UserError
+from fastirt.input.check import BadPicture
 
 MAGIC = b"fastirt\x89"
 VERSION = 1
