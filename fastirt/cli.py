@@ -60,7 +60,8 @@ def build_parser() -> Parser:
         for field in dataclasses.fields(getattr(Config(), group)):
             if field.name in names:
                 add_field(pack, Config(), group, field)
-    pack.add_argument("--quality", type=int, default=argparse.SUPPRESS, help="JPEG quality (default: see fastirt/input/pack.py)")
+    pack.add_argument("--quality", type=int, default=95, help="JPEG quality (default: %(default)s)")
+    pack.add_argument("--subsampling", choices=("4:4:4", "4:2:2", "4:2:0"), default="4:4:4", help="JPEG chroma (default: %(default)s)")
     pack.add_argument("--workers", type=int, default=None, help="processes (default: one a core)")
 
     demo = commands.add_parser("demo", help="draw the demo set: products rendered from a seed", allow_abbrev=False)
