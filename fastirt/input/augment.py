@@ -1,0 +1,24 @@
+"""The random part of a training picture's view: where it is cropped, and whether it is flipped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastirt.input.sampler import CROPS, generator
+
+
+@dataclass(frozen=True)
+class Crops:
+    """One draw for each position of a batch: x, y (B,) float64 in [0, 1), flip (B,) bool."""
+
+    x: np.ndarray
+    y: np.ndarray
+    flip: np.ndarray
+
+
+def draw_crops(seed: int, step: int, batch_size: int) -> Crops:
+    """A function of (seed, step, position): row i is the same under any batch size. Flips have p = 0.5."""
+    draws = generator(seed, CROPS, step).random((batch_size, 3))
+    return Crops(draws[:, 0], draws[:, 1], draws[:, 2] < 0.5)

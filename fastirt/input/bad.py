@@ -1,0 +1,60 @@
+"""What happens to pictures that cannot be used: each is named once, and too many stop the run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from pathlib import Path
+
+from fastirt.errors import UserError
+
+COLUMNS = ("path", "reason", "step")
+
+
+class BadPictures:
+    """Names each bad file once: one warning and one row of `bad_pictures.csv` (columns path, reason, step).
+
+    Rows that the file already has count and are not repeated, so a resumed run and all loaders of a run share one list. Raises
+    UserError once more than `max_bad` distinct files are bad.
+    """
+
+    def __init__(self, csv_path: Path | str | None, max_bad: int) -> None:
+        self.csv_path, self.max_bad = None if csv_path is None else Path(csv_path), max_bad
+        self._paths = {row[0] for row in read_rows(self.csv_path)} if self.csv_path else set()
+
+    def add(self, path: str, reason: str, step: int) -> None:
+        """Reports a file, unless it was before."""
+        if path not in self._paths:
+            self._paths.add(path)
+            logging.getLogger("fastirt").warning("bad picture: %s: %s", path, reason)
+            self._write(path, reason, step)
+        if len(self._paths) > self.max_bad:
+            where = f"see {self.csv_path}; " if self.csv_path else ""
+            raise UserError(
+                f"more than {self.max_bad} unreadable pictures; last: {path}: {reason}; {where}raise --max-bad or mend the files"
+            )
+
+    def _write(self, path: str, reason: str, step: int) -> None:
+        if self.csv_path is None:
+            return
+        self.csv_path.parent.mkdir(parents=True, exist_ok=True)
+        text = io.StringIO()
+        old = self.csv_path.read_bytes() if self.csv_path.exists() else b""
+        if old and not old.endswith(b"\n"):  # a row that a killed process left half-written
+            text.write("\n")
+        writer = csv.writer(text, lineterminator="\n")
+        if not old:
+            writer.writerow(COLUMNS)
+        writer.writerow((path, " ".join(reason.split()), step))
+        with open(self.csv_path, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text.getvalue())
+
+
+def read_rows(csv_path: Path) -> list[list[str]]:
+    """Complete rows of a `bad_pictures.csv`, without its head; none where there is no file."""
+    if not csv_path.exists():
+        return []
+    with open(csv_path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = list(csv.reader(file))
+    return [row for row in rows if len(row) == len(COLUMNS) and tuple(row) != COLUMNS]

@@ -1,0 +1,264 @@
+"""Pictures to batches on the device: reading, checking, decoding and replacing, in the background."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from fastirt.config import InputConfig
+from fastirt.input.augment import draw_crops
+from fastirt.input.bad import BadPictures
+from fastirt.input.check import BadPicture, Undecodable, check_picture
+from fastirt.input.dali import DaliDecoder
+from fastirt.input.geometry import check_input, source_windows
+from fastirt.input.pil import PilDecoder
+from fastirt.input.prefetch import Prefetch
+from fastirt.input.sampler import make_sampler
+from fastirt.input.source import FileSource, PictureSource
+
+if TYPE_CHECKING:
+    from fastirt.catalog import Split
+
+PREFETCH = 2  # batches ready ahead of the step
+
+
+@dataclass
+class Batch:
+    """images (B, S, S, 3) uint8 and labels (B,) int64 on the device; indices (B,) int64 rows of the split; rows from `valid` on are
+    padding: black, with label and index -1."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: np.ndarray
+    step: int
+    valid: int
+
+
+Encoded = tuple[np.ndarray, tuple[int, int]]  # bytes, (height, width)
+
+
+class _Pictures:
+    """Rows of a split as decoded pictures; what both loaders share."""
+
+    def __init__(
+        self, split: Split, batch_size: int, input: InputConfig, device: torch.device, store: PictureSource | None, csv_path: Path | None,
+        bad: Iterable[int],
+    ) -> None:
+        check_input(input)
+        self.split, self.batch_size, self.input, self.device = split, batch_size, input, torch.device(device)
+        self.source = FileSource(split.paths) if store is None else store
+        self.labels = np.asarray(split.labels, np.int64)
+        self.registry = BadPictures(csv_path, input.max_bad)
+        self.bad = frozenset(int(row) for row in bad)  # replaced, never mutated: other threads read it
+        self.threads = max(1, min(input.num_workers, len(os.sched_getaffinity(0))))
+        self._pool: ThreadPoolExecutor | None = None
+        self._decoder: DaliDecoder | PilDecoder | None = None
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    def start_reading(self, rows: Iterable[int]) -> dict[int, "Future[Encoded]"]:
+        """Begins to read and check; each future gives the bytes and size of its row or raises BadPicture."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="fastirt-read")
+        return {row: self._pool.submit(self._read, row) for row in dict.fromkeys(int(row) for row in rows)}
+
+    def finish_reading(self, reading: dict[int, "Future[Encoded]"], rows: Iterable[int], step: int) -> tuple[dict[int, Encoded], list[int]]:
+        """What could be read of `rows`, and the rows newly found bad, which are reported."""
+        encoded, lost = {}, []
+        for row in dict.fromkeys(int(row) for row in rows):
+            try:
+                encoded[row] = reading[row].result()
+            except BadPicture as bad:
+                lost.append(row)
+                self.mark(row, bad.reason, step)
+        return encoded, lost
+
+    def decode(self, encoded: Sequence[Encoded], x: np.ndarray | None = None, y: np.ndarray | None = None, flip: np.ndarray | None = None) -> torch.Tensor:
+        """(B, S, S, 3) uint8; draws None: the centre crop, not flipped. Raises Undecodable."""
+        if self._decoder is None:
+            size = self.input.input_size
+            self._decoder = PilDecoder(size, self.threads) if self.input.loader == "pil" else DaliDecoder(size, self.batch_size, self.threads, self.device)
+        windows = source_windows([size for _, size in encoded], self.input, x, y)
+        return self._decoder.decode([data for data, _ in encoded], windows, np.zeros(len(encoded), bool) if flip is None else flip)
+
+    def mark(self, row: int, reason: str, step: int) -> None:
+        """Takes a row out of use and names it."""
+        self.bad |= {row}
+        self.registry.add(self.source.path(row), reason, step)
+
+    def batch(self, images: torch.Tensor, labels: np.ndarray, indices: np.ndarray, step: int, valid: int) -> Batch:
+        """On the device, complete: nobody has to wait for a copy later."""
+        tensor = torch.from_numpy(np.ascontiguousarray(labels))
+        if self._stream is not None:
+            images, tensor = (self._upload(t) for t in (images, tensor))
+            self._stream.synchronize()
+        return Batch(images, tensor, indices, step, valid)
+
+    def _upload(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.device.type != "cpu":
+            return tensor
+        return (tensor.pin_memory() if self.input.pin_mem else tensor).to(self.device, non_blocking=True)
+
+    def on_stream(self) -> torch.cuda.StreamContext:
+        """Background work stays off the stream on which the model runs; does nothing on the CPU."""
+        return torch.cuda.stream(self._stream)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._decoder is not None:
+            self._decoder.close()
+        self._pool = self._decoder = None
+
+    def _read(self, row: int) -> Encoded:
+        data = self.source.read(row)
+        return data, check_picture(data, self.source.path(row))
+
+
+class _Loader:
+    """Runs `_batches` in the background, one run at a time."""
+
+    _pictures: _Pictures
+    _running: "weakref.ref[Prefetch[Batch]] | None" = None  # weak: a consumer that leaves its loop ends the run
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.close()
+        batches = Prefetch(self._on_stream(), PREFETCH)
+        self._running = weakref.ref(batches)
+        return self._owned(batches) if self._pictures.device.type == "cuda" else batches
+
+    @property
+    def bad(self) -> set[int]:
+        """Rows of the split known to be unreadable."""
+        return set(self._pictures.bad)
+
+    def close(self) -> None:
+        """Stops the background thread and frees what it used. Iterating again starts afresh."""
+        running = self._running() if self._running is not None else None
+        if running is not None:
+            running.close()
+        self._pictures.close()
+
+    def _on_stream(self) -> Iterator[Batch]:
+        with self._pictures.on_stream():
+            yield from self._batches()
+
+    @staticmethod
+    def _owned(batches: Prefetch[Batch]) -> Iterator[Batch]:
+        """Tells torch's allocator that the consumer's stream uses what another stream allocated."""
+        for batch in batches:
+            for tensor in (batch.images, batch.labels):
+                tensor.record_stream(torch.cuda.current_stream(tensor.device))
+            yield batch
+
+    def _batches(self) -> Iterator[Batch]:
+        raise NotImplementedError
+
+
+class TrainLoader(_Loader):
+    """Batches for start_step, start_step + 1, … up to stop_step (exclusive; None: endless).
+
+    Batch `step` is a function of (seed, step, which pictures are bad), whatever the number of threads and wherever the run began.
+    m = 0: shuffled epochs, else m pictures per class. `store`: where pictures are read from, default their files. `bad`: rows known to be
+    unreadable from the start (of a checkpoint). Raises UserError for impossible settings, and while iterating for more than
+    `input.max_bad` unreadable files.
+    """
+
+    def __init__(
+        self, split: Split, *, batch_size: int, m: int, seed: int, input: InputConfig, device: torch.device, start_step: int = 0,
+        stop_step: int | None = None, store: PictureSource | None = None, bad: Iterable[int] = (), csv_path: Path | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        self._pictures = _Pictures(split, batch_size, input, device, store, csv_path, bad)
+        self._sampler = make_sampler(split.labels, batch_size, m, seed)
+        self._seed, self._start, self._stop, self._class_names = seed, start_step, stop_step, class_names
+
+    def _batches(self) -> Iterator[Batch]:
+        step, reading = self._start, {}
+        while self._stop is None or step < self._stop:
+            yield self._finish(step, reading)
+            step += 1
+
+    def _finish(self, step: int, reading: dict[int, "Future[Encoded]"]) -> Batch:
+        """Reads and decodes one batch, again and again with replacements until no picture of it is bad; begins to read the next."""
+        pictures, crops = self._pictures, draw_crops(self._seed, step, self._pictures.batch_size)
+        while True:
+            rows = self._sampler.batch(step, pictures.bad)
+            reading.update(pictures.start_reading(row for row in rows.tolist() if row not in reading))
+            encoded, lost = pictures.finish_reading(reading, rows, step)
+            if not lost:
+                following = pictures.start_reading(self._sampler.batch(step + 1, pictures.bad))
+                try:
+                    images = pictures.decode([encoded[row] for row in rows.tolist()], crops.x, crops.y, crops.flip)
+                except Undecodable as error:
+                    lost = sorted({int(rows[i]) for i in error.reasons})
+                    for i, reason in error.reasons.items():
+                        pictures.mark(int(rows[i]), reason, step)
+                else:
+                    reading.clear()
+                    reading.update(following)
+                    return pictures.batch(images, pictures.labels[rows], rows, step, len(rows))
+            self._name_lost_classes(lost)
+
+    def _name_lost_classes(self, lost: Sequence[int]) -> None:
+        labels, bad = self._pictures.labels, self._pictures.bad
+        for label in sorted({int(labels[row]) for row in lost}):
+            if bad.issuperset(np.flatnonzero(labels == label).tolist()):
+                name = self._class_names[label] if self._class_names else os.path.dirname(self._pictures.source.path(lost[0]))
+                logging.getLogger("fastirt").warning("class %d (%s) has no readable picture left: it leaves the sampler", label, name)
+
+
+class EvalLoader(_Loader):
+    """All pictures of a split in catalogue order, centre crop; the batch size is constant, so a batch may end in padding.
+
+    Unreadable pictures are left out and named once; a batch of which nothing is left is skipped. `Batch.step` counts batches.
+    Can be iterated again.
+    """
+
+    def __init__(
+        self, split: Split, *, batch_size: int, input: InputConfig, device: torch.device, store: PictureSource | None = None,
+        csv_path: Path | None = None,
+    ) -> None:
+        self._pictures = _Pictures(split, batch_size, input, device, store, csv_path, ())
+
+    def __len__(self) -> int:
+        """Number of batches, if none is lost."""
+        return -(-len(self._pictures.split) // self._pictures.batch_size)
+
+    def _batches(self) -> Iterator[Batch]:
+        pictures, size = self._pictures, self._pictures.batch_size
+
+        def start(step: int) -> dict[int, "Future[Encoded]"]:
+            rows = range(step * size, min((step + 1) * size, len(pictures.split)))
+            return pictures.start_reading(row for row in rows if row not in pictures.bad)
+
+        following = start(0)
+        for step in range(len(self)):
+            reading, following = following, start(step + 1)
+            encoded, _ = pictures.finish_reading(reading, reading, step)
+            while encoded:
+                try:
+                    images = pictures.decode(list(encoded.values()))
+                except Undecodable as error:
+                    rows = list(encoded)
+                    for i, reason in error.reasons.items():
+                        encoded.pop(rows[i])
+                        pictures.mark(rows[i], reason, step)
+                else:
+                    yield self._padded(images, np.fromiter(encoded, np.int64), step)
+                    break
+
+    def _padded(self, images: torch.Tensor, rows: np.ndarray, step: int) -> Batch:
+        missing = self._pictures.batch_size - len(rows)
+        if missing:
+            images = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
+        pad = np.full(missing, -1, np.int64)
+        labels = np.concatenate([self._pictures.labels[rows], pad])
+        return self._pictures.batch(images, labels, np.concatenate([rows, pad]), step, len(rows))

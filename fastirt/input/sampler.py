@@ -1,0 +1,127 @@
+"""Which pictures make batch `step`: a pure function of (seed, step, set of bad pictures).
+
+A bad picture is replaced by walking an order that is fixed before anything is known to be bad, so a batch depends on which
+pictures are bad and never on when that was found out: a resumed run and an uninterrupted one draw the same batches.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Collection
+
+import numpy as np
+
+from fastirt.errors import UserError
+
+SHUFFLE, REPLACE, CLASSES, MEMBERS, CROPS = range(101, 106)  # one stream of random numbers for each purpose
+
+
+def generator(seed: int, *counters: int) -> np.random.Generator:
+    """Random numbers that are a function of (seed, counters)."""
+    return np.random.default_rng([seed & (2**64 - 1), *counters])
+
+
+class ShuffledStream:
+    """Shuffled epochs as one endless stream cut into full batches, so the last batch of an epoch is never short.
+
+    labels: (N,) int64. Position p of the stream is element p mod N of the permutation of epoch p // N.
+    """
+
+    def __init__(self, labels: np.ndarray, batch_size: int, seed: int) -> None:
+        self.labels, self.batch_size, self.seed = np.asarray(labels, np.int64), batch_size, seed
+        self._members = class_members(self.labels)
+        self._epochs: dict[int, np.ndarray] = {}
+
+    def batch(self, step: int, bad: Collection[int] = frozenset()) -> np.ndarray:
+        """(B,) int64 rows. Raises UserError where every picture is bad."""
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, offsets = np.divmod(positions, len(self.labels))
+        rows = np.empty(self.batch_size, np.int64)
+        for epoch in range(epochs[0], epochs[-1] + 1):
+            rows[epochs == epoch] = self._permutation(epoch)[offsets[epochs == epoch]]
+        if bad:
+            for position in np.flatnonzero(np.isin(rows, list(bad))):
+                rows[position] = self._replacement(step, int(position), int(rows[position]), bad)
+        return rows
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if epoch not in self._epochs:
+            while len(self._epochs) > 1:  # a batch can straddle two epochs
+                self._epochs.pop(min(self._epochs))
+            self._epochs[epoch] = generator(self.seed, SHUFFLE, epoch).permutation(len(self.labels))
+        return self._epochs[epoch]
+
+    def _replacement(self, step: int, position: int, row: int, bad: Collection[int]) -> int:
+        """Another picture of its class; where there is none, any other picture."""
+        random = generator(self.seed, REPLACE, step, position)
+        for candidates in (self._members[self.labels[row]], np.arange(len(self.labels))):
+            for candidate in random.permutation(candidates):
+                if int(candidate) not in bad:
+                    return int(candidate)
+        raise UserError("no training picture can be read: see bad_pictures.csv")
+
+
+class ClassBalanced:
+    """batch_size / m distinct classes a batch, m pictures of each, as pytorch-metric-learning's MPerClassSampler draws them.
+
+    Pictures of a class are distinct; where it has fewer than m (readable) ones, they repeat in turn.
+    """
+
+    def __init__(self, labels: np.ndarray, batch_size: int, m: int, seed: int) -> None:
+        self.labels, self.batch_size, self.m, self.seed = np.asarray(labels, np.int64), batch_size, m, seed
+        self._members = class_members(self.labels)
+        self._classes = np.array(sorted(self._members), np.int64)
+
+    def batch(self, step: int, bad: Collection[int] = frozenset()) -> np.ndarray:
+        """(B,) int64 rows, class by class. Raises UserError where fewer classes than needed have a picture left."""
+        needed = self.batch_size // self.m
+        groups: list[np.ndarray] = []
+        for label in generator(self.seed, CLASSES, step).permutation(self._classes):
+            group = self._group(step, int(label), bad)
+            if len(group):
+                groups.append(group)
+            if len(groups) == needed:
+                return np.concatenate(groups)
+        raise UserError(
+            f"only {len(groups)} classes have a readable picture, a batch of {self.batch_size} with m = {self.m} needs {needed}: "
+            "see bad_pictures.csv"
+        )
+
+    def _group(self, step: int, label: int, bad: Collection[int]) -> np.ndarray:
+        """m rows of a class: the first m of a fixed order, bad ones replaced by the next good ones. Empty if all are bad."""
+        order = [int(row) for row in generator(self.seed, MEMBERS, step, label).permutation(self._members[label])]
+        group, spare = order[: self.m], iter(row for row in order[self.m :] if row not in bad)
+        group = [row if row not in bad else next(spare, None) for row in group]
+        good = [row for row in group if row is not None]
+        return np.resize(np.array(good, np.int64), self.m if good else 0)
+
+
+def make_sampler(labels: np.ndarray, batch_size: int, m: int, seed: int) -> ShuffledStream | ClassBalanced:
+    """m = 0: shuffled epochs, else m pictures per class. Raises UserError for what cannot be drawn."""
+    labels = np.asarray(labels, np.int64)
+    if batch_size < 1:
+        raise UserError(f"--batch-size {batch_size}: must be at least 1")
+    if len(labels) == 0:
+        raise UserError("the training split is empty: there is nothing to draw batches from")
+    if m == 0:
+        return ShuffledStream(labels, batch_size, seed)
+    if m < 0 or batch_size % m:
+        raise UserError(f"--batch-size {batch_size} is not a multiple of --m {m}")
+    sizes = np.unique(labels, return_counts=True)[1]
+    if len(sizes) < batch_size // m:
+        raise UserError(
+            f"--batch-size {batch_size} with --m {m} needs {batch_size // m} classes, the training split has {len(sizes)}: "
+            "lower --batch-size or raise --m"
+        )
+    if (sizes < m).any():
+        logging.getLogger("fastirt").warning(
+            "%d of %d classes have fewer than m = %d pictures: theirs repeat within a batch", (sizes < m).sum(), len(sizes), m
+        )
+    return ClassBalanced(labels, batch_size, m, seed)
+
+
+def class_members(labels: np.ndarray) -> dict[int, np.ndarray]:
+    """Rows of each label, in order."""
+    order = np.argsort(labels, kind="stable")
+    classes, starts = np.unique(labels[order], return_index=True)
+    return dict(zip(classes.tolist(), np.split(order, starts[1:])))
