@@ -1,0 +1,183 @@
+"""Pictures to batches: geometry against torchvision, DALI against its plain twin, sharding, resume, packed stores."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import functional as tvf
+
+from fastirt.catalog import load_catalog
+from fastirt.config import InputConfig
+from fastirt.errors import UserError
+from fastirt.input.augment import draw_crops
+from fastirt.input.dali import DaliDecoder
+from fastirt.input.geometry import check_input, crop_offset, resized_size, source_windows
+from fastirt.input.loader import EvalLoader, TrainLoader
+from fastirt.input.normalise import normalise
+from fastirt.input.pack import PackedStore, pack
+from fastirt.input.pil import PilDecoder
+
+CPU = torch.device("cpu")
+SIZES = [(300, 400), (401, 299), (64, 64), (48, 200), (333, 91), (56, 57), (1, 1), (3, 500), (700, 10), (1000, 800)]
+
+
+def photo(height, width, seed=0, mode="RGB"):
+    """Smooth structure with noise, as a photograph has."""
+    rng = np.random.default_rng(seed)
+    rough = Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    pixels = np.clip(np.asarray(rough) + rng.normal(0, 6, (height, width, 3)), 0, 255).astype(np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def encode(image, kind="JPEG", **options):
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return np.frombuffer(data.getvalue(), np.uint8)
+
+
+def by_torchvision(image, config, x=None, y=None, flip=False):
+    """Resize, crop and flip as the public re-implementation's transforms do, at a given place."""
+    side, size = config.resize_size, config.input_size
+    target = (side, side) if config.resize == "square" else side
+    image = transforms.Resize(target, transforms.InterpolationMode.BICUBIC)(image.convert("RGB"))
+    if x is None:
+        image = transforms.CenterCrop(size)(image)
+    else:
+        image = tvf.crop(image, int(y * (image.height - size + 1)), int(x * (image.width - size + 1)), size, size)
+    return np.asarray(tvf.hflip(image) if flip else image)
+
+
+@pytest.mark.parametrize("resize", ["square", "shorter"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("loader, mean, largest", [("pil", 0.03, 2), ("dali", 0.35, 12)])
+def test_geometry_equals_torchvision(resize, training, loader, mean, largest):
+    """Mean and largest difference in levels of 255. DALI rounds once where PIL rounds after each direction."""
+    config = InputConfig(input_size=56, resize_size=64, resize=resize)
+    images = [photo(h, w, seed) for seed, (h, w) in enumerate(SIZES)]
+    encoded = [encode(image, "PNG") for image in images]
+    crops = draw_crops(0, 1, len(images))
+    x, y, flip = (crops.x, crops.y, crops.flip) if training else (None, None, np.zeros(len(images), bool))
+    windows = source_windows(SIZES, config, x, y)
+    decoder = PilDecoder(56, 2) if loader == "pil" else DaliDecoder(56, len(images), 2, CPU)
+    ours = decoder.decode(encoded, windows, flip).numpy().astype(int)
+    decoder.close()
+    theirs = np.stack([by_torchvision(image, config, *((x[i], y[i], flip[i]) if training else ())) for i, image in enumerate(images)]).astype(int)
+    difference = np.abs(ours - theirs)
+    assert difference.mean() < mean and difference.max() <= largest
+
+
+def test_sizes_and_offsets_are_torchvision_s():
+    config = InputConfig(input_size=224, resize_size=256, resize="shorter")
+    for height, width in [(375, 500), (500, 375), (333, 1000), (256, 257), (1, 3)]:
+        with_pil = transforms.Resize(256)(Image.new("RGB", (width, height)))
+        assert resized_size(height, width, config) == (with_pil.height, with_pil.width)
+    for resized in range(56, 70):
+        assert crop_offset(resized, 56, None) == int(round((resized - 56) / 2.0))
+        assert [crop_offset(resized, 56, u) for u in (0.0, 0.999999)] == [0, resized - 56]
+
+
+@pytest.mark.parametrize("kind, mode, options", [("JPEG", "RGB", {}), ("JPEG", "L", {}), ("JPEG", "CMYK", {}), ("JPEG", "RGB", {"progressive": True}),
+                                                 ("PNG", "RGBA", {}), ("PNG", "P", {}), ("PNG", "L", {}), ("WEBP", "RGB", {}), ("BMP", "RGB", {})])
+def test_dali_decodes_every_kind_as_pil_does(kind, mode, options):
+    encoded = encode(photo(60, 60, 3, mode), kind, **options)
+    windows = np.array([[0.0, 0, 60, 60]])
+    ours = DaliDecoder(60, 1, 1, CPU).decode([encoded], windows, np.zeros(1, bool))
+    plain = PilDecoder(60, 1).decode([encoded], windows, np.zeros(1, bool))
+    assert (ours.int() - plain.int()).abs().max() <= (3 if mode == "CMYK" or kind == "WEBP" else 1)
+
+
+def test_exif_orientation_is_ignored_as_pil_ignores_it():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    encoded = encode(photo(40, 60), exif=exif)
+    windows = np.array([[0.0, 0, 40, 60]])
+    ours = DaliDecoder(40, 1, 1, CPU).decode([encoded], windows, np.zeros(1, bool))
+    plain = PilDecoder(40, 1).decode([encoded], windows, np.zeros(1, bool))
+    assert (ours.int() - plain.int()).abs().float().mean() < 1
+
+
+def loaded(pictures, start=0, stop=5, **changes):
+    catalog = load_catalog("folder", str(pictures))
+    options = {**dict(num_workers=2, loader="dali"), **changes}
+    config = InputConfig(input_size=16, resize_size=18, **options)
+    loader = TrainLoader(catalog.train, batch_size=32, m=4, seed=7, input=config, device=CPU, start_step=start, stop_step=stop)
+    batches = [(b.step, b.indices.tolist(), b.labels.tolist(), b.images.clone()) for b in loader]
+    loader.close()
+    assert all(np.array_equal(labels, catalog.train.labels[rows]) for _, rows, labels, _ in batches)
+    return batches
+
+
+def same(a, b):
+    return len(a) == len(b) and all(x[:3] == y[:3] and torch.equal(x[3], y[3]) for x, y in zip(a, b))
+
+
+def test_batches_do_not_depend_on_threads_or_on_where_the_run_began(pictures):
+    whole = loaded(pictures)
+    assert [b[0] for b in whole] == [0, 1, 2, 3, 4] and whole[0][3].shape == (32, 16, 16, 3) and whole[0][3].dtype == torch.uint8
+    assert same(whole, loaded(pictures, num_workers=1))
+    assert same(whole[3:], loaded(pictures, start=3))
+
+
+def test_the_pil_twin_gives_the_same_batches(pictures):
+    for ours, plain in zip(loaded(pictures), loaded(pictures, loader="pil")):
+        assert ours[:3] == plain[:3]
+        assert (ours[3].int() - plain[3].int()).abs().float().mean() < 0.5
+
+
+def test_images_survive_later_batches(pictures):
+    catalog = load_catalog("folder", str(pictures))
+    config = InputConfig(input_size=16, resize_size=18, num_workers=2)
+    loader = TrainLoader(catalog.train, batch_size=32, m=0, seed=0, input=config, device=CPU, stop_step=6)
+    kept = [(batch.images, batch.images.clone()) for batch in loader]
+    assert all(torch.equal(now, then) for now, then in kept)
+
+
+def test_evaluation_is_in_order_with_a_padded_last_batch(pictures):
+    catalog = load_catalog("folder", str(pictures))
+    config = InputConfig(input_size=16, resize_size=18, num_workers=2)
+    batches = list(EvalLoader(catalog.query, batch_size=10, input=config, device=CPU))
+    assert [b.valid for b in batches] == [10, 10, 4] and all(b.images.shape == (10, 16, 16, 3) for b in batches)
+    assert np.concatenate([b.indices[:b.valid] for b in batches]).tolist() == list(range(24))
+    assert (batches[-1].labels[4:] == -1).all()
+
+
+@pytest.mark.parametrize("resize", ["square", "shorter"])
+def test_a_packed_store_gives_the_batches_of_the_files(pictures, tmp_path, resize):
+    catalog = load_catalog("folder", str(pictures))
+    config = InputConfig(input_size=16, resize_size=18, resize=resize, num_workers=2)
+    pack(catalog, tmp_path / "store", resize=resize, resize_size=18, quality=100, workers=1, progress=False)
+    store = PackedStore.open(tmp_path / "store")
+    loaders = [TrainLoader(catalog.train, batch_size=16, m=2, seed=0, input=config, device=CPU, stop_step=2, store=source)
+               for source in (None, store.split(catalog.train))]
+    for files, packed in zip(*loaders):
+        assert np.array_equal(files.indices, packed.indices)
+        assert (files.images.int() - packed.images.int()).abs().float().mean() < 1.5
+
+
+def test_normalise():
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3).contiguous()
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    out = normalise(images, mean, std)
+    expected = transforms.Normalize(mean, std)(images.permute(0, 3, 1, 2).float() / 255)
+    torch.testing.assert_close(out, expected)
+    assert out.is_contiguous(memory_format=torch.channels_last) and out.data_ptr() != images.data_ptr()
+    assert normalise(images, mean, std, torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_leaving_the_loop_and_errors_stop_the_background_thread(pictures):
+    import threading
+
+    catalog = load_catalog("folder", str(pictures))
+    config = InputConfig(input_size=16, resize_size=18, num_workers=2)
+    before = threading.active_count()
+    loader = TrainLoader(catalog.train, batch_size=8, m=0, seed=0, input=config, device=CPU)
+    for batch in loader:
+        if batch.step == 2:
+            break
+    loader.close()
+    assert threading.active_count() <= before + 1
+    with pytest.raises(UserError, match="--resize-size 10"):
+        check_input(InputConfig(input_size=16, resize_size=10))
