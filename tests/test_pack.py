@@ -26,7 +26,8 @@ import fastirt.input.pack as pack_module
 from fastirt.catalog import Catalog, load_catalog
 from fastirt.errors import UserError
 from fastirt.input.check import BadPicture
-from fastirt.input.pack import PackedStore, pack, target_size
+from fastirt.input.geometry import resized_size
+from fastirt.input.pack import PackedStore, pack
 from fastirt.input.store import PROLOGUE
 
 SIZES = [(40, 61), (75, 50), (33, 33), (90, 31), (48, 48), (120, 37), (50, 50), (31, 90)]
@@ -101,12 +102,12 @@ def test_quality_and_subsampling_reach_the_encoder(data, tmp_path):
     assert sizes[95, "4:4:4"] > sizes[60, "4:4:4"] > sizes[60, "4:2:0"]
 
 
-def test_target_size_is_torchvisions():
+def test_resized_size_is_torchvisions():
     rng = np.random.default_rng(0)
     for height, width in [(1, 1), (256, 256), (1, 90), *rng.integers(1, 700, (300, 2)).tolist()]:
         expected = torchvision_resize(Image.new("1", (width, height)), 50, InterpolationMode.NEAREST).size[::-1]
-        assert target_size(height, width, "shorter", 50) == expected
-    assert target_size(10, 900, "square", 50) == (50, 50)
+        assert resized_size(height, width, "shorter", 50) == expected
+    assert resized_size(10, 900, "square", 50) == (50, 50)
 
 
 def test_a_jpeg_of_the_right_size_is_kept_without_loss(data, tmp_path):

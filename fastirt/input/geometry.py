@@ -25,10 +25,9 @@ def check_input(config: InputConfig) -> None:
         raise UserError(f"--resize {config.resize}: must be square or shorter")
 
 
-def resized_size(height: int, width: int, config: InputConfig) -> tuple[int, int]:
-    """(height, width) after torchvision's Resize: to a square, or the shorter side to `resize_size` and the longer one floored."""
-    side = config.resize_size
-    if config.resize == "square":
+def resized_size(height: int, width: int, resize: str, side: int) -> tuple[int, int]:
+    """(height, width) after torchvision's Resize: to a `square`, or the `shorter` side to `side` pixels and the longer one floored."""
+    if resize == "square":
         return side, side
     if width <= height:
         return side * height // width, side
@@ -48,7 +47,7 @@ def source_windows(
     """(B, 4) float64 (top, left, bottom, right) in source pixels, for sizes (height, width) and draws x, y (None: centre)."""
     windows = np.empty((len(sizes), 4))
     for i, (height, width) in enumerate(sizes):
-        tall, wide = resized_size(height, width, config)
+        tall, wide = resized_size(height, width, config.resize, config.resize_size)
         top = crop_offset(tall, config.input_size, None if y is None else y[i])
         left = crop_offset(wide, config.input_size, None if x is None else x[i])
         windows[i, 0::2] = top * height / tall, (top + config.input_size) * height / tall

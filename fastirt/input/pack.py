@@ -39,6 +39,7 @@ from tqdm import tqdm
 from fastirt.catalog import Catalog
 from fastirt.errors import UserError
 from fastirt.input.check import MAX_PIXELS, MAX_SIDE, BadPicture, check_picture
+from fastirt.input.geometry import resized_size
 from fastirt.input.store import ENTRY, PROLOGUE, PackedStore, catalog_digest, relative_names, source_stat, write_prologue
 
 __all__ = ["PackedStore", "pack"]
@@ -107,14 +108,6 @@ def pack(catalog: Catalog, out: str | Path, *, resize: str = "square", resize_si
         reason = error.strerror or error
         raise UserError(f"{out}: cannot be written ({reason}): choose another place or make room") from None
     return out
-
-
-def target_size(height: int, width: int, resize: str, resize_size: int) -> tuple[int, int]:
-    """(height, width) after the resize: torchvision's Resize((S, S)) or Resize(S), whose long side is floored."""
-    if resize == "square":
-        return resize_size, resize_size
-    short, long = min(height, width), resize_size * max(height, width) // min(height, width)
-    return (resize_size, long) if height == short else (long, resize_size)
 
 
 def _write_body(catalog: Catalog, file: BinaryIO, recipe: Recipe, workers: int,
@@ -209,7 +202,7 @@ def _encode(path: str, recipe: Recipe) -> Packed:
 def _resize(encoded: bytes, recipe: Recipe) -> tuple[bytes, int, int]:
     """(JPEG, height, width), by PIL: RGB first, then bicubic with antialias, as torchvision does."""
     with Image.open(io.BytesIO(encoded)) as image:
-        height, width = target_size(image.height, image.width, recipe.resize, recipe.resize_size)
+        height, width = resized_size(image.height, image.width, recipe.resize, recipe.resize_size)
         if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
             raise ValueError(f"{image.width}x{image.height} would become {width}x{height} pixels")
         unchanged = image.format == "JPEG" and image.mode == "RGB" and image.size == (width, height)
