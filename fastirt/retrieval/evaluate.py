@@ -7,7 +7,7 @@ from typing import Any, Mapping, Optional
 
 import torch
 
-from fastirt.catalog import Catalog, Split
+from fastirt.catalog import Catalog, Split, check_ranks
 from fastirt.config import Config
 from fastirt.encoder import Encoder
 from fastirt.input.loader import EvalLoader
@@ -19,7 +19,9 @@ from fastirt.step import resolve_precision
 def evaluate(encoder: Encoder, catalog: Catalog, config: Config, device: torch.device, *, stores: Optional[Mapping[str, Any]] = None,
              csv_path: Optional[Path] = None, progress: bool = True) -> dict[str, Any]:
     """The content of `metrics.json`. stores: picture sources by split name, where a packed store is read. Unreadable pictures are
-    named in the log and in `csv_path`, left out, and counted as `bad`."""
+    named in the log and in `csv_path`, left out, and counted as `bad`. Raises UserError for a K larger than the gallery before
+    anything is embedded, and for embeddings that are not finite."""
+    check_ranks(catalog, config.eval.rank)
     mean, std = normalization_constants(config, encoder)
     dtype = resolve_precision(config.model.precision, device)
 

@@ -22,7 +22,8 @@ def retrieval_metrics(query: Tensor, query_labels: Tensor, gallery: Tensor, gall
     """
     reachable = gallery.shape[0] - (1 if same else 0)
     if max(ranks) > reachable:
-        raise UserError(f"--rank {max(ranks)}: the gallery has only {reachable} pictures{' beside the query' if same else ''}")
+        raise UserError(f"--rank {max(ranks)}: the gallery has only {reachable} pictures{' beside the query' if same else ''}: "
+                        f"use K of at most {reachable}")
     classes = int(max(query_labels.max(), gallery_labels.max())) + 1
     relevant = torch.bincount(gallery_labels, minlength=classes)[query_labels] - (1 if same else 0)  # (Q,) R
     matched = relevant > 0

@@ -11,7 +11,7 @@ from fastirt.files import replacing
 
 
 class Published(NamedTuple):
-    """Recall@K in per cent at the data set's four ranks; the paper prints only the first of some rows."""
+    """Recall@K in per cent at the data set's four ranks; only the first where no more is known."""
 
     source: str
     method: str
@@ -20,7 +20,9 @@ class Published(NamedTuple):
 
 
 PAPER, PUBLIC = "El-Nouby et al. 2021", "jhgan00/image-retrieval-transformers"
+DECIMALS = {PAPER: 1, PUBLIC: 2}  # as printed
 SMALL, DISTILLED = "DeiT-S", "DeiT-S distilled"
+TIMM_NAMES = {"deit_small_patch16_224": SMALL, "deit_small_distilled_patch16_224": DISTILLED}
 PUBLISHED_RANKS = {"sop": (1, 10, 100, 1000), "cub200": (1, 2, 4, 8), "inshop": (1, 10, 20, 30)}
 PUBLISHED: dict[str, list[Published]] = {
     "sop": [
@@ -57,11 +59,16 @@ PUBLISHED: dict[str, list[Published]] = {
 
 
 def table(metrics: dict[str, Any], dataset: str, method: str, model: str, recipe: str) -> str:
-    """This run's row, and the published rows of the data set where there are any, aligned for a terminal (Markdown)."""
+    """This run's row, and the published rows of the data set where there are any, aligned for a terminal (Markdown).
+
+    Those of the same method and model come first, the recipe's own source before the other. Published figures keep their decimals.
+    """
     names = [name for name in metrics if name.startswith("recall@")] + ["map@r", "r_precision"]
     rows = [[f"this run ({recipe})", method, model, *(f"{100 * metrics[name]:.2f}" for name in names)]]
-    for row in PUBLISHED.get(dataset, []):
-        known = {f"recall@{k}": f"{value:.2f}" for k, value in zip(PUBLISHED_RANKS[dataset], row.recalls)}
+    own = PUBLIC if recipe == "unofficial" else PAPER
+    comparable = (method, TIMM_NAMES.get(model.partition(".")[0], model))
+    for row in sorted(PUBLISHED.get(dataset, []), key=lambda row: ((row.method, row.model) != comparable, row.source != own)):
+        known = {f"recall@{k}": f"{value:.{DECIMALS[row.source]}f}" for k, value in zip(PUBLISHED_RANKS[dataset], row.recalls)}
         rows.append([row.source, row.method, row.model, *(known.get(name, "") for name in names)])
     text = markdown([dataset, "method", "model", *(f"{name} %" for name in names)], rows)
     notes = [f"{metrics['queries']:,} queries, {metrics['gallery']:,} gallery pictures"]

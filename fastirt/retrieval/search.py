@@ -2,64 +2,112 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Iterator, Optional
 
+import numpy as np
 import torch
 from torch import Tensor
 
 log = logging.getLogger("fastirt")
 
 FAISS_GPU_MAX_K = 2048
-CHUNK_VALUES = 2**25  # similarities or neighbours held at once: 128 MiB in float32
+CHUNK_VALUES = 2**23  # similarities or neighbours held at once: 32 MiB in float32
 
 
 def search(query: Tensor, gallery: Tensor, k: int, *, exclude_self: bool = False, backend: str = "auto",
            device: torch.device | str = "cpu") -> Iterator[tuple[int, Tensor, Tensor]]:
     """The k most similar gallery rows of each query, in chunks of queries, so that memory stays bounded.
 
-    query (Q, D) and gallery (G, D): float32. Yields (first query of the chunk, similarities (C, k) float32, indices (C, k) int64), best
-    first; equal similarities in the gallery's order, also at the k-th place. exclude_self: query i is gallery row i and no
-    neighbour of itself. backend: `faiss`, `torch` or `auto` (FAISS where it can, said in the log where not).
+    query (Q, D) and gallery (G, D): float32, finite. Yields (first query of the chunk, similarities (C, k) float32,
+    indices (C, k) int64), best first; equal similarities in the gallery's order, also at the k-th place. Identical
+    gallery rows are always equally similar; apart from them, a similarity is what the backend's matrix product says.
+    exclude_self: query i is gallery row i and no neighbour of itself. backend: `faiss`, `torch` or `auto` (FAISS where
+    it can, said in the log where not).
     """
     device = torch.device(device)
-    k = min(k, gallery.shape[0] - (1 if exclude_self else 0))
-    wanted = k + (2 if exclude_self else 1)  # itself, and one more to see a tie at the k-th place
-    find = _backend(gallery, min(wanted, gallery.shape[0]), backend, device)
-    chunk = max(1, min(4096, CHUNK_VALUES // max(wanted, gallery.shape[0] if find.dense else wanted)))
+    rows = gallery.shape[0]
+    k = min(k, rows - (1 if exclude_self else 0))
+    wanted = min(k + (2 if exclude_self else 1), rows)  # itself, and one more to see a tie at the k-th place
+    distinct = Distinct(gallery)
+    depth = min(wanted, len(distinct.vectors))
+    find = _backend(distinct.vectors, depth, backend, device)
+    redo: Optional[_Torch] = None
+    chunk = max(1, min(4096, CHUNK_VALUES // (rows if find.dense else wanted)))
     for first in range(0, query.shape[0], chunk):
         part = query[first:first + chunk]
         own = torch.arange(first, first + part.shape[0]) if exclude_self else None
-        similarities, indices = find(part, min(wanted, gallery.shape[0]))
-        yield first, *_settle(part, gallery, similarities, indices, k, own)
-
-
-def _settle(part: Tensor, gallery: Tensor, similarities: Tensor, indices: Tensor, k: int, own: Optional[Tensor]) -> tuple[Tensor, Tensor]:
-    """Order ties by gallery row, take each query's own row out, and redo the rows whose k-th place is tied with what was not returned."""
-    undecided = torch.zeros(part.shape[0], dtype=torch.bool)
-    if indices.shape[1] < gallery.shape[0]:
-        undecided = similarities[:, -2] == similarities[:, -1]  # the k-th place (the own row counted) and the one after it
-    similarities, indices = _sorted(similarities, indices)
-    if own is not None:
-        similarities = similarities.masked_fill(indices == own[:, None], float("-inf"))
-        similarities, order = similarities.sort(dim=1, descending=True, stable=True)
-        indices = indices.gather(1, order)
-    similarities, indices = similarities[:, :k].clone(), indices[:, :k].clone()
-    for row in undecided.nonzero().flatten().tolist():  # rare: many exact duplicates
-        values = gallery @ part[row]
+        similarities, indices = distinct.expand(*find(part, depth), wanted)
+        similarities, indices = _by_row(similarities, indices)
+        tied = similarities[:, -2:-1] == similarities[:, -1:]
+        undecided = tied.flatten().nonzero().flatten() if wanted < rows else ()
         if own is not None:
-            values[own[row]] = float("-inf")
-        values, order = values.sort(descending=True, stable=True)
-        similarities[row], indices[row] = values[:k], order[:k]
-    return similarities, indices
+            similarities, indices = _without(own, similarities, indices)
+        similarities, indices = similarities[:, :k].clone(), indices[:, :k].clone()
+        if len(undecided):  # as many as the k-th place are equal to it: look at the whole gallery
+            redo = redo or (find if isinstance(find, _Torch) else _Torch(distinct.vectors, device))
+            for some in undecided.split(max(1, CHUNK_VALUES // rows)):
+                values = distinct.spread(redo.all(part[some]))
+                similarities[some], indices[some] = _top(values, k, None if own is None else own[some])
+        yield first, similarities, indices
 
 
-def _sorted(similarities: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+class Distinct:
+    """The distinct rows of a gallery. Only these are searched: a matrix product may round two identical rows differently,
+    according to where in the matrix they stand (5 % of the pairs in FAISS's CPU index, D = 384), and ties would be
+    decided by that."""
+
+    def __init__(self, gallery: Tensor) -> None:
+        data = np.ascontiguousarray(gallery.cpu().numpy())
+        keys = data.view(np.dtype((np.void, data.itemsize * data.shape[1]))).ravel()
+        _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+        self.has_copies = len(first) < len(data)
+        self.vectors = gallery[torch.from_numpy(first)] if self.has_copies else gallery  # (U, D)
+        self.group = torch.from_numpy(group.ravel())  # (G,) row of `vectors`
+        self.rows = self.group.argsort(stable=True)  # gallery rows, group by group
+        self.counts = torch.bincount(self.group)
+        self.starts = self.counts.cumsum(0) - self.counts
+
+    def expand(self, similarities: Tensor, groups: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
+        """(C, K) rows of `vectors` to the (C, wanted) gallery rows that come first."""
+        if not self.has_copies:
+            return similarities, groups
+        counts = self.counts[groups]
+        ends = counts.cumsum(1)
+        place = torch.arange(wanted).expand(len(groups), wanted).contiguous()
+        at = torch.searchsorted(ends, place, right=True)  # the group of each place
+        member = place - (ends - counts).gather(1, at)
+        return similarities.gather(1, at), self.rows[self.starts[groups.gather(1, at)] + member]
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(C, U) similarities to (C, G)."""
+        return values[:, self.group.to(values.device)] if self.has_copies else values
+
+
+def _by_row(similarities: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     """By falling similarity, then by rising index."""
-    order = indices.argsort(dim=1)
-    similarities, indices = similarities.gather(1, order), indices.gather(1, order)
-    order = similarities.argsort(dim=1, descending=True, stable=True)
+    indices, order = indices.sort(dim=1)
+    similarities, order = similarities.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return similarities, indices.gather(1, order)
+
+
+def _without(own: Tensor, similarities: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Each query's own row, where it is among the found, goes to the end."""
+    order = (indices == own[:, None]).to(torch.uint8).argsort(dim=1, stable=True)
     return similarities.gather(1, order), indices.gather(1, order)
+
+
+def _top(values: Tensor, k: int, own: Optional[Tensor]) -> tuple[Tensor, Tensor]:
+    """The k first of (C, G) similarities by (falling similarity, rising row), whatever is tied."""
+    if own is not None:
+        values[torch.arange(len(own)), own] = float("-inf")
+    last = values.topk(k, dim=1).values[:, -1:]
+    above, tied = values > last, values == last
+    chosen = above | (tied & (tied.cumsum(1) <= k - above.sum(1, keepdim=True)))
+    indices = chosen.nonzero()[:, 1].view(-1, k)  # rising
+    similarities, order = values.gather(1, indices).sort(dim=1, descending=True, stable=True)
+    return similarities.cpu(), indices.gather(1, order).cpu()
 
 
 class _Torch:
@@ -70,8 +118,12 @@ class _Torch:
     def __init__(self, gallery: Tensor, device: torch.device) -> None:
         self.gallery, self.device = gallery.to(device), device
 
+    def all(self, part: Tensor) -> Tensor:
+        with _full_precision():
+            return part.to(self.device) @ self.gallery.T
+
     def __call__(self, part: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        values, indices = (part.to(self.device) @ self.gallery.T).topk(k, dim=1)
+        values, indices = self.all(part).topk(k, dim=1)
         return values.cpu(), indices.cpu()
 
 
@@ -94,26 +146,36 @@ class _Faiss:
             self.index.add(gallery.to(device))
         else:
             self.index = faiss.IndexFlatIP(gallery.shape[1])
-            self.index.add(gallery.numpy())
+            self.index.add(gallery.contiguous().numpy())
 
     def __call__(self, part: Tensor, k: int) -> tuple[Tensor, Tensor]:
         if self.device.type == "cuda":
             values, indices = self.index.search(part.to(self.device), k)
             return values.cpu(), indices.cpu()
-        values, indices = self.index.search(part.numpy(), k)
+        values, indices = self.index.search(part.contiguous().numpy(), k)
         return torch.from_numpy(values), torch.from_numpy(indices)
 
 
 def _backend(gallery: Tensor, k: int, backend: str, device: torch.device) -> _Torch | _Faiss:
     if backend == "torch":
         return _Torch(gallery, device)
-    reason = ""
     if device.type == "cuda" and k > FAISS_GPU_MAX_K:
-        reason = f"k = {k} is above FAISS's limit of {FAISS_GPU_MAX_K} on a GPU"
+        reason = f"k = {k} is above its limit of {FAISS_GPU_MAX_K} on a GPU"
     else:
         try:
             return _Faiss(gallery, device)
         except (ImportError, AttributeError, RuntimeError) as error:
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     log.info("search by plain torch: FAISS cannot (%s)", reason)
     return _Torch(gallery, device)
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Products in float32 also where training allows itself TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
