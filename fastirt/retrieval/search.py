@@ -54,9 +54,9 @@ def search(query: Tensor, gallery: Tensor, k: int, *, exclude_self: bool = False
 
 
 class Distinct:
-    """The distinct rows of a gallery. Only these are searched: a matrix product may round two identical rows differently,
-    according to where in the matrix they stand (5 % of the pairs in FAISS's CPU index, D = 384), and ties would be
-    decided by that."""
+    """The distinct rows of a gallery. Only these are searched: a matrix product may round two identical rows
+    differently, according to where in the matrix they stand (5 % of the pairs in FAISS's CPU index, D = 384), and ties
+    would be decided by that."""
 
     def __init__(self, gallery: Tensor) -> None:
         data = np.ascontiguousarray(gallery.cpu().numpy())
