@@ -58,6 +58,8 @@ def broken_files() -> dict[str, bytes]:
     return {
         "empty": b"", "one byte": b"\xff", "magic only": b"\xff\xd8\xff", "garbage": noise, "zeros": bytes(500), "text": b"not a picture\n" * 40,
         "html": b"<!DOCTYPE html><html>404</html>", "header cut": jpeg[:100], "body cut": jpeg[:body + 200], "no end marker": jpeg[:-2],
+        "empty scan": jpeg[:body] + b"\xff\xd9", "stray segment": jpeg[:body + 300] + b"\xff\xc4\x00\x20" + jpeg[body + 300:],
+        "bmp palette": bmp[:46] + b"\xff\xff\xff\x00" + bmp[50:], "webp flags": webp[:12] + b"VP8X\x0a\x00\x00\x00\xff" + bytes(9) + webp[12:],
         "no scan": jpeg[:jpeg.index(b"\xff\xda")] + b"\xff\xd9", "no frame": jpeg[:jpeg.index(b"\xff\xc0")] + jpeg[jpeg.index(b"\xff\xc4"):],
         "no tables": swap(swap(jpeg, b"\xff\xdb", b"\xff\xfe"), b"\xff\xdb", b"\xff\xfe"), "garbage after magic": b"\xff\xd8" + noise,
         "zero height": jpeg_with_size(40, 0), "zero width": jpeg_with_size(0, 30), "huge": jpeg_with_size(60000, 60000), "12 bits": swap(jpeg, b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x11\x0c"),
@@ -126,16 +128,16 @@ print(len(loader.bad), sum(Path(p).name.startswith("bad") for p in split.paths))
 """
 
 
-def test_thirty_kinds_of_broken_file_many_times_in_large_batches(broken_set, tmp_path):
+def test_all_kinds_of_broken_file_many_times_in_large_batches(broken_set, tmp_path):
     """In a process of its own: a decoder that crashes is a failure, not the end of the tests."""
     done = subprocess.run([sys.executable, "-c", LOOP, str(broken_set), str(tmp_path / "bad.csv")], capture_output=True, text=True, timeout=200,
                           cwd=Path(__file__).parent.parent)
     assert done.returncode == 0, done.stderr[-2000:]
     found, planted = map(int, done.stdout.split())
-    assert found == planted == 30
+    assert found == planted == 34
     rows = list(csv.reader(open(tmp_path / "bad.csv")))
-    assert rows[0] == ["path", "reason", "step"] and len(rows) == 31 and len({row[0] for row in rows}) == 31
-    assert done.stderr.count("bad picture:") == 30
+    assert rows[0] == ["path", "reason", "step"] and len(rows) == 35 and len({row[0] for row in rows}) == 35
+    assert done.stderr.count("bad picture:") == 34
 
 
 def train_loader(root, **options):

@@ -1,6 +1,9 @@
 """Pictures to batches: geometry against torchvision, DALI against its plain twin, sharding, resume, packed stores."""
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,3 +183,21 @@ def test_leaving_the_loop_and_errors_stop_the_background_thread(pictures):
     assert threading.active_count() <= before + 1
     with pytest.raises(UserError, match="--resize-size 10"):
         check_input(InputConfig(input_size=16, resize_size=10))
+
+
+ABANDONED = """
+import sys, torch
+from fastirt.catalog import load_catalog
+from fastirt.config import InputConfig
+from fastirt.input.loader import TrainLoader
+loader = TrainLoader(load_catalog("folder", sys.argv[1]).train, batch_size=8, m=0, seed=0, device=torch.device("cpu"),
+                     input=InputConfig(input_size=16, resize_size=18, num_workers=2))
+for batch in loader:
+    raise KeyError("the consumer's own")
+"""
+
+
+def test_a_process_that_dies_with_a_loader_open_ends_cleanly(pictures):
+    done = subprocess.run([sys.executable, "-c", ABANDONED, str(pictures)], capture_output=True, text=True, timeout=60,
+                          cwd=Path(__file__).parent.parent)
+    assert done.returncode == 1 and done.stderr.strip().endswith("the consumer's own\"") and "ignored" not in done.stderr

@@ -120,6 +120,8 @@ def _jpeg(data: bytes) -> tuple[int, int]:
                 stops.pop()
             if not stops:
                 raise _Broken("JPEG cut off: no end marker")
+            if stops[-1] == stop:
+                raise _Broken("JPEG without picture data")
             stop = stops[-1]
         elif marker in _OTHER_SOF:
             raise _Broken("JPEG with lossless or arithmetic coding, which is not supported")

@@ -63,10 +63,17 @@ class _Pictures:
         self._decoder: DaliDecoder | PilDecoder | None = None
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
+    def open(self) -> None:
+        """Makes what `close` takes down. In the consumer's thread, so that libraries are imported before the other one starts."""
+        size = self.input.input_size
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="fastirt-read")
+        if self.input.loader == "pil":
+            self._decoder = PilDecoder(size, self.threads)
+        else:
+            self._decoder = DaliDecoder(size, self.batch_size, self.threads, self.device)
+
     def start_reading(self, rows: Iterable[int]) -> dict[int, "Future[Encoded]"]:
         """Begins to read and check; each future gives the bytes and size of its row or raises BadPicture."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="fastirt-read")
         return {row: self._pool.submit(self._read, row) for row in dict.fromkeys(int(row) for row in rows)}
 
     def finish_reading(self, reading: dict[int, "Future[Encoded]"], rows: Iterable[int], step: int) -> tuple[dict[int, Encoded], list[int]]:
@@ -82,9 +89,6 @@ class _Pictures:
 
     def decode(self, encoded: Sequence[Encoded], x: np.ndarray | None = None, y: np.ndarray | None = None, flip: np.ndarray | None = None) -> torch.Tensor:
         """(B, S, S, 3) uint8; draws None: the centre crop, not flipped. Raises Undecodable."""
-        if self._decoder is None:
-            size = self.input.input_size
-            self._decoder = PilDecoder(size, self.threads) if self.input.loader == "pil" else DaliDecoder(size, self.batch_size, self.threads, self.device)
         windows = source_windows([size for _, size in encoded], self.input, x, y)
         return self._decoder.decode([data for data, _ in encoded], windows, np.zeros(len(encoded), bool) if flip is None else flip)
 
@@ -130,6 +134,7 @@ class _Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
+        self._pictures.open()
         batches = Prefetch(self._on_stream(), PREFETCH)
         self._running = weakref.ref(batches)
         return self._owned(batches) if self._pictures.device.type == "cuda" else batches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 import weakref
@@ -23,6 +24,7 @@ class Prefetch(Generic[T]):
         self._thread = threading.Thread(target=_produce, args=(items, self._queue, stop), name="fastirt-input", daemon=True)
         self._thread.start()
         self._halt = weakref.finalize(self, _halt, self._thread, stop)
+        atexit.register(self._halt)  # last registered runs first: before what the libraries that the thread uses take down
 
     def __iter__(self) -> "Prefetch[T]":
         return self
@@ -43,6 +45,7 @@ class Prefetch(Generic[T]):
 
     def close(self) -> None:
         self._halt()
+        atexit.unregister(self._halt)
 
 
 def _produce(items: Iterator, ready: queue.Queue, stop: threading.Event) -> None:
