@@ -87,7 +87,9 @@ class _Pictures:
                 self.mark(row, bad.reason, step)
         return encoded, lost
 
-    def decode(self, encoded: Sequence[Encoded], x: np.ndarray | None = None, y: np.ndarray | None = None, flip: np.ndarray | None = None) -> torch.Tensor:
+    def decode(
+        self, encoded: Sequence[Encoded], x: np.ndarray | None = None, y: np.ndarray | None = None, flip: np.ndarray | None = None
+    ) -> torch.Tensor:
         """(B, S, S, 3) uint8; draws None: the centre crop, not flipped. Raises Undecodable."""
         windows = source_windows([size for _, size in encoded], self.input, x, y)
         return self._decoder.decode([data for data, _ in encoded], windows, np.zeros(len(encoded), bool) if flip is None else flip)
