@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file each, written whole or not at all, read without unpickling anything.
 
 Tensors lie flat under their path in the state (`encoder.vit.cls_token`, `optimizer.state.0.exp_avg`); everything else is
-JSON in the file's metadata, with `{"tensor": path}` where a tensor stood.
+JSON in the file's metadata, with `{"tensor": path}` where a tensor stood, and likewise for dicts, lists, tuples and dtypes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def save(path: Path, state: dict[str, Any], keep: Optional[int] = None) -> None:
         raise UserError(f"{path}: cannot be written ({error}); earlier checkpoints are untouched: free space or choose another "
                         "--output-dir, then --resume") from error
     if keep is not None:
-        for old in sorted(path.parent.glob("step_*.safetensors"))[:-max(1, keep)]:
+        earlier = [old for old in sorted(path.parent.glob("step_*.safetensors")) if old.name < path.name]
+        for old in earlier[:len(earlier) - max(1, keep) + 1]:
             old.unlink(missing_ok=True)
 
 
@@ -55,6 +56,13 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise UserError(f"{path}: damaged checkpoint ({str(error).splitlines()[0]}); resume from an older one") from error
 
 
+def forget_later(path: Path) -> None:
+    """Remove the checkpoints past `path` in its folder: they belong to a future that will be lived again."""
+    for later in path.parent.glob("step_*.safetensors"):
+        if later.name > path.name:
+            later.unlink(missing_ok=True)
+
+
 def find(where: Path) -> Optional[Path]:
     """The newest checkpoint of a run folder, or the file itself; None where the folder holds none."""
     if where.is_file():
@@ -70,8 +78,12 @@ def _flatten(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, dict):
         return {"dict": [[key, _flatten(item, f"{path}.{key}" if path else str(key), tensors)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
-        return {"list": [_flatten(item, f"{path}.{i}", tensors) for i, item in enumerate(value)]}
-    return value
+        return {type(value).__name__: [_flatten(item, f"{path}.{i}", tensors) for i, item in enumerate(value)]}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise UserError(f"a checkpoint cannot hold {path}, a {type(value).__name__}: choose another --opt")
 
 
 def _unflatten(value: Any, tensor: Any) -> Any:
@@ -81,4 +93,8 @@ def _unflatten(value: Any, tensor: Any) -> Any:
         return tensor(value["tensor"])
     if "list" in value:
         return [_unflatten(item, tensor) for item in value["list"]]
+    if "tuple" in value:
+        return tuple(_unflatten(item, tensor) for item in value["tuple"])
+    if "dtype" in value:
+        return getattr(torch, value["dtype"])
     return {key: _unflatten(item, tensor) for key, item in value["dict"]}

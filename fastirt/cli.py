@@ -8,7 +8,7 @@ import logging
 import sys
 import typing
 from pathlib import Path
-from typing import Any, NoReturn, Optional, Sequence
+from typing import Any, Callable, NoReturn, Optional, Sequence
 
 from fastirt.config import METHODS, RECIPES, Config
 from fastirt.errors import UserError
@@ -56,7 +56,8 @@ def build_parser() -> Parser:
 
     pack = commands.add_parser("pack", help="store a data set's pictures, resized once, in one file", allow_abbrev=False)
     pack.add_argument("out", type=Path, help="file to write")
-    for group, names in (("data", ("dataset", "data_path")), ("input", ("resize", "resize_size"))):
+    pack.add_argument("--recipe", choices=RECIPES, default=argparse.SUPPRESS, help="resize as this recipe does (default: as `fastirt train` would)")
+    for group, names in (("data", ("dataset", "data_path")), ("input", ("input_size", "resize", "resize_size"))):
         for field in dataclasses.fields(getattr(Config(), group)):
             if field.name in names:
                 add_field(pack, Config(), group, field)
@@ -113,7 +114,18 @@ def add_field(group: Any, config: Config, part: str, field: dataclasses.Field) -
     if field.metadata["choices"]:
         words["choices"] = field.metadata["choices"]
         del words["metavar"]
+    if "nargs" not in words and type(None) in typing.get_args(hint):
+        kind = _or_none(kind)
     group.add_argument(flag, type=kind, **words)
+
+
+def _or_none(kind: type) -> Callable[[str], Any]:
+    """`none` takes back what a preset or a stored run has set."""
+    def parse(text: str) -> Any:
+        return None if text.lower() == "none" else kind(text)
+
+    parse.__name__ = kind.__name__  # for argparse's own messages
+    return parse
 
 
 def given(args: dict[str, Any]) -> dict[str, Any]:
@@ -134,11 +146,11 @@ def _evaluate(args: dict[str, Any]) -> int:
 def _pack(args: dict[str, Any]) -> int:
     from fastirt.catalog import load_catalog
     from fastirt.input.pack import pack
-    from fastirt.presets import DATA_PATHS
-    config = Config().input
-    dataset = args.pop("dataset", "cub200")
-    catalog = load_catalog(dataset, args.pop("data_path", DATA_PATHS.get(dataset, ".")))
-    pack(catalog, args.pop("out"), resize=args.pop("resize", config.resize), resize_size=args.pop("resize_size", config.resize_size), **args)
+    from fastirt.presets import resolve
+    own = {name: args.pop(name) for name in ("out", "quality", "subsampling", "workers")}
+    config = resolve(given(args))
+    catalog = load_catalog(config.data.dataset, config.data.data_path)
+    pack(catalog, own.pop("out"), resize=config.input.resize, resize_size=config.input.resize_size, **own)
     return 0
 
 

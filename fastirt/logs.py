@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from fastirt.errors import UserError
 from fastirt.files import replacing
 
 log = logging.getLogger("fastirt")
@@ -21,18 +23,22 @@ log = logging.getLogger("fastirt")
 class RunLog:
     """Writes `log.jsonl` in the run's folder and TensorBoard events; rows past `step` (of a run that was killed) are cut off."""
 
-    def __init__(self, folder: Path, tensorboard: Path, step: int, total: int) -> None:
+    def __init__(self, folder: Path, tensorboard: Path, step: int, total: int, redo: bool) -> None:
+        """redo: the evaluation of `step` itself will be done again, so its row goes too. Raises UserError for a folder without room."""
         self.path = folder / "log.jsonl"
-        cut_back(self.path, step)
-        self._file = open(self.path, "a", encoding="utf-8")
-        self._board = SummaryWriter(str(tensorboard), purge_step=step + 1 if step else None)
+        try:
+            cut_back(self.path, step, redo)
+            self._file = open(self.path, "a", encoding="utf-8")
+            self._board = SummaryWriter(str(tensorboard), purge_step=step + 1)
+        except OSError as error:
+            raise UserError(f"{tensorboard}: logs cannot be written there ({error.strerror or error}): choose another --log-dir or --output-dir") from error
         self._redirect = logging_redirect_tqdm()
         self._redirect.__enter__()
         self.bar = tqdm(initial=step, total=total, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty(), desc="train")
 
     def row(self, row: dict[str, Any]) -> None:
         """One log step or evaluation: `row` holds `step` and numbers."""
-        row = {name: value for name, value in row.items() if isinstance(value, (int, float))}
+        row = {name: value for name, value in row.items() if isinstance(value, (int, float)) and math.isfinite(value)}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for name, value in row.items():
@@ -63,8 +69,8 @@ class Throughput:
         return rate * self.batch_size, steps_left / rate if rate else float("inf")
 
 
-def cut_back(path: Path, step: int) -> None:
-    """Drop the rows of a JSON-lines log that lie past `step`, the evaluation of `step` itself (it is done again), and a half-written last row."""
+def cut_back(path: Path, step: int, redo: bool = False) -> None:
+    """Drop the rows of a JSON-lines log that lie past `step`, with `redo` the evaluation of `step` itself, and half-written rows."""
     if not path.exists():
         return
     kept = []
@@ -73,7 +79,7 @@ def cut_back(path: Path, step: int) -> None:
             row = json.loads(line)
         except ValueError:
             continue
-        if row["step"] < step or (row["step"] == step and "loss" in row):
+        if isinstance(row, dict) and "step" in row and (row["step"] < step or (row["step"] == step and ("loss" in row or not redo))):
             kept.append(line + "\n")
     with replacing(path) as temporary:
         temporary.write_text("".join(kept), encoding="utf-8")

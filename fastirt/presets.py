@@ -61,6 +61,8 @@ def resolve(given: dict[str, Any]) -> Config:
             filled.update(DATASETS[dataset])
         if recipe == "paper":
             filled["resize_size"] = round(256 / 224 * given.get("input_size", 224))
+    if given.get("memory_ratio") == 0:
+        filled.pop("encoder_momentum", None)  # a twin only fills the memory
     if dataset in ("folder", "csv") and "data_path" not in given:
         raise UserError(f"--dataset {dataset} needs --data-path")
     filled["method"] = _method(given, filled)

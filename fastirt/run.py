@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -12,32 +13,36 @@ import torch
 
 from fastirt import __version__, checkpoint
 from fastirt.catalog import Catalog, check_ranks, load_catalog
-from fastirt.config import Config
-from fastirt.encoder import Encoder, build_encoder
+from fastirt.config import RECIPES, Config
+from fastirt.encoder import Encoder, build_encoder, save_model
 from fastirt.errors import UserError
+from fastirt.files import replacing
 from fastirt.input.pack import PackedStore
 from fastirt.presets import resolve
 from fastirt.retrieval.embed import normalization_constants
 from fastirt.retrieval.evaluate import evaluate
 from fastirt.retrieval.report import table, write_metrics
-from fastirt.step import memory_size
+from fastirt.step import memory_size, resolve_precision
 from fastirt.trainer import Trainer
 from fastirt.validate import choose_device, validate
 from fastirt.weights import read_model_metadata
 
 log = logging.getLogger("fastirt")
 
+NEUTRAL = {"device", "num_workers", "pin_mem", "eval_batch_size", "search"}  # an evaluation with these gives the run's own figures
+
 
 def train(given: dict[str, Any]) -> int:
     """`fastirt train`: returns the exit code. Raises UserError for anything the user can mend."""
     resume = _resume_from(given)
-    config = _stored(resume.parent.parent, given) if resume else resolve(given)
-    validate(config)
-    device = choose_device(config.run.device)
+    config = _stored(resume.parent.parent, given, resume) if resume else resolve(given)
+    config, device = _ready(config)
     catalog, store = _data(config)
     _fits(config, catalog)
     folder = _folder(config, fresh="resume" not in given)
-    config = config.replace(output_dir=str(folder), device=str(device), resume=None)
+    config = config.replace(output_dir=str(folder), resume=None)
+    if resume is None:
+        (folder / "bad_pictures.csv").unlink(missing_ok=True)  # of an attempt that got nowhere
     torch.manual_seed(config.run.seed)
     encoder = build_encoder(dataclasses.replace(config.model, weights="scratch") if resume else config.model, config.input.input_size)
     log.info("%s", summary(config, catalog, encoder, folder))
@@ -53,32 +58,35 @@ def train(given: dict[str, Any]) -> int:
         code = trainer.run()
         if code:
             return code
-        encoder = trainer.encoder
+        metrics = trainer.metrics
     else:
         _write_config(folder, config)
-        encoder = encoder.to(device, memory_format=torch.channels_last)
-    _report(measure(encoder), config, folder)
+        save_model(encoder, folder / "model.safetensors", config)
+        metrics = measure(encoder.to(device, memory_format=torch.channels_last))
+    _report(metrics, config, folder)
     return 0
 
 
 def evaluate_model(run: Optional[Path], given: dict[str, Any]) -> int:
     """`fastirt evaluate`: of a run's final model, a weights file, or the model off the shelf."""
     folder: Optional[Path] = None
+    if run is not None and not run.exists():
+        raise UserError(f"{run}: no such run folder or file of weights")
     if run is not None and run.is_dir():
         if not (run / "model.safetensors").is_file():
             raise UserError(f"{run}: no model.safetensors there: not a finished run; `fastirt train --resume {run}` goes on with one")
-        config, folder = _stored(run, {"weights": str(run / "model.safetensors"), **given}), run
+        config = _stored(run, {"weights": str(run / "model.safetensors"), **given})
+        folder = run if set(given) <= NEUTRAL else None  # other figures than the run's own go elsewhere
     elif run is not None:
         config = resolve({**_described(run), "weights": str(run), "max_iter": 0, **given})
     else:
         described = _described(Path(given["weights"])) if given.get("weights", "").endswith(".safetensors") else {}
         config = resolve({**described, "max_iter": 0, **given})
-    validate(config)
-    device = choose_device(config.run.device)
+    config, device = _ready(config)
     catalog, store = _data(config)
-    if folder is None or "output_dir" in given:
+    if folder is None:
         folder = _folder(config.replace(output_dir=given.get("output_dir")), fresh=True)
-        _write_config(folder, config)
+        _write_config(folder, config.replace(output_dir=str(folder)))
     torch.manual_seed(config.run.seed)
     encoder = build_encoder(config.model, config.input.input_size).to(device, memory_format=torch.channels_last)
     _report(evaluate(encoder, catalog, config, device, stores=store, csv_path=folder / "bad_pictures.csv"), config, folder)
@@ -108,25 +116,35 @@ def _resume_from(given: dict[str, Any]) -> Optional[Path]:
     return found
 
 
-def _stored(folder: Path, given: dict[str, Any]) -> Config:
-    """The configuration of an earlier run, with the flags that were given now on top."""
-    path = folder / "config.json"
+def _stored(folder: Path, given: dict[str, Any], saved: Optional[Path] = None) -> Config:
+    """The configuration of an earlier run (of its checkpoint `saved`, where there is one), with the flags that were given now on top."""
+    path = saved or folder / "config.json"
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        config = Config.from_dict(tree["config"])
+        tree = checkpoint.load(saved)["config"] if saved else json.loads(path.read_text(encoding="utf-8"))["config"]
+        config = Config.from_dict(tree)
     except FileNotFoundError:
         raise UserError(f"{path}: missing, so {folder} is not a run's folder") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    given = {"output_dir": str(folder), **given, "resume": None}
-    return config.replace(**given)
+        raise UserError(f"{path}: cannot be read, or was made by another version of fastirt ({error})") from error
+    if "device" not in given and config.run.device:
+        log.info("%s: ran on %s with precision %s", folder, config.run.device, config.model.precision)
+    return config.replace(**{"output_dir": str(folder), "device": None, **given, "resume": None})
+
+
+def _ready(config: Config) -> tuple[Config, torch.device]:
+    """Checked, with the device and what follows from it filled in."""
+    validate(config)
+    device = choose_device(config.run.device)
+    precision = "bf16" if resolve_precision(config.model.precision, device) == torch.bfloat16 else "fp32"
+    return config.replace(device=str(device), precision=precision), device
 
 
 def _described(file: Path) -> dict[str, Any]:
     """What a model file of ours says of itself, as flags; nothing for others."""
     if file.suffix != ".safetensors" or not file.is_file():
         return {}
-    return read_model_metadata(file)
+    described = read_model_metadata(file)
+    return {name: value for name, value in described.items() if name != "recipe" or value in RECIPES}
 
 
 def _data(config: Config) -> tuple[Catalog, Optional[dict[str, Any]]]:
@@ -155,11 +173,12 @@ def _folder(config: Config, fresh: bool) -> Path:
         if fresh and ((folder / "metrics.json").exists() or (folder / "checkpoints").exists()):
             raise UserError(f"{folder}: already holds a run: pass --resume to go on with it, or another --output-dir")
     else:
-        parent, number = Path("outputs") / config.data.dataset, 1
-        while (folder := parent / f"{config.method}-{config.model.model}-{number}").exists():
-            number += 1
+        folder = Path("outputs") / config.data.dataset / f"{config.method}-{config.model.model}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if config.run.output_dir:
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = _new_folder(folder)
         (folder / ".writable").write_text("")
         (folder / ".writable").unlink()
     except OSError as error:
@@ -167,9 +186,24 @@ def _folder(config: Config, fresh: bool) -> Path:
     return folder
 
 
+def _new_folder(stem: Path) -> Path:
+    """stem-1, stem-2, …: the first that nobody has made, also not another process in the same moment."""
+    for number in itertools.count(1):
+        folder = stem.with_name(f"{stem.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+
+
 def _write_config(folder: Path, config: Config) -> None:
     tree = {"fastirt": __version__, "torch": torch.__version__, "config": config.to_dict()}
-    (folder / "config.json").write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+    try:
+        with replacing(folder / "config.json") as temporary:
+            temporary.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{folder / 'config.json'}: cannot be written ({error.strerror})") from error
 
 
 def _report(metrics: dict[str, Any], config: Config, folder: Path) -> None:

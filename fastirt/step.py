@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -59,8 +60,7 @@ class TrainStep(nn.Module):
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, config.optim) * group.get("lr_scale", 1.0)
         images = normalise(batch.images, self.mean, self.std, self.dtype)
-        if config.model.drop:
-            torch.manual_seed(hash((config.run.seed, step)) & 0x7FFFFFFF)
+        torch.manual_seed(int(np.random.SeedSequence([config.run.seed, step]).generate_state(1)[0]))  # for dropout of any kind
         self.encoder.draw_masks(config.run.seed, step, len(images), stream="student")
         with autocast(self.dtype, self.device):
             embeddings = self.encoder(images)
@@ -73,7 +73,7 @@ class TrainStep(nn.Module):
         losses = self.objective(embeddings, batch.labels, *against)
 
         self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward(create_graph=getattr(self.optimizer, "is_second_order", False))
+        losses.total.backward()
         gradients = [p.grad for p in self.parameters_list if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
         if config.optim.clip_grad is not None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
+import fcntl
 import json
 import logging
 from collections import deque
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import IO, Any, Callable, Optional
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from fastirt.config import Config
 from fastirt.encoder import Encoder, save_model
 from fastirt.errors import UserError
 from fastirt.input.loader import TrainLoader
+from fastirt.input.store import catalog_digest
 from fastirt.logs import RunLog, Throughput
 from fastirt.optim import load_optimizer
 from fastirt.step import LOSS_NAMES, TrainStep
@@ -27,16 +28,20 @@ log = logging.getLogger("fastirt")
 
 # May differ between a run and its resumption: they change neither the pictures nor the arithmetic.
 FREE_ON_RESUME = {"output_dir", "log_dir", "logging_freq", "save_freq", "keep", "resume", "device", "num_workers", "pin_mem", "max_bad",
-                  "data_path", "packed", "rank", "eval_freq", "eval_batch_size", "search", "weights", "eval_descriptor"}
+                  "data_path", "rank", "eval_freq", "eval_batch_size", "search", "weights", "eval_descriptor"}
 Evaluate = Callable[[Encoder], dict[str, Any]]
 
 
 class Trainer:
-    """Trains one encoder on one catalogue into one run folder. `run` returns the exit code: 0, or 128 + signal."""
+    """Trains one encoder on one catalogue into one run folder. `run` returns the exit code: 0, with the final model's `metrics`, or
+    128 + signal."""
 
     def __init__(self, encoder: Encoder, catalog: Catalog, config: Config, folder: Path, device: torch.device, *,
                  mean: tuple, std: tuple, evaluate: Evaluate, store: Any = None, resume: Optional[Path] = None) -> None:
         self.catalog, self.config, self.folder, self.device, self.evaluate = catalog, config, folder, device, evaluate
+        self.digest = catalog_digest(catalog)
+        self.metrics: dict[str, Any] = {}
+        self._lock = _lock(folder)
         self.step_module = TrainStep(encoder, config, len(catalog.train), mean, std, device)
         self.step, self.best, self.store = 0, {}, store
         self.last_good: Optional[Path] = None
@@ -56,13 +61,13 @@ class Trainer:
         """Train to `max_iter`, save the final model, leave the last checkpoint. Raises UserError for a non-finite loss."""
         config, total = self.config, self.config.optim.max_iter
         board = Path(config.run.log_dir) / config.data.dataset if config.run.log_dir else self.folder / "tensorboard"
-        self.log = RunLog(self.folder, board, self.step, total)
+        redo = self.last_good is not None and (self._due(config.eval.eval_freq) or self.step == total)
+        self.log = RunLog(self.folder, board, self.step, total, redo)
         self.speed = Throughput(config.optim.batch_size)
         try:
             with Stopper() as stopper:
-                if self.last_good and self._due(config.eval.eval_freq):  # resumed at an evaluation that may not have ended
-                    if not self._evaluate(stopper):
-                        return self._stop(stopper)
+                if redo and self.step < total and not self._evaluate(stopper):  # resumed at an evaluation that may not have ended
+                    return self._stop(stopper)
                 for batch in self.loader:
                     self.recent.append((batch.step, batch.indices))
                     self.step_module(batch)
@@ -78,10 +83,13 @@ class Trainer:
                         self.save()
                     if evaluates and not self._evaluate(stopper):
                         return self._stop(stopper)
+                save_model(self.encoder, self.folder / "model.safetensors", config)
+                if not self._evaluate(stopper):
+                    return self._stop(stopper)
         finally:
             self.loader.close()
             self.log.close()
-        save_model(self.encoder, self.folder / "model.safetensors", self.config.input)
+            self._lock.close()
         return 0
 
     @property
@@ -93,7 +101,7 @@ class Trainer:
         self._finish_report(wait=True)
         self._check(int(self.step_module.first_bad_step))
         path = self.folder / "checkpoints" / f"step_{self.step:08d}.safetensors"
-        state = {"step": self.step, "config": self.config.to_dict(), "catalog": catalog_digest(self.catalog), "module": self.step_module.state_dict(),
+        state = {"step": self.step, "config": self.config.to_dict(), "catalog": self.digest, "module": self.step_module.state_dict(),
                  "optimizer": self.step_module.optimizer.state_dict(), "counted": self.step_module.counted, "best": self.best,
                  "bad": sorted(int(i) for i in self.loader.bad)}
         checkpoint.save(path, state, self.config.run.keep)
@@ -104,16 +112,18 @@ class Trainer:
         """Restore everything from a checkpoint; returns the bad pictures. Raises UserError where it belongs to another run."""
         state = checkpoint.load(path)
         compatible(Config.from_dict(state["config"]), self.config, path)
-        if state["catalog"] != catalog_digest(self.catalog):
-            raise UserError(f"{path}: was made with another training set ({state['catalog']}, here {catalog_digest(self.catalog)}): check --data-path")
+        if state["catalog"] != self.digest:
+            raise UserError(f"{path}: was made with another data set (digest {state['catalog'][:12]}, here {self.digest[:12]}): check --data-path")
         if state["step"] > self.config.optim.max_iter:
             raise UserError(f"{path}: is at step {state['step']}, past --max-iter {self.config.optim.max_iter}")
         try:
             self.step_module.load_state_dict(state["module"])
             load_optimizer(self.step_module.optimizer, state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: does not fit this model: {' '.join(str(error).split())[:300]}") from error
         self.step, self.best, self.last_good = state["step"], state["best"], path
+        if path.parent.resolve() == (self.folder / "checkpoints").resolve():
+            checkpoint.forget_later(path)
         self.step_module.counted = state["counted"]
         log.info("resumed %s at step %d", path, self.step)
         return state["bad"]
@@ -133,11 +143,13 @@ class Trainer:
                 metrics = self.evaluate(self.encoder)
         except Interrupted:
             return False
+        self.metrics = metrics
         self.log.row({"step": self.step, **metrics})
         name = f"recall@{min(self.config.eval.rank)}"
         if metrics[name] > self.best.get(name, -1.0):
             self.best = {"step": self.step, name: metrics[name]}
-            save_model(self.encoder, self.folder / "model_best.safetensors", self.config.input)
+            if self.config.eval.eval_freq:
+                save_model(self.encoder, self.folder / "model_best.safetensors", self.config)
         log.info("step %d: %s %.2f %% (best %.2f %% at step %d)", self.step, name, 100 * metrics[name], 100 * self.best[name], self.best["step"])
         self.speed.read(0)
         return True
@@ -156,9 +168,9 @@ class Trainer:
         rows = dict(self.recent).get(first_bad, np.array([], dtype=np.int64))
         paths = [self.catalog.train.paths[i] for i in rows]
         report = self.folder / "non_finite.json"
-        report.write_text(json.dumps({"step": first_bad, "pictures": paths}, indent=1))
+        report.write_text(json.dumps({"step": first_bad + 1, "pictures": paths}, indent=1))
         last = f"last good checkpoint: {self.last_good}" if self.last_good else "no checkpoint was saved before it"
-        raise UserError(f"non-finite loss or gradient first at step {first_bad}, no update since; its pictures: {', '.join(paths[:3])}"
+        raise UserError(f"non-finite loss or gradient first in step {first_bad + 1}, no update since; its pictures: {', '.join(paths[:3])}"
                         f"{f' and {len(paths) - 3} more' if len(paths) > 3 else ''} (all in {report}); {last}; try a lower --lr, --clip-grad, or --precision fp32")
 
     def _begin_report(self) -> None:
@@ -206,9 +218,13 @@ def compatible(saved: Config, now: Config, path: Path) -> None:
         raise UserError(f"{path}: belongs to another configuration (saved, now): {'; '.join(different)}")
 
 
-def catalog_digest(catalog: Catalog) -> str:
-    """A short fingerprint of the training split: file names, labels and their order."""
-    digest = hashlib.sha256(np.ascontiguousarray(catalog.train.labels).tobytes())
-    for path in catalog.train.paths:
-        digest.update(Path(path).name.encode() + b"\0")
-    return f"{len(catalog.train)} pictures, {digest.hexdigest()[:12]}"
+
+def _lock(folder: Path) -> IO[str]:
+    """Hold the run's folder until the process ends. Raises UserError where another process trains in it."""
+    file = open(folder / ".lock", "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UserError(f"{folder}: another process is training in it: wait for it, or choose another --output-dir") from None
+    return file

@@ -11,7 +11,7 @@ from fastirt.config import Config
 from fastirt.errors import UserError
 
 AT_LEAST = {  # flag: smallest value that makes sense
-    "m": 0, "input_size": 1, "resize_size": 1, "num_workers": 1, "max_bad": 0, "memory_ratio": 0, "memory_start": 0, "max_iter": 0,
+    "m": 0, "input_size": 1, "resize_size": 1, "num_workers": 0, "max_bad": 0, "memory_ratio": 0, "memory_start": 0, "max_iter": 0,
     "batch_size": 1, "lr": 0, "warmup_iter": 0, "eval_freq": 0, "eval_batch_size": 1, "logging_freq": 1, "save_freq": 0, "keep": 1,
     "lambda_reg": 0, "weight_decay": 0, "opt_eps": 0, "seed": 0, "margin": -1,
 }
@@ -46,10 +46,9 @@ def _check_number(name: str, value: float) -> None:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device asked for, or a GPU where there is one. Raises UserError naming those present."""
+    """The device asked for, or a GPU where there is one; made torch's current one. Raises UserError naming those present."""
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if name is None:
-        return torch.device(gpus[0] if gpus else "cpu")
+    name = name or (gpus[0] if gpus else "cpu")
     present = [*gpus, "cpu"]
     try:
         device = torch.device(name)
@@ -59,4 +58,6 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device("cuda:0")
     if str(device) not in present:
         raise UserError(f"--device {name}: no such device; present: {', '.join(present)}")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device

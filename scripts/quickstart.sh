@@ -22,6 +22,7 @@ run irt-o --method irt-o > /dev/null
 export OMP_NUM_THREADS=1
 run irt-l --method irt-l --resume --num-workers 1 > "$out/irt-l.log" 2>&1 &
 left=$!
+trap 'kill "$left" 2>/dev/null || true; wait' EXIT
 run irt-r --method irt-r --resume --num-workers 1
 wait $left || { tail -n 20 "$out/irt-l.log" >&2; exit 1; }
 echo

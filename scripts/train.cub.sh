@@ -2,8 +2,9 @@
 # The rows of both tables on cub200: the public re-implementation's four (recipe `unofficial`), then the paper's four.
 # Usage: bash scripts/train.cub.sh [DATA_PATH] [further flags of `fastirt train`]
 set -euo pipefail
-data=${1:-/data/CUB_200_2011}
+data=$(realpath -m "${1:-/data/CUB_200_2011}")
 shift || true
+. "$(dirname "$0")/setup.sh"
 
 row() { # name, flags
     local name=$1

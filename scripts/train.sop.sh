@@ -2,8 +2,9 @@
 # The rows of both tables on sop: the public re-implementation's four (recipe `unofficial`), then the paper's four.
 # Usage: bash scripts/train.sop.sh [DATA_PATH] [further flags of `fastirt train`]
 set -euo pipefail
-data=${1:-/data/Stanford_Online_Products}
+data=$(realpath -m "${1:-/data/Stanford_Online_Products}")
 shift || true
+. "$(dirname "$0")/setup.sh"
 
 row() { # name, flags
     local name=$1

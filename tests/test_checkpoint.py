@@ -10,16 +10,16 @@ from fastirt.errors import UserError
 
 STATE = {"step": 3, "optimizer": {"state": {0: {"exp_avg": torch.arange(6.0).reshape(2, 3).T, "step": torch.tensor(3.0)}},
                                   "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.999), "params": [0]}]},
-         "flags": [True, None, "text"], "half": torch.ones(2, dtype=torch.bfloat16), "empty": {}}
+         "flags": [True, None, "text"], "dtype": torch.bfloat16, "half": torch.ones(2, dtype=torch.bfloat16), "empty": {}}
 
 
 def test_round_trip(tmp_path):
     checkpoint.save(tmp_path / "checkpoints/step_00000003.safetensors", STATE)
     found = checkpoint.find(tmp_path)
     state = checkpoint.load(found)
-    assert state["step"] == 3 and state["flags"] == [True, None, "text"] and state["empty"] == {}
+    assert state["step"] == 3 and state["flags"] == [True, None, "text"] and state["empty"] == {} and state["dtype"] == torch.bfloat16
     assert torch.equal(state["optimizer"]["state"][0]["exp_avg"], STATE["optimizer"]["state"][0]["exp_avg"])
-    assert state["optimizer"]["param_groups"][0]["betas"] == [0.9, 0.999]
+    assert state["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.999)
     assert state["half"].dtype == torch.bfloat16
 
 
@@ -30,6 +30,21 @@ def test_only_the_newest_are_kept_and_leftovers_of_a_killed_save_go(tmp_path):
     for step in range(5):
         checkpoint.save(folder / f"step_{step:08d}.safetensors", {"step": step}, keep=2)
     assert sorted(p.name for p in folder.iterdir()) == ["step_00000003.safetensors", "step_00000004.safetensors"]
+
+
+def test_a_checkpoint_of_an_abandoned_future_is_never_preferred(tmp_path):
+    folder = tmp_path / "checkpoints"
+    for step in (40, 60):
+        checkpoint.save(folder / f"step_{step:08d}.safetensors", {"step": step}, keep=2)
+    checkpoint.save(folder / "step_00000050.safetensors", {"step": 50}, keep=1)
+    assert (folder / "step_00000050.safetensors").exists() and not (folder / "step_00000040.safetensors").exists()
+    checkpoint.forget_later(folder / "step_00000050.safetensors")
+    assert checkpoint.find(tmp_path).name == "step_00000050.safetensors"
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(UserError, match="optimizer.hook, a function"):
+        checkpoint.save(tmp_path / "step_00000001.safetensors", {"optimizer": {"hook": lambda: None}})
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "pickle", "foreign", "missing"])

@@ -8,7 +8,7 @@ import timm
 import torch
 
 from conftest import TINY_KWARGS
-from fastirt.config import InputConfig, ModelConfig
+from fastirt.config import Config, ModelConfig
 from fastirt.droppath import MaskedDropPath
 from fastirt.encoder import build_encoder, make_twin, momentum_update, save_model
 from fastirt.errors import UserError
@@ -113,11 +113,28 @@ def test_momentum_update(hold):
     (dict(), 4, "use 8"),
     (dict(model_kwargs=("depth",)), 16, "key=value"),
     (dict(model_kwargs=("no_such=1",)), 16, "no_such"),
+    (dict(model_kwargs=("patch_size=0",)), 16, "takes these settings"),
+    (dict(model_kwargs=("img_size=32",)), 16, "--input-size"),
+    (dict(weights="deit_small_patch16_224.fb_in1k"), 16, "another model"),
 ])
 def test_refusals(changes, size, saying):
     with pytest.raises(UserError) as error:
         build(size, **changes)
     assert saying in str(error.value) and "\n" not in str(error.value)
+
+
+def test_drop_means_dropout_inside_the_blocks():
+    encoder = build(drop=0.5).train()
+    torch.manual_seed(1)
+    one = encoder(IMAGES)
+    torch.manual_seed(2)
+    assert not torch.equal(one, encoder(IMAGES))
+    assert torch.equal(encoder.eval()(IMAGES), encoder(IMAGES))
+
+
+def test_a_timm_tag_is_a_name_of_weights():
+    with pytest.raises(UserError, match="deit_tiny_patch16_224.fb_in1k: pretrained weights could not be downloaded"):
+        build(model="deit_tiny_patch16_224", model_kwargs=(), size=224, weights="deit_tiny_patch16_224.fb_in1k")
 
 
 def test_no_network_means_an_error_that_names_weights_never_random_ones():
@@ -127,10 +144,10 @@ def test_no_network_means_an_error_that_names_weights_never_random_ones():
 
 def test_saved_model_is_timm_s_and_describes_itself(tmp_path):
     encoder = build(pooling="mean")
-    save_model(encoder, tmp_path / "m.safetensors", InputConfig(input_size=16, resize="shorter", resize_size=18))
+    save_model(encoder, tmp_path / "m.safetensors", Config().replace(method="irt-l", input_size=16, resize="shorter", resize_size=18))
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=16, patch_size=8, embed_dim=48, depth=2, num_heads=3,
                               checkpoint_path=str(tmp_path / "m.safetensors"))
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), encoder.vit.state_dict().values()))
     described = read_model_metadata(tmp_path / "m.safetensors")
-    assert described == {"model": "vit_tiny_patch16_224", "model_kwargs": TINY_KWARGS, "input_size": 16, "pooling": "mean",
+    assert described == {"method": "irt-l", "recipe": "paper", "model": "vit_tiny_patch16_224", "model_kwargs": TINY_KWARGS, "input_size": 16, "pooling": "mean",
                          "eval_descriptor": "cls", "resize": "shorter", "resize_size": 18, "normalization": "model"}

@@ -34,7 +34,7 @@ def test_a_run_writes_everything_and_can_be_evaluated_again(pictures, tmp_path, 
     steps = [r for r in rows(out) if "loss" in r]
     assert [r["step"] for r in steps] == [2, 4, 6]
     assert all(r["loss"] == pytest.approx(r["contrastive_batch"] + r["contrastive_memory"] + 0.7 * r["koleo"], rel=1e-5) for r in steps)
-    assert [r["step"] for r in rows(out) if "recall@1" in r] == [2, 4]
+    assert [r["step"] for r in rows(out) if "recall@1" in r] == [2, 4, 6]
     assert list((out / "tensorboard").iterdir()) and (out / "model_best.safetensors").is_file()
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step_00000004.safetensors", "step_00000006.safetensors"]
 
@@ -56,6 +56,7 @@ def test_max_iter_zero_only_evaluates(pictures, tmp_path):
     assert train(pictures, tmp_path / "run", "--max-iter", "0") == 0
     assert json.loads((tmp_path / "run/config.json").read_text())["config"]["method"] == "irt-o"
     assert not (tmp_path / "run/checkpoints").exists() and (tmp_path / "run/metrics.json").exists()
+    assert main(["evaluate", str(tmp_path / "run")]) == 0  # also of a run that never trained
 
 
 def test_training_learns_the_training_classes(pictures, tmp_path):
@@ -77,7 +78,7 @@ def test_a_non_finite_loss_stops_the_run_and_names_step_pictures_and_checkpoint(
     out = tmp_path / "run"
     assert train(pictures, out, "--logging-freq", "50") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "at step 4" in error and "class" in error and "step_00000003.safetensors" in error
+    assert "in step 5" in error and "class" in error and "step_00000003.safetensors" in error
     assert checkpoint.find(out).name == "step_00000003.safetensors"
     assert len(json.loads((out / "non_finite.json").read_text())["pictures"]) == 16
     assert not (out / "model.safetensors").exists()
@@ -99,6 +100,9 @@ def test_refusals_are_one_line_with_the_difference(pictures, tmp_path, capsys):
     refused(tmp_path / "other", "--resume", str(tmp_path / "nothing"), saying="no checkpoint there")
     refused(tmp_path / "big", "--batch-size", "96", saying="smaller than a batch")
     refused(tmp_path / "m", "--m", "3", saying="--m")
+    refused(tmp_path / "o", "--opt", "adahessian", saying="second derivatives")
+    refused(tmp_path / "b", "--opt-betas", "0.9", saying="--opt-betas")
+    refused(tmp_path / "l", "--log-dir", "/proc/nope", saying="--log-dir")
     refused(tmp_path / "k", "--rank", "1", "500", saying="500")
     blocker = tmp_path / "file"
     blocker.write_text("")
@@ -106,6 +110,77 @@ def test_refusals_are_one_line_with_the_difference(pictures, tmp_path, capsys):
     path = checkpoint.find(out)
     path.write_bytes(path.read_bytes()[:-10])
     refused(out, "--resume", saying="damaged checkpoint")
+
+
+OTHER_WAYS = {
+    "lion": ["--opt", "lion"], "lookahead": ["--opt", "lookahead_adamw"], "tuple state": ["--opt", "kron"], "dtype state": ["--opt", "adafactorbv"],
+    "bf16": ["--precision", "bf16", "--memory-dtype", "bf16"], "gem": ["--pooling", "gem"], "pil": ["--loader", "pil"], "search": ["--search", "torch"],
+    "dropout": ["--drop", "0.2", "--drop-path", "0.2"], "no memory": ["--memory-ratio", "0", "--encoder-momentum", "none"],
+    "clip": ["--clip-grad", "1", "--sched", "cosine", "--warmup-iter", "2", "--keep", "1"], "paper": ["--recipe", "paper"],
+    "layers": ["--model-kwargs", "patch_size=8", "embed_dim=48", "depth=2", "num_heads=3", "attn_drop_rate=0.1"],
+}
+
+
+@pytest.mark.parametrize("flags", OTHER_WAYS.values(), ids=OTHER_WAYS)
+def test_every_way_to_train_resumes_bit_for_bit(pictures, tmp_path, flags):
+    assert train(pictures, tmp_path / "a", *flags) == 0
+    (tmp_path / "b/checkpoints").mkdir(parents=True)
+    if "--keep" in flags:  # the middle is gone: stop there instead
+        assert len(list((tmp_path / "a/checkpoints").iterdir())) == 1
+        assert train(pictures, tmp_path / "c", *flags, "--keep", "2") == 0
+        half = tmp_path / "c/checkpoints/step_00000003.safetensors"
+    else:
+        half = tmp_path / "a/checkpoints/step_00000003.safetensors"
+    middle = half.rename(tmp_path / "b/checkpoints" / half.name)
+    assert train(pictures, tmp_path / "b", *flags, "--resume", str(middle)) == 0
+    a, b = load_file(tmp_path / "a/model.safetensors"), load_file(tmp_path / "b/model.safetensors")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_packed_store_logs_elsewhere_and_a_report(pictures, tmp_path, capsys):
+    data = ["--dataset", "folder", "--data-path", str(pictures)]
+    assert main(["pack", str(tmp_path / "store"), *data, "--resize-size", "18", "--workers", "1"]) == 0
+    assert train(pictures, tmp_path / "run", "--packed", str(tmp_path / "store"), "--log-dir", str(tmp_path / "logs")) == 0
+    assert list((tmp_path / "logs/folder").iterdir()) and not (tmp_path / "run/tensorboard").exists()
+    assert train(pictures, tmp_path / "other", "--packed", str(tmp_path / "store"), "--resize-size", "20") == 2
+    assert "--resize shorter --resize-size 20" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert "irt-r (unofficial)" in capsys.readouterr().out
+
+
+def test_evaluation_with_other_flags_leaves_the_runs_own_figures_alone(pictures, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    assert train(pictures, out) == 0
+    before = (out / "metrics.json").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", str(out), "--rank", "3"]) == 0
+    assert (out / "metrics.json").read_bytes() == before
+    assert "recall@3" in json.loads((tmp_path / "outputs/folder/irt-r-vit_tiny_patch16_224-1/metrics.json").read_text())
+    assert main(["evaluate", str(out)]) == 0
+    assert json.loads((out / "metrics.json").read_text()) == json.loads(before)
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "typo")]) == 2 and "no such run folder" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_train_in_one_folder(pictures, tmp_path, capsys):
+    from fastirt.trainer import _lock
+
+    (tmp_path / "run").mkdir()
+    held = _lock(tmp_path / "run")
+    assert train(pictures, tmp_path / "run") == 2
+    assert "another process" in capsys.readouterr().err
+    held.close()
+
+
+def test_another_data_set_of_the_same_size_is_not_resumed_on(pictures, tmp_path, capsys):
+    from conftest import write_pictures
+
+    assert train(pictures, tmp_path / "run") == 0
+    write_pictures(tmp_path / "data/train", 10, 8)
+    (tmp_path / "data/train/class03").rename(tmp_path / "data/train/class03b")
+    write_pictures(tmp_path / "data/test", 6, 4)
+    assert train(tmp_path / "data", tmp_path / "run", "--resume", "--max-iter", "8") == 2
+    assert "another data set" in capsys.readouterr().err
 
 
 def test_longer_training_goes_on_from_a_finished_run(pictures, tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 
 MAX_PIXELS = 64 * 2**20  # a 20,000 × 20,000 picture takes 15 s and 6 GB to decode
 MAX_SIDE = 65_500  # libjpeg's own limit
+MAX_BYTES = 2**29  # of one file
 
 
 class BadPicture(Exception):

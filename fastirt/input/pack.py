@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from fastirt.catalog import Catalog
 from fastirt.errors import UserError
-from fastirt.input.check import MAX_PIXELS, MAX_SIDE, BadPicture, check_picture
+from fastirt.input.check import MAX_BYTES, MAX_PIXELS, MAX_SIDE, BadPicture, check_picture
 from fastirt.input.geometry import resized_size
 from fastirt.input.store import ENTRY, PROLOGUE, PackedStore, catalog_digest, relative_names, source_stat, write_prologue
 
@@ -46,7 +46,6 @@ __all__ = ["PackedStore", "pack"]
 
 QUALITY, SUBSAMPLING = 95, "4:4:4"
 SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
-MAX_BYTES = 2**29  # of one source file
 CHUNK = 16  # pictures per task of the process pool
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Protocol, Sequence
 
 import numpy as np
 
-from fastirt.input.check import BadPicture
+from fastirt.input.check import MAX_BYTES, BadPicture
 
 
 class PictureSource(Protocol):
@@ -37,6 +38,9 @@ class FileSource:
         path = self._paths[row]
         try:
             with open(path, "rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > MAX_BYTES:
+                    raise BadPicture(path, f"{size:,} bytes, the limit is {MAX_BYTES:,}")
                 return np.frombuffer(file.read(), np.uint8)
         except OSError as error:
             raise BadPicture(path, (error.strerror or type(error).__name__).lower()) from None

@@ -84,8 +84,8 @@ class PackedStore:
                                    ("--resize", self.header["resize"], resize),
                                    ("--resize-size", self.header["resize_size"], resize_size)):
             if mine != theirs:
-                raise UserError(f"{self.path}: stale or foreign: {what} is {mine} in the store and {theirs} in this "
-                                f"run: {AGAIN}")
+                raise UserError(f"{self.path}: stale or foreign: {what} is {mine} in the store and {theirs} in this run: make it again "
+                                f"with `fastirt pack --resize {resize} --resize-size {resize_size}`")
         if self.header["catalog_sha256"] != catalog_digest(catalog):
             raise UserError(f"{self.path}: stale or foreign: {self._difference(catalog)}: {AGAIN}")
         self._check_sources([path for split in catalog.splits() for path in split.paths])

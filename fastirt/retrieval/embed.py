@@ -46,7 +46,7 @@ def embed(encoder: Encoder, loader: EvalLoader, paths: Sequence[str], *, mean: S
                 images = normalise(batch.images, mean, std, dtype)
                 with autocast(dtype, device):
                     out = encoder(images)
-                vectors.append(out[:batch.valid].float().cpu())
+                vectors.append(out[:batch.valid])
                 rows.append(torch.as_tensor(batch.indices[:batch.valid], dtype=torch.int64))
                 bar.update(batch.valid)
     finally:
@@ -54,7 +54,7 @@ def embed(encoder: Encoder, loader: EvalLoader, paths: Sequence[str], *, mean: S
         loader.close()
     if not vectors:
         raise UserError(f"{name}: no picture could be read")
-    found = Embeddings(torch.cat(vectors), torch.cat(rows))
+    found = Embeddings(torch.cat(vectors).float().cpu(), torch.cat(rows))  # one copy: one per batch would stall a GPU each time
     broken = ~torch.isfinite(found.vectors).all(dim=1)
     if broken.any():
         first = paths[int(found.rows[broken][0])]

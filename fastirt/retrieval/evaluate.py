@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Mapping, Optional
 
@@ -14,6 +15,8 @@ from fastirt.input.loader import EvalLoader
 from fastirt.retrieval.embed import Embeddings, embed, normalization_constants
 from fastirt.retrieval.metrics import retrieval_metrics
 from fastirt.step import resolve_precision
+
+log = logging.getLogger("fastirt")
 
 
 def evaluate(encoder: Encoder, catalog: Catalog, config: Config, device: torch.device, *, stores: Optional[Mapping[str, Any]] = None,
@@ -35,6 +38,10 @@ def evaluate(encoder: Encoder, catalog: Catalog, config: Config, device: torch.d
     gallery, gallery_labels = (query, query_labels) if catalog.gallery is None else embeddings(catalog.gallery)
     total = len(catalog.query) + (len(catalog.gallery) if catalog.gallery else 0)
     read = len(query.rows) + (len(gallery.rows) if catalog.gallery else 0)
-    metrics = retrieval_metrics(query.vectors, query_labels, gallery.vectors, gallery_labels, config.eval.rank, same=catalog.gallery is None,
+    reachable = len(gallery.rows) - (1 if catalog.gallery is None else 0)
+    ranks = [k for k in config.eval.rank if k <= reachable]
+    if len(ranks) < len(config.eval.rank):
+        log.warning("left out Recall@K for K above %d: so many gallery pictures could be read", reachable)
+    metrics = retrieval_metrics(query.vectors, query_labels, gallery.vectors, gallery_labels, ranks, same=catalog.gallery is None,
                                 backend=config.eval.search, device=device)
     return {**metrics, "bad": total - read}

@@ -166,7 +166,7 @@ def _backend(gallery: Tensor, k: int, backend: str, device: torch.device) -> _To
             return _Faiss(gallery, device)
         except (ImportError, AttributeError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-    log.info("search by plain torch: FAISS cannot (%s)", reason)
+    log.log(logging.WARNING if backend == "faiss" else logging.INFO, "search by plain torch: FAISS cannot (%s)", reason)
     return _Torch(gallery, device)
 
 
