@@ -1,0 +1,71 @@
+"""What only a GPU can say; skipped where there is none."""
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import TINY
+from fastirt.catalog import load_catalog
+from fastirt.cli import main
+from fastirt.config import InputConfig
+from fastirt.input.loader import EvalLoader, TrainLoader
+from fastirt.retrieval.search import search
+from test_step import config_with, make_batch
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+GPU = torch.device("cuda:0")
+
+
+def test_mixed_decoding_agrees_with_pil(pictures):
+    """nvJPEG's inverse transform and chroma upsampling differ from libjpeg's, so only the mean is pinned."""
+    split = load_catalog("folder", str(pictures)).train
+    batches = {}
+    for loader in ("dali", "pil"):
+        config = InputConfig(input_size=16, resize_size=18, num_workers=4, loader=loader)
+        batches[loader] = [(b.indices.tolist(), b.images.cpu().int()) for b in
+                           TrainLoader(split, batch_size=32, m=4, seed=0, input=config, device=GPU, stop_step=20)]
+    for ours, plain in zip(batches["dali"], batches["pil"], strict=True):
+        assert ours[0] == plain[0] and (ours[1] - plain[1]).abs().float().mean() < 2
+
+
+def test_batches_are_complete_when_they_arrive(pictures):
+    split = load_catalog("folder", str(pictures)).query
+    config = InputConfig(input_size=16, resize_size=18, num_workers=4)
+    runs = [torch.cat([b.images[:b.valid].clone() for b in EvalLoader(split, batch_size=8, input=config, device=GPU)]) for _ in range(3)]
+    assert torch.equal(runs[0], runs[1]) and torch.equal(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_step_never_waits_for_the_gpu(precision):
+    from fastirt.encoder import build_encoder
+    from fastirt.input.loader import Batch
+    from fastirt.step import TrainStep
+
+    config = config_with(precision=precision, encoder_momentum=0.9, clip_grad=1.0, drop_path=0.2, drop=0.1)
+    step = TrainStep(build_encoder(config.model, 16), config, 20, (0.5,) * 3, (0.5,) * 3, GPU)
+    batches = [make_batch(number) for number in range(4)]
+    batches = [Batch(b.images.to(GPU), b.labels.to(GPU), b.indices, b.step, b.valid) for b in batches]
+    step(batches[0])
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches[1:]:
+            step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert step.first_bad_step.item() == -1
+
+
+@pytest.mark.parametrize("k", [5, 2500])
+def test_search_on_the_gpu_agrees_with_the_cpu(k):
+    vectors = torch.nn.functional.normalize(torch.randn(4000, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    vectors[100:200] = vectors[0]
+    on_cpu, on_gpu = (np.concatenate([i.numpy() for _, _, i in search(vectors[:300], vectors, k, device=device)]) for device in ("cpu", GPU))
+    assert (on_cpu == on_gpu).mean() > 0.999  # near-ties may be rounded differently
+
+
+def test_a_run_on_the_gpu(pictures, tmp_path):
+    flags = [word if word != "cpu" else "cuda:0" for word in TINY]
+    assert main(["train", "--dataset", "folder", "--data-path", str(pictures), "--output-dir", str(tmp_path / "run"), *flags, "--max-iter", "20",
+                 "--batch-size", "16", "--logging-freq", "3", "--save-freq", "7", "--eval-freq", "10"]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), "--device", "cpu", "--output-dir", str(tmp_path / "cpu")]) == 0
