@@ -1,6 +1,11 @@
 """The demo set: the same bytes for the same arguments, whole or not at all, and no colour puzzle."""
 
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +16,6 @@ from fastirt.demo import generate as generate_module
 from fastirt.demo.baseline import colour_histogram
 from fastirt.demo.generate import generate
 from fastirt.demo.product import make_product
-from fastirt.demo.scene import take_photo
 from fastirt.errors import UserError
 
 SMALL = dict(classes=6, views=3, width=48, height=40, progress=False)
@@ -48,9 +52,9 @@ def test_an_existing_set_is_used_again_and_anything_else_refused(tmp_path):
     (tmp_path / "mine/notes.txt").write_text("precious")
     with pytest.raises(UserError, match="no demo set"):
         generate(tmp_path / "mine", workers=1, **SMALL)
-    for wrong in (dict(classes=1), dict(views=1), dict(width=4), dict(seed=-1)):
+    for wrong in (dict(classes=1), dict(views=1), dict(width=4), dict(seed=-1), dict(workers=0)):
         with pytest.raises(UserError, match="--"):
-            generate(tmp_path / "wrong", workers=1, **{**SMALL, **wrong})
+            generate(tmp_path / "wrong", **{"workers": 1, **SMALL, **wrong})
 
 
 def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
@@ -68,17 +72,58 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_large_pictures_weigh_what_photographs_do():
-    import io
+def test_a_killed_drawing_is_never_taken_for_a_whole_one(tmp_path):
+    out, partial = tmp_path / "demo", tmp_path / ".demo.partial"
+    call = f"generate({str(out)!r}, classes=5000, workers=2, progress=False)"
+    code = f"from fastirt.demo.generate import generate\nif __name__ == '__main__': {call}"
+    (tmp_path / "draw.py").write_text(code)
+    process = subprocess.Popen([sys.executable, str(tmp_path / "draw.py")], env={**os.environ, "PYTHONPATH": str(Path.cwd())})
+    try:
+        wait_until(lambda: any(partial.rglob("*.jpg")))
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    finally:
+        process.kill()
+        process.wait()
+    assert not out.exists()
+    assert len(children) >= 2
+    wait_until(lambda: not any(running(child) for child in children))  # they must not draw into the next attempt
+    generate(out, workers=1, **SMALL)
+    assert len(contents(out)) == 6 * 3 + 1 and not partial.exists()
 
-    sizes = []
-    for number in range(12):
-        product = make_product(0, number)
-        for view in range(2):
-            data = io.BytesIO()
-            take_photo(product, 0, number, view, 500, 375).save(data, "JPEG", quality=82, subsampling=0)
-            sizes.append(len(data.getvalue()))
-    assert 60_000 < np.mean(sizes) < 120_000
+
+def running(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_large_pictures_weigh_what_photographs_do(tmp_path):
+    out = generate(tmp_path / "demo", classes=12, views=2, width=500, height=375, workers=1, progress=False)
+    pictures = list(out.rglob("*.jpg"))
+    assert 60_000 < np.mean([path.stat().st_size for path in pictures]) < 120_000
+    with Image.open(pictures[0]) as picture:
+        assert picture.size == (500, 375) and picture.mode == "RGB"
+    best = generate(tmp_path / "best", classes=2, views=2, width=500, height=375, workers=1, quality=(95, 95), progress=False)
+    name = "train/product00000/0000.jpg"
+    assert (best / name).stat().st_size > (out / name).stat().st_size
+
+
+def test_colour_helps_but_is_not_enough(tmp_path):
+    """50 unseen classes x 8 views: well above chance, and below one half."""
+    out = generate(tmp_path / "demo", classes=51, train_classes=1, views=8, workers=1, progress=False)
+    split = load_catalog("demo", str(out)).query
+    similarities = colour_histogram(split.paths) @ colour_histogram(split.paths).T
+    np.fill_diagonal(similarities, -1)
+    assert len(split) == 400
+    assert 0.2 < (split.labels[similarities.argmax(1)] == split.labels).mean() < 0.5
 
 
 def test_neighbouring_classes_share_palette_or_silhouette():
