@@ -5,7 +5,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = next(line.split('"')[1] for line in (HERE / "fastirt/__init__.py").read_text().splitlines() if "__version__" in line)
+VERSION = next(
+    line.split('"')[1] for line in (HERE / "fastirt/__init__.py").read_text().splitlines() if "__version__" in line
+)
 
 setup(
     name="fastirt",

@@ -34,11 +34,13 @@ def save(path: Path, state: dict[str, Any], keep: Optional[int] = None) -> None:
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={"format": FORMAT, "state": json.dumps(tree)})
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be written ({error}); earlier checkpoints are untouched: free space or choose another "
-                        "--output-dir, then --resume") from error
+        raise UserError(
+            f"{path}: cannot be written ({error}); earlier checkpoints are untouched: free space or choose another "
+            "--output-dir, then --resume"
+        ) from error
     if keep is not None:
         earlier = [old for old in sorted(path.parent.glob("step_*.safetensors")) if old.name < path.name]
-        for old in earlier[:len(earlier) - max(1, keep) + 1]:
+        for old in earlier[: len(earlier) - max(1, keep) + 1]:
             old.unlink(missing_ok=True)
 
 
@@ -50,10 +52,14 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         with safe_open(path, framework="pt", device=str(device)) as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise UserError(f"{path}: not a checkpoint of this version (format {metadata.get('format')!r}, expected {FORMAT!r})")
+                raise UserError(
+                    f"{path}: not a checkpoint of this version (format {metadata.get('format')!r}, expected {FORMAT!r})"
+                )
             return _unflatten(json.loads(metadata["state"]), file.get_tensor)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: damaged checkpoint ({str(error).splitlines()[0]}); resume from an older one") from error
+        raise UserError(
+            f"{path}: damaged checkpoint ({str(error).splitlines()[0]}); resume from an older one"
+        ) from error
 
 
 def forget_later(path: Path) -> None:
@@ -76,7 +82,11 @@ def _flatten(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
         tensors[path] = value.detach().cpu().contiguous().clone()
         return {"tensor": path}
     if isinstance(value, dict):
-        return {"dict": [[key, _flatten(item, f"{path}.{key}" if path else str(key), tensors)] for key, item in value.items()]}
+        return {
+            "dict": [
+                [key, _flatten(item, f"{path}.{key}" if path else str(key), tensors)] for key, item in value.items()
+            ]
+        }
     if isinstance(value, (list, tuple)):
         return {type(value).__name__: [_flatten(item, f"{path}.{i}", tensors) for i, item in enumerate(value)]}
     if isinstance(value, torch.dtype):

@@ -45,24 +45,43 @@ def build_parser() -> Parser:
     parser = Parser(prog="fastirt", description="Train vision transformers for image retrieval.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="train, then evaluate", description=TRAIN, allow_abbrev=False,
-                               usage="fastirt train [--method M] [--recipe R] [--dataset D] [--data-path PATH] [options]")
+    train = commands.add_parser(
+        "train",
+        help="train, then evaluate",
+        description=TRAIN,
+        allow_abbrev=False,
+        usage="fastirt train [--method M] [--recipe R] [--dataset D] [--data-path PATH] [options]",
+    )
     add_config(train)
 
-    evaluate = commands.add_parser("evaluate", help="evaluate a run, a weights file or IRT_O", description=EVALUATE, allow_abbrev=False,
-                                  usage="fastirt evaluate [RUN] [--weights FILE] [--dataset D] [--data-path PATH] [options]")
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="evaluate a run, a weights file or IRT_O",
+        description=EVALUATE,
+        allow_abbrev=False,
+        usage="fastirt evaluate [RUN] [--weights FILE] [--dataset D] [--data-path PATH] [options]",
+    )
     evaluate.add_argument("run", nargs="?", type=Path, help="run folder, or a file of weights")
     add_config(evaluate)
 
-    pack = commands.add_parser("pack", help="store a data set's pictures, resized once, in one file", allow_abbrev=False)
+    pack = commands.add_parser(
+        "pack", help="store a data set's pictures, resized once, in one file", allow_abbrev=False
+    )
     pack.add_argument("out", type=Path, help="file to write")
-    pack.add_argument("--recipe", choices=RECIPES, default=argparse.SUPPRESS, help="resize as this recipe does (default: as `fastirt train` would)")
+    pack.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        default=argparse.SUPPRESS,
+        help="resize as this recipe does (default: as `fastirt train` would)",
+    )
     for group, names in (("data", ("dataset", "data_path")), ("input", ("input_size", "resize", "resize_size"))):
         for field in dataclasses.fields(getattr(Config(), group)):
             if field.name in names:
                 add_field(pack, Config(), group, field)
     pack.add_argument("--quality", type=int, default=95, help="JPEG quality (default: %(default)s)")
-    pack.add_argument("--subsampling", choices=("4:4:4", "4:2:2", "4:2:0"), default="4:4:4", help="JPEG chroma (default: %(default)s)")
+    pack.add_argument(
+        "--subsampling", choices=("4:4:4", "4:2:2", "4:2:0"), default="4:4:4", help="JPEG chroma (default: %(default)s)"
+    )
     pack.add_argument("--workers", type=int, default=None, help="processes (default: one a core)")
 
     demo = commands.add_parser("demo", help="draw the demo set: products rendered from a seed", allow_abbrev=False)
@@ -83,9 +102,15 @@ def build_parser() -> Parser:
 def add_config(parser: argparse.ArgumentParser) -> None:
     """One flag per config field, grouped by component; a flag that is not given leaves no trace in the result."""
     presets = parser.add_argument_group("Presets")
-    presets.add_argument("--method", choices=METHODS, default=argparse.SUPPRESS,
-                         help="irt-o: off the shelf; irt-l: contrastive; irt-r: contrastive + KoLeo")
-    presets.add_argument("--recipe", choices=RECIPES, default=argparse.SUPPRESS, help="the paper's, or the public re-implementation's")
+    presets.add_argument(
+        "--method",
+        choices=METHODS,
+        default=argparse.SUPPRESS,
+        help="irt-o: off the shelf; irt-l: contrastive; irt-r: contrastive + KoLeo",
+    )
+    presets.add_argument(
+        "--recipe", choices=RECIPES, default=argparse.SUPPRESS, help="the paper's, or the public re-implementation's"
+    )
     config = Config()
     for name, part in config.parts().items():
         group = parser.add_argument_group(type(part).__doc__)
@@ -104,7 +129,9 @@ def add_field(group: Any, config: Config, part: str, field: dataclasses.Field) -
     if hint is bool:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, **words)
         return
-    inner = [a for a in typing.get_args(hint) if a is not type(None)] if typing.get_origin(hint) is typing.Union else [hint]
+    inner = (
+        [a for a in typing.get_args(hint) if a is not type(None)] if typing.get_origin(hint) is typing.Union else [hint]
+    )
     kind = inner[0]
     if typing.get_origin(kind) is tuple:
         kind, words["nargs"] = typing.get_args(kind)[0], "+"
@@ -121,6 +148,7 @@ def add_field(group: Any, config: Config, part: str, field: dataclasses.Field) -
 
 def _or_none(kind: type) -> Callable[[str], Any]:
     """`none` takes back what a preset or a stored run has set."""
+
     def parse(text: str) -> Any:
         return None if text.lower() == "none" else kind(text)
 
@@ -135,11 +163,13 @@ def given(args: dict[str, Any]) -> dict[str, Any]:
 
 def _train(args: dict[str, Any]) -> int:
     from fastirt.run import train
+
     return train(given(args))
 
 
 def _evaluate(args: dict[str, Any]) -> int:
     from fastirt.run import evaluate_model
+
     return evaluate_model(args.pop("run"), given(args))
 
 
@@ -147,6 +177,7 @@ def _pack(args: dict[str, Any]) -> int:
     from fastirt.catalog import load_catalog
     from fastirt.input.pack import pack
     from fastirt.presets import resolve
+
     own = {name: args.pop(name) for name in ("out", "quality", "subsampling", "workers")}
     config = resolve(given(args))
     catalog = load_catalog(config.data.dataset, config.data.data_path)
@@ -156,18 +187,21 @@ def _pack(args: dict[str, Any]) -> int:
 
 def _demo(args: dict[str, Any]) -> int:
     from fastirt.demo.generate import generate
+
     print(generate(args.pop("out"), **args))
     return 0
 
 
 def _report(args: dict[str, Any]) -> int:
     from fastirt.retrieval.report import compare_runs
+
     print(compare_runs(args["runs"]))
     return 0
 
 
 def _env(_: dict[str, Any]) -> int:
     from fastirt.env import report
+
     print(report())
     return 0
 

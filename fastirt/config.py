@@ -27,7 +27,9 @@ class DataConfig:
 
     dataset: str = option("cub200", "which data set, and so which layout on disk", DATASETS)
     data_path: str = option("/data/CUB_200_2011", "folder of the data set (dataset csv: the .csv file or its folder)")
-    packed: Optional[str] = option(None, "packed store made by `fastirt pack`; pictures are read from it instead of from files")
+    packed: Optional[str] = option(
+        None, "packed store made by `fastirt pack`; pictures are read from it instead of from files"
+    )
     m: int = option(0, "pictures per class in a batch; 0: shuffled epochs")
 
 
@@ -36,7 +38,9 @@ class InputConfig:
     """Pictures to batches"""
 
     input_size: int = option(224, "side of the square that the model sees, in pixels")
-    resize: str = option("square", "before the crop: whole picture to a square, or its shorter side", ("square", "shorter"))
+    resize: str = option(
+        "square", "before the crop: whole picture to a square, or its shorter side", ("square", "shorter")
+    )
     resize_size: int = option(256, "side in pixels after the resize")
     normalization: str = option("model", "mean and std: the model's own (timm) or ImageNet's", ("model", "imagenet"))
     loader: str = option("dali", "DALI pipeline, or its plain PIL twin", ("dali", "pil"))
@@ -51,12 +55,18 @@ class ModelConfig:
 
     model: str = option("deit_small_distilled_patch16_224", "any vision transformer of timm")
     model_kwargs: tuple[str, ...] = option((), "further timm arguments as key=value, e.g. depth=4 embed_dim=128")
-    weights: Optional[str] = option(None, "a .safetensors or .pth file, or 'scratch' for random ones; default: timm's pretrained")
+    weights: Optional[str] = option(
+        None, "a .safetensors or .pth file, or 'scratch' for random ones; default: timm's pretrained"
+    )
     pooling: str = option("cls", "tokens to descriptor", ("cls", "mean", "max", "gem"))
-    eval_descriptor: str = option("cls", "distilled models in evaluation: CLS, or the mean of CLS and distillation token", ("cls", "cls+dist"))
+    eval_descriptor: str = option(
+        "cls", "distilled models in evaluation: CLS, or the mean of CLS and distillation token", ("cls", "cls+dist")
+    )
     drop: float = option(0.0, "dropout rate")
     drop_path: float = option(0.0, "stochastic depth rate of the last block (linear over depth)")
-    precision: str = option("auto", "of the encoder: bf16 autocast or fp32; auto: bf16 on a GPU, fp32 on a CPU", ("auto", "bf16", "fp32"))
+    precision: str = option(
+        "auto", "of the encoder: bf16 autocast or fp32; auto: bf16 on a GPU, fp32 on a CPU", ("auto", "bf16", "fp32")
+    )
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,9 @@ class MemoryConfig:
     memory_ratio: float = option(1.0, "size of the memory as a share of the training set; 0: none")
     memory_dtype: str = option("fp32", "of the stored embeddings", ("fp32", "bf16"))
     memory_start: int = option(0, "step from which the memory is filled and used")
-    encoder_momentum: Optional[float] = option(None, "momentum of the twin that fills the memory, e.g. 0.999; default: no twin")
+    encoder_momentum: Optional[float] = option(
+        None, "momentum of the twin that fills the memory, e.g. 0.999; default: no twin"
+    )
 
 
 @dataclass(frozen=True)
@@ -102,7 +114,9 @@ class EvalConfig:
     rank: tuple[int, ...] = option((1, 2, 4, 8), "compute Recall@K for these K")
     eval_freq: int = option(0, "evaluate every so many steps and keep the best model; 0: only at the end")
     eval_batch_size: int = option(128, "pictures per batch in evaluation")
-    search: str = option("auto", "nearest neighbours by FAISS or plain torch; auto: FAISS where it can", ("auto", "faiss", "torch"))
+    search: str = option(
+        "auto", "nearest neighbours by FAISS or plain torch; auto: FAISS where it can", ("auto", "faiss", "torch")
+    )
 
 
 @dataclass(frozen=True)
@@ -114,7 +128,9 @@ class RunConfig:
     logging_freq: int = option(50, "steps between log lines")
     save_freq: int = option(1000, "steps between checkpoints; 0: only when stopped and at the end")
     keep: int = option(2, "how many checkpoints to keep")
-    resume: Optional[str] = option(None, "go on from a run folder or checkpoint; without a value: from --output-dir, where it has one")
+    resume: Optional[str] = option(
+        None, "go on from a run folder or checkpoint; without a value: from --output-dir, where it has one"
+    )
     device: Optional[str] = option(None, "cuda, cuda:1, cpu; default: a GPU where there is one")
     seed: int = option(0, "seed of everything random")
 
@@ -147,7 +163,11 @@ class Config:
 
     def parts(self) -> dict[str, Any]:
         """The component configs by name, in the order of `--help`."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if dataclasses.is_dataclass(getattr(self, f.name))}
+        return {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if dataclasses.is_dataclass(getattr(self, f.name))
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """A tree of JSON values."""

@@ -19,14 +19,29 @@ class MaskTable:
         self.rates: list[float] = []
         self.masks: Optional[Tensor] = None
 
-    def draw(self, seed: int, step: int, batch_size: int, stream: str, device: torch.device, first: int = 0, count: Optional[int] = None) -> None:
+    def draw(
+        self,
+        seed: int,
+        step: int,
+        batch_size: int,
+        stream: str,
+        device: torch.device,
+        first: int = 0,
+        count: Optional[int] = None,
+    ) -> None:
         """Draw for the global batch and keep the rows first .. first + count; the device buffer keeps its address."""
         if not self.rates:
             return
-        generator = np.random.Generator(np.random.Philox(key=np.array([seed, STREAMS[stream]], dtype=np.uint64), counter=[0, 0, 0, step]))
+        generator = np.random.Generator(
+            np.random.Philox(key=np.array([seed, STREAMS[stream]], dtype=np.uint64), counter=[0, 0, 0, step])
+        )
         keep = 1 - np.asarray(self.rates, dtype=np.float32)
-        chosen = generator.random((batch_size, len(keep)), dtype=np.float32)[first:None if count is None else first + count]
-        masks = torch.from_numpy(np.ascontiguousarray(np.where(chosen < keep, 1 / np.maximum(keep, 1e-6), 0).astype(np.float32).T))
+        chosen = generator.random((batch_size, len(keep)), dtype=np.float32)[
+            first : None if count is None else first + count
+        ]
+        masks = torch.from_numpy(
+            np.ascontiguousarray(np.where(chosen < keep, 1 / np.maximum(keep, 1e-6), 0).astype(np.float32).T)
+        )
         if self.masks is None or self.masks.shape != masks.shape or self.masks.device != device:
             self.masks = torch.empty_like(masks, device=device)
         if device.type == "cuda":

@@ -24,8 +24,14 @@ from fastirt.weights import load_weights, write_model
 
 GEM_POWER = 3.0  # Radenovic et al. 2018
 GEM_EPS = 1e-6
-OWN_FLAGS = {"img_size": "--input-size", "drop_rate": "--drop", "drop_path_rate": "--drop-path", "num_classes": "there is no classifier",
-             "pretrained": "--weights", "checkpoint_path": "--weights"}
+OWN_FLAGS = {
+    "img_size": "--input-size",
+    "drop_rate": "--drop",
+    "drop_path_rate": "--drop-path",
+    "num_classes": "there is no classifier",
+    "pretrained": "--weights",
+    "checkpoint_path": "--weights",
+}
 
 
 class Encoder(nn.Module):
@@ -55,14 +61,22 @@ class Encoder(nn.Module):
             if self.distilled and self.config.eval_descriptor == "cls+dist" and not self.training:
                 return (tokens[:, 0] + tokens[:, 1]) / 2
             return tokens[:, 0]
-        patches = tokens[:, self.vit.num_prefix_tokens:]
+        patches = tokens[:, self.vit.num_prefix_tokens :]
         if self.config.pooling == "mean":
             return patches.mean(dim=1)
         if self.config.pooling == "max":
             return patches.amax(dim=1)
         return patches.float().clamp(min=GEM_EPS).pow(GEM_POWER).mean(dim=1).pow(1 / GEM_POWER)
 
-    def draw_masks(self, seed: int, step: int, batch_size: int, stream: str = "student", first: int = 0, count: Optional[int] = None) -> None:
+    def draw_masks(
+        self,
+        seed: int,
+        step: int,
+        batch_size: int,
+        stream: str = "student",
+        first: int = 0,
+        count: Optional[int] = None,
+    ) -> None:
         """Set the drop-path masks of this step, a function of (seed, step, position in the global batch of `batch_size`).
 
         first, count: the slice of the global batch that this model sees. stream: `student` or `twin`. Costs nothing without drop path.
@@ -111,9 +125,18 @@ def save_model(encoder: Encoder, path: Path, config: Config) -> None:
     The file's metadata says how pictures get to it, so that an evaluation of the file alone feeds it as the run did.
     """
     model, input = encoder.config, config.input
-    description = {"method": config.method, "recipe": config.recipe, "model": model.model, "model_kwargs": model.model_kwargs, "pooling": model.pooling,
-                   "eval_descriptor": model.eval_descriptor, "input_size": encoder.input_size, "resize": input.resize, "resize_size": input.resize_size,
-                   "normalization": input.normalization}
+    description = {
+        "method": config.method,
+        "recipe": config.recipe,
+        "model": model.model,
+        "model_kwargs": model.model_kwargs,
+        "pooling": model.pooling,
+        "eval_descriptor": model.eval_descriptor,
+        "input_size": encoder.input_size,
+        "resize": input.resize,
+        "resize_size": input.resize_size,
+        "normalization": input.normalization,
+    }
     write_model(encoder.vit.state_dict(), path, description)
 
 
@@ -125,15 +148,26 @@ def _create(config: ModelConfig, input_size: int, pretrained: bool, name: Option
     dropout = {"pos_drop_rate": config.drop, "proj_drop_rate": config.drop} if config.drop else {}
     try:
         if pretrained and not _hub_answers():
-            huggingface_hub.constants.HF_HUB_OFFLINE = True  # what was downloaded earlier still loads; the rest fails at once, not after a minute
-        return timm.create_model(name or config.model, pretrained=pretrained, num_classes=0, img_size=input_size, drop_path_rate=config.drop_path,
-                                 **dropout, **_parse(config.model_kwargs))
+            huggingface_hub.constants.HF_HUB_OFFLINE = (
+                True  # what was downloaded earlier still loads; the rest fails at once, not after a minute
+            )
+        return timm.create_model(
+            name or config.model,
+            pretrained=pretrained,
+            num_classes=0,
+            img_size=input_size,
+            drop_path_rate=config.drop_path,
+            **dropout,
+            **_parse(config.model_kwargs),
+        )
     except UserError:
         raise
     except Exception as error:  # timm, hub, network and cache raise a dozen unrelated types
         if pretrained:
             raise _no_weights(name or config.model, error) from error
-        raise UserError(f"--model {config.model}: not a vision transformer that takes these settings: {_first_line(error)}") from error
+        raise UserError(
+            f"--model {config.model}: not a vision transformer that takes these settings: {_first_line(error)}"
+        ) from error
 
 
 def _is_tag(weights: str) -> bool:
@@ -152,13 +186,17 @@ def _hub_answers() -> bool:
 
 
 def _no_weights(model: str, error: Exception) -> UserError:
-    return UserError(f"--model {model}: pretrained weights could not be downloaded ({type(error).__name__}: {_first_line(error)}); pass --weights FILE "
-                     "(.safetensors or .pth), or --weights scratch for random ones")
+    return UserError(
+        f"--model {model}: pretrained weights could not be downloaded ({type(error).__name__}: {_first_line(error)}); pass --weights FILE "
+        "(.safetensors or .pth), or --weights scratch for random ones"
+    )
 
 
 def _check(vit: nn.Module, config: ModelConfig, input_size: int) -> None:
     if not hasattr(vit, "patch_embed") or not hasattr(vit, "num_prefix_tokens") or not hasattr(vit, "blocks"):
-        raise UserError(f"--model {config.model}: not a plain vision transformer (no patch embedding or blocks): choose one of timm's vit_* or deit_*")
+        raise UserError(
+            f"--model {config.model}: not a plain vision transformer (no patch embedding or blocks): choose one of timm's vit_* or deit_*"
+        )
     if config.pooling == "cls" and getattr(vit, "cls_token", None) is None:
         raise UserError(f"--model {config.model} has no CLS token: pass --pooling mean, max or gem")
     patch = vit.patch_embed.patch_size[0]

@@ -21,12 +21,24 @@ ABSENT = "not installed"
 def report() -> str:
     """One `name: value` line for the program, the system, the GPUs and each package that matters."""
     items: list[tuple[str, Callable[[], str]]] = [
-        ("fastirt", _fastirt), ("Python", lambda: f"{platform.python_version()} ({sys.executable})"),
-        ("OS", platform.platform), ("CPU", _cpu), ("cores", _cores), ("memory", _memory), ("GPU", _gpus),
-        ("torch", _torch), ("CUDA (torch)", _cuda), ("cuDNN (torch)", _cudnn), ("triton", lambda: _version("triton")),
-        ("timm", lambda: _version("timm")), ("torchvision", lambda: _version("torchvision")),
-        ("DALI", lambda: _family("nvidia-dali")), ("faiss", _faiss), ("numpy", lambda: _version("numpy")),
-        ("Pillow", lambda: _version("pillow")), ("apex", _apex),
+        ("fastirt", _fastirt),
+        ("Python", lambda: f"{platform.python_version()} ({sys.executable})"),
+        ("OS", platform.platform),
+        ("CPU", _cpu),
+        ("cores", _cores),
+        ("memory", _memory),
+        ("GPU", _gpus),
+        ("torch", _torch),
+        ("CUDA (torch)", _cuda),
+        ("cuDNN (torch)", _cudnn),
+        ("triton", lambda: _version("triton")),
+        ("timm", lambda: _version("timm")),
+        ("torchvision", lambda: _version("torchvision")),
+        ("DALI", lambda: _family("nvidia-dali")),
+        ("faiss", _faiss),
+        ("numpy", lambda: _version("numpy")),
+        ("Pillow", lambda: _version("pillow")),
+        ("apex", _apex),
     ]
     lines = []
     for name, value in items:
@@ -73,8 +85,10 @@ def _gpus() -> str:
     listed = _run("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     if not listed:
         return "none found (nvidia-smi is missing or lists none)"
-    return "; ".join(f"{i}: {name}, {memory}, driver {driver}" for i, (name, memory, driver) in
-                     enumerate(line.split(", ") for line in listed.splitlines()))
+    return "; ".join(
+        f"{i}: {name}, {memory}, driver {driver}"
+        for i, (name, memory, driver) in enumerate(line.split(", ") for line in listed.splitlines())
+    )
 
 
 def _torch() -> str:

@@ -31,10 +31,14 @@ class RunLog:
             self._file = open(self.path, "a", encoding="utf-8")
             self._board = SummaryWriter(str(tensorboard), purge_step=step + 1)
         except OSError as error:
-            raise UserError(f"{tensorboard}: logs cannot be written there ({error.strerror or error}): choose another --log-dir or --output-dir") from error
+            raise UserError(
+                f"{tensorboard}: logs cannot be written there ({error.strerror or error}): choose another --log-dir or --output-dir"
+            ) from error
         self._redirect = logging_redirect_tqdm()
         self._redirect.__enter__()
-        self.bar = tqdm(initial=step, total=total, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty(), desc="train")
+        self.bar = tqdm(
+            initial=step, total=total, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty(), desc="train"
+        )
 
     def row(self, row: dict[str, Any]) -> None:
         """One log step or evaluation: `row` holds `step` and numbers."""
@@ -79,7 +83,11 @@ def cut_back(path: Path, step: int, redo: bool = False) -> None:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and "step" in row and (row["step"] < step or (row["step"] == step and ("loss" in row or not redo))):
+        if (
+            isinstance(row, dict)
+            and "step" in row
+            and (row["step"] < step or (row["step"] == step and ("loss" in row or not redo)))
+        ):
             kept.append(line + "\n")
     with replacing(path) as temporary:
         temporary.write_text("".join(kept), encoding="utf-8")

@@ -23,7 +23,9 @@ class Memory(nn.Module):
     never lost. Nothing here waits for the device.
     """
 
-    def __init__(self, size: int, dim: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, size: int, dim: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> None:
         super().__init__()
         self.register_buffer("embeddings", torch.zeros(size, dim, dtype=dtype, device=device))
         self.register_buffer("labels", torch.full((size,), -1, dtype=torch.int64, device=device))

@@ -32,12 +32,25 @@ class RetrievalLoss(nn.Module):
             raise ValueError(f"contrastive {contrastive!r}: choose one of {', '.join(REDUCTIONS)}")
         self.margin, self.contrastive, self.lambda_reg = margin, contrastive, lambda_reg
 
-    def forward(self, embeddings: Tensor, labels: Tensor, memory: Optional[Tensor] = None,
-                memory_labels: Optional[Tensor] = None, memory_self: Optional[Tensor] = None) -> Losses:
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        memory: Optional[Tensor] = None,
+        memory_labels: Optional[Tensor] = None,
+        memory_self: Optional[Tensor] = None,
+    ) -> Losses:
         """embeddings (N, D) L2-normalised, labels (N,) integers; memory (M, D) with memory_labels (M,), -1 = empty slot;
         memory_self (N,) int64: each row's own slot, which is no pair (-1 for none)."""
-        parts = contrastive_koleo(embeddings, labels, memory, memory_labels, memory_self=memory_self,
-                                  margin=self.margin, reduction=self.contrastive)
+        parts = contrastive_koleo(
+            embeddings,
+            labels,
+            memory,
+            memory_labels,
+            memory_self=memory_self,
+            margin=self.margin,
+            reduction=self.contrastive,
+        )
         return Losses(parts.batch + parts.memory + self.lambda_reg * parts.koleo, *parts)
 
     def extra_repr(self) -> str:

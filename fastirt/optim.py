@@ -29,11 +29,17 @@ def build_optimizer(vit: nn.Module, config: OptimConfig) -> torch.optim.Optimize
     if config.opt_eps is not None:
         extra["eps"] = config.opt_eps
     try:
-        optimizer = create_optimizer_v2(vit, name, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, **extra)
+        optimizer = create_optimizer_v2(
+            vit, name, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, **extra
+        )
     except IndexError:
-        raise UserError(f"--opt-betas {' '.join(map(str, config.opt_betas or ()))}: too few for --opt {config.opt}") from None
+        raise UserError(
+            f"--opt-betas {' '.join(map(str, config.opt_betas or ()))}: too few for --opt {config.opt}"
+        ) from None
     except (TypeError, ValueError, AssertionError, RuntimeError, ImportError) as error:
-        raise UserError(f"--opt {config.opt}: cannot be made with these settings: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(
+            f"--opt {config.opt}: cannot be made with these settings: {str(error).strip().splitlines()[0]}"
+        ) from error
     if getattr(optimizer, "is_second_order", False):
         raise UserError(f"--opt {config.opt}: needs second derivatives, which fused attention has not: choose another")
     return optimizer

@@ -10,17 +10,29 @@ from fastirt.errors import UserError
 # The paper (El-Nouby et al. 2021), and its best-known public re-implementation.
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": dict(
-        contrastive="anchor_sum", resize="square", normalization="model", eval_descriptor="cls", drop_path=0.0,
+        contrastive="anchor_sum",
+        resize="square",
+        normalization="model",
+        eval_descriptor="cls",
+        drop_path=0.0,
         model="deit_small_patch16_224",
     ),
     "unofficial": dict(
-        contrastive="nonzero_mean", resize="shorter", resize_size=256, normalization="imagenet", eval_descriptor="cls+dist",
-        drop_path=0.1, model="deit_small_distilled_patch16_224",
+        contrastive="nonzero_mean",
+        resize="shorter",
+        resize_size=256,
+        normalization="imagenet",
+        eval_descriptor="cls+dist",
+        drop_path=0.1,
+        model="deit_small_distilled_patch16_224",
     ),
 }
 
 DATA_PATHS = {
-    "cub200": "/data/CUB_200_2011", "sop": "/data/Stanford_Online_Products", "inshop": "/data/In-shop", "demo": "data/demo",
+    "cub200": "/data/CUB_200_2011",
+    "sop": "/data/Stanford_Online_Products",
+    "inshop": "/data/In-shop",
+    "demo": "data/demo",
 }
 
 # What both recipes do on each data set, when a recipe or a method was asked for.
@@ -35,10 +47,28 @@ DATASETS: dict[str, dict[str, Any]] = {
 
 # Training from scratch on rendered pictures, chosen by experiment (benchmarks/LOG.md): not the paper's fine-tuning.
 DEMO: dict[str, Any] = dict(
-    recipe="demo", model="vit_tiny_patch16_224", weights="scratch", pooling="mean", input_size=48, resize="shorter", resize_size=54,
-    model_kwargs=("patch_size=8", "embed_dim=128", "depth=4", "num_heads=4"), drop_path=0.0,
-    contrastive="nonzero_mean", m=4, batch_size=64, max_iter=600, lr=1e-3, sched="cosine", warmup_iter=50, weight_decay=0.05,
-    memory_ratio=1.0, memory_start=200, lambda_reg=0.3, logging_freq=50, save_freq=0,
+    recipe="demo",
+    model="vit_tiny_patch16_224",
+    weights="scratch",
+    pooling="mean",
+    input_size=48,
+    resize="shorter",
+    resize_size=54,
+    model_kwargs=("patch_size=8", "embed_dim=128", "depth=4", "num_heads=4"),
+    drop_path=0.0,
+    contrastive="nonzero_mean",
+    m=4,
+    batch_size=64,
+    max_iter=600,
+    lr=1e-3,
+    sched="cosine",
+    warmup_iter=50,
+    weight_decay=0.05,
+    memory_ratio=1.0,
+    memory_start=200,
+    lambda_reg=0.3,
+    logging_freq=50,
+    save_freq=0,
 )
 
 
@@ -66,7 +96,9 @@ def resolve(given: dict[str, Any]) -> Config:
     if dataset in ("folder", "csv") and "data_path" not in given:
         raise UserError(f"--dataset {dataset} needs --data-path")
     filled["method"] = _method(given, filled)
-    return Config().replace(**{**filled, **_method_values(filled["method"], given), **given, "method": filled["method"]})
+    return Config().replace(
+        **{**filled, **_method_values(filled["method"], given), **given, "method": filled["method"]}
+    )
 
 
 def _method(given: dict[str, Any], filled: dict[str, Any]) -> str:

@@ -29,7 +29,13 @@ from fastirt.weights import read_model_metadata
 
 log = logging.getLogger("fastirt")
 
-NEUTRAL = {"device", "num_workers", "pin_mem", "eval_batch_size", "search"}  # an evaluation with these gives the run's own figures
+NEUTRAL = {
+    "device",
+    "num_workers",
+    "pin_mem",
+    "eval_batch_size",
+    "search",
+}  # an evaluation with these gives the run's own figures
 
 
 def train(given: dict[str, Any]) -> int:
@@ -44,7 +50,9 @@ def train(given: dict[str, Any]) -> int:
     if resume is None:
         (folder / "bad_pictures.csv").unlink(missing_ok=True)  # of an attempt that got nowhere
     torch.manual_seed(config.run.seed)
-    encoder = build_encoder(dataclasses.replace(config.model, weights="scratch") if resume else config.model, config.input.input_size)
+    encoder = build_encoder(
+        dataclasses.replace(config.model, weights="scratch") if resume else config.model, config.input.input_size
+    )
     log.info("%s", summary(config, catalog, encoder, folder))
 
     def measure(model: Encoder) -> dict[str, Any]:
@@ -52,8 +60,18 @@ def train(given: dict[str, Any]) -> int:
 
     if config.optim.max_iter > 0:
         mean, std = normalization_constants(config, encoder)
-        trainer = Trainer(encoder, catalog, config, folder, device, mean=mean, std=std, evaluate=measure,
-                          store=store and store["train"], resume=resume)
+        trainer = Trainer(
+            encoder,
+            catalog,
+            config,
+            folder,
+            device,
+            mean=mean,
+            std=std,
+            evaluate=measure,
+            store=store and store["train"],
+            resume=resume,
+        )
         _write_config(folder, config)
         code = trainer.run()
         if code:
@@ -74,7 +92,9 @@ def evaluate_model(run: Optional[Path], given: dict[str, Any]) -> int:
         raise UserError(f"{run}: no such run folder or file of weights")
     if run is not None and run.is_dir():
         if not (run / "model.safetensors").is_file():
-            raise UserError(f"{run}: no model.safetensors there: not a finished run; `fastirt train --resume {run}` goes on with one")
+            raise UserError(
+                f"{run}: no model.safetensors there: not a finished run; `fastirt train --resume {run}` goes on with one"
+            )
         config = _stored(run, {"weights": str(run / "model.safetensors"), **given})
         folder = run if set(given) <= NEUTRAL else None  # other figures than the run's own go elsewhere
     elif run is not None:
@@ -89,7 +109,9 @@ def evaluate_model(run: Optional[Path], given: dict[str, Any]) -> int:
         _write_config(folder, config.replace(output_dir=str(folder)))
     torch.manual_seed(config.run.seed)
     encoder = build_encoder(config.model, config.input.input_size).to(device, memory_format=torch.channels_last)
-    _report(evaluate(encoder, catalog, config, device, stores=store, csv_path=folder / "bad_pictures.csv"), config, folder)
+    _report(
+        evaluate(encoder, catalog, config, device, stores=store, csv_path=folder / "bad_pictures.csv"), config, folder
+    )
     return 0
 
 
@@ -97,8 +119,10 @@ def summary(config: Config, catalog: Catalog, encoder: Encoder, folder: Path) ->
     """One line: what runs, on what, into where."""
     millions = sum(p.numel() for p in encoder.parameters()) / 1e6
     gallery = f", {len(catalog.gallery)} gallery" if catalog.gallery else ""
-    return (f"{config.method} ({config.recipe}): {config.model.model}, {millions:.2f} M parameters; {config.data.dataset}: {len(catalog.train)} training, "
-            f"{len(catalog.query)} query{gallery} pictures; {config.run.device}; into {folder}")
+    return (
+        f"{config.method} ({config.recipe}): {config.model.model}, {millions:.2f} M parameters; {config.data.dataset}: {len(catalog.train)} training, "
+        f"{len(catalog.query)} query{gallery} pictures; {config.run.device}; into {folder}"
+    )
 
 
 def _resume_from(given: dict[str, Any]) -> Optional[Path]:
@@ -111,7 +135,9 @@ def _resume_from(given: dict[str, Any]) -> Optional[Path]:
     found = checkpoint.find(Path(where))
     if found is None:
         if given["resume"]:
-            raise UserError(f"--resume {where}: no checkpoint there (looked for {Path(where) / 'checkpoints'}/step_*.safetensors)")
+            raise UserError(
+                f"--resume {where}: no checkpoint there (looked for {Path(where) / 'checkpoints'}/step_*.safetensors)"
+            )
         log.info("no checkpoint in %s yet: starting from step 0", where)
     return found
 
@@ -155,15 +181,19 @@ def _data(config: Config) -> tuple[Catalog, Optional[dict[str, Any]]]:
         return catalog, None
     store = PackedStore.open(Path(config.data.packed))
     store.check(catalog, config.input.resize, config.input.resize_size)
-    return catalog, {split.name: store.split(split) for split in (catalog.train, catalog.query, catalog.gallery) if split is not None}
+    return catalog, {
+        split.name: store.split(split) for split in (catalog.train, catalog.query, catalog.gallery) if split is not None
+    }
 
 
 def _fits(config: Config, catalog: Catalog) -> None:
     """What can only be checked once the training set is known."""
     slots = memory_size(config, len(catalog.train))
     if config.optim.max_iter and config.memory.memory_ratio > 0 and slots < config.optim.batch_size:
-        raise UserError(f"--memory-ratio {config.memory.memory_ratio}: a memory of {slots} is smaller than a batch of {config.optim.batch_size}: "
-                        f"raise it, lower --batch-size, or pass --memory-ratio 0")
+        raise UserError(
+            f"--memory-ratio {config.memory.memory_ratio}: a memory of {slots} is smaller than a batch of {config.optim.batch_size}: "
+            f"raise it, lower --batch-size, or pass --memory-ratio 0"
+        )
 
 
 def _folder(config: Config, fresh: bool) -> Path:

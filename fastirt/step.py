@@ -38,7 +38,9 @@ class TrainStep(nn.Module):
     back every update of weights, twin and memory. `sums` (5,) float64 adds up the values named in LOSS_NAMES over `counted` steps.
     """
 
-    def __init__(self, encoder: Encoder, config: Config, train_size: int, mean: tuple, std: tuple, device: torch.device) -> None:
+    def __init__(
+        self, encoder: Encoder, config: Config, train_size: int, mean: tuple, std: tuple, device: torch.device
+    ) -> None:
         super().__init__()
         self.config, self.device, self.mean, self.std = config, device, mean, std
         self.encoder = encoder.to(device, memory_format=torch.channels_last).train()
@@ -46,7 +48,9 @@ class TrainStep(nn.Module):
         size = memory_size(config, train_size)
         dtype = torch.bfloat16 if config.memory.memory_dtype == "bf16" else torch.float32
         self.memory = Memory(size, encoder.embed_dim, dtype, device) if size else None
-        self.objective = RetrievalLoss(config.objective.margin, config.objective.contrastive, config.objective.lambda_reg)
+        self.objective = RetrievalLoss(
+            config.objective.margin, config.objective.contrastive, config.objective.lambda_reg
+        )
         self.optimizer = build_optimizer(self.encoder.vit, config.optim)
         self.parameters_list = [p for p in self.encoder.parameters() if p.requires_grad]
         self.dtype = resolve_precision(config.model.precision, device)
@@ -60,7 +64,9 @@ class TrainStep(nn.Module):
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, config.optim) * group.get("lr_scale", 1.0)
         images = normalise(batch.images, self.mean, self.std, self.dtype)
-        torch.manual_seed(int(np.random.SeedSequence([config.run.seed, step]).generate_state(1)[0]))  # for dropout of any kind
+        torch.manual_seed(
+            int(np.random.SeedSequence([config.run.seed, step]).generate_state(1)[0])
+        )  # for dropout of any kind
         self.encoder.draw_masks(config.run.seed, step, len(images), stream="student")
         with autocast(self.dtype, self.device):
             embeddings = self.encoder(images)
@@ -68,7 +74,9 @@ class TrainStep(nn.Module):
         written, against = None, ()
         if self.memory is not None and step >= config.memory.memory_start:
             written = self.memory.write(self._keys(images, step, embeddings), batch.labels)
-            own_slots = written.slots if self.twin is None else None  # the twin's view of a picture is a positive like any other
+            own_slots = (
+                written.slots if self.twin is None else None
+            )  # the twin's view of a picture is a positive like any other
             against = (self.memory.embeddings, self.memory.labels, own_slots)
         losses = self.objective(embeddings, batch.labels, *against)
 

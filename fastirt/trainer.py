@@ -27,8 +27,25 @@ from fastirt.stopping import Interrupted, Stopper
 log = logging.getLogger("fastirt")
 
 # May differ between a run and its resumption: they change neither the pictures nor the arithmetic.
-FREE_ON_RESUME = {"output_dir", "log_dir", "logging_freq", "save_freq", "keep", "resume", "device", "num_workers", "pin_mem", "max_bad",
-                  "data_path", "rank", "eval_freq", "eval_batch_size", "search", "weights", "eval_descriptor"}
+FREE_ON_RESUME = {
+    "output_dir",
+    "log_dir",
+    "logging_freq",
+    "save_freq",
+    "keep",
+    "resume",
+    "device",
+    "num_workers",
+    "pin_mem",
+    "max_bad",
+    "data_path",
+    "rank",
+    "eval_freq",
+    "eval_batch_size",
+    "search",
+    "weights",
+    "eval_descriptor",
+}
 Evaluate = Callable[[Encoder], dict[str, Any]]
 
 
@@ -36,8 +53,20 @@ class Trainer:
     """Trains one encoder on one catalogue into one run folder. `run` returns the exit code: 0, with the final model's `metrics`, or
     128 + signal."""
 
-    def __init__(self, encoder: Encoder, catalog: Catalog, config: Config, folder: Path, device: torch.device, *,
-                 mean: tuple, std: tuple, evaluate: Evaluate, store: Any = None, resume: Optional[Path] = None) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        catalog: Catalog,
+        config: Config,
+        folder: Path,
+        device: torch.device,
+        *,
+        mean: tuple,
+        std: tuple,
+        evaluate: Evaluate,
+        store: Any = None,
+        resume: Optional[Path] = None,
+    ) -> None:
         self.catalog, self.config, self.folder, self.device, self.evaluate = catalog, config, folder, device, evaluate
         self.digest = catalog_digest(catalog)
         self.metrics: dict[str, Any] = {}
@@ -49,9 +78,20 @@ class Trainer:
         if resume is not None:
             bad = self._load(resume)
         self.recent: deque[tuple[int, np.ndarray]] = deque(maxlen=2 * config.run.logging_freq + 8)
-        self.loader = TrainLoader(catalog.train, batch_size=config.optim.batch_size, m=config.data.m, seed=config.run.seed, input=config.input,
-                                  device=device, start_step=self.step, stop_step=config.optim.max_iter, store=store, bad=bad,
-                                  csv_path=folder / "bad_pictures.csv", class_names=catalog.class_names)
+        self.loader = TrainLoader(
+            catalog.train,
+            batch_size=config.optim.batch_size,
+            m=config.data.m,
+            seed=config.run.seed,
+            input=config.input,
+            device=device,
+            start_step=self.step,
+            stop_step=config.optim.max_iter,
+            store=store,
+            bad=bad,
+            csv_path=folder / "bad_pictures.csv",
+            class_names=catalog.class_names,
+        )
         pinned = device.type == "cuda"
         self._status = torch.full((), -1, dtype=torch.int64, pin_memory=pinned)  # the host's copy, never waited for
         self._sums = torch.zeros(len(LOSS_NAMES), dtype=torch.float64, pin_memory=pinned)
@@ -66,7 +106,9 @@ class Trainer:
         self.speed = Throughput(config.optim.batch_size)
         try:
             with Stopper() as stopper:
-                if redo and self.step < total and not self._evaluate(stopper):  # resumed at an evaluation that may not have ended
+                if (
+                    redo and self.step < total and not self._evaluate(stopper)
+                ):  # resumed at an evaluation that may not have ended
                     return self._stop(stopper)
                 for batch in self.loader:
                     self.recent.append((batch.step, batch.indices))
@@ -101,9 +143,16 @@ class Trainer:
         self._finish_report(wait=True)
         self._check(int(self.step_module.first_bad_step))
         path = self.folder / "checkpoints" / f"step_{self.step:08d}.safetensors"
-        state = {"step": self.step, "config": self.config.to_dict(), "catalog": self.digest, "module": self.step_module.state_dict(),
-                 "optimizer": self.step_module.optimizer.state_dict(), "counted": self.step_module.counted, "best": self.best,
-                 "bad": sorted(int(i) for i in self.loader.bad)}
+        state = {
+            "step": self.step,
+            "config": self.config.to_dict(),
+            "catalog": self.digest,
+            "module": self.step_module.state_dict(),
+            "optimizer": self.step_module.optimizer.state_dict(),
+            "counted": self.step_module.counted,
+            "best": self.best,
+            "bad": sorted(int(i) for i in self.loader.bad),
+        }
         checkpoint.save(path, state, self.config.run.keep)
         self.last_good = path
         return path
@@ -113,7 +162,9 @@ class Trainer:
         state = checkpoint.load(path)
         compatible(Config.from_dict(state["config"]), self.config, path)
         if state["catalog"] != self.digest:
-            raise UserError(f"{path}: was made with another data set (digest {state['catalog'][:12]}, here {self.digest[:12]}): check --data-path")
+            raise UserError(
+                f"{path}: was made with another data set (digest {state['catalog'][:12]}, here {self.digest[:12]}): check --data-path"
+            )
         if state["step"] > self.config.optim.max_iter:
             raise UserError(f"{path}: is at step {state['step']}, past --max-iter {self.config.optim.max_iter}")
         try:
@@ -129,7 +180,9 @@ class Trainer:
         return state["bad"]
 
     def _stop(self, stopper: Stopper) -> int:
-        path = self.save() if self.last_good is None or self.last_good.stem != f"step_{self.step:08d}" else self.last_good
+        path = (
+            self.save() if self.last_good is None or self.last_good.stem != f"step_{self.step:08d}" else self.last_good
+        )
         log.warning("stopped by signal %d at step %d; saved %s: go on with --resume", stopper.signal, self.step, path)
         return stopper.exit_code
 
@@ -150,7 +203,14 @@ class Trainer:
             self.best = {"step": self.step, name: metrics[name]}
             if self.config.eval.eval_freq:
                 save_model(self.encoder, self.folder / "model_best.safetensors", self.config)
-        log.info("step %d: %s %.2f %% (best %.2f %% at step %d)", self.step, name, 100 * metrics[name], 100 * self.best[name], self.best["step"])
+        log.info(
+            "step %d: %s %.2f %% (best %.2f %% at step %d)",
+            self.step,
+            name,
+            100 * metrics[name],
+            100 * self.best[name],
+            self.best["step"],
+        )
         self.speed.read(0)
         return True
 
@@ -170,8 +230,10 @@ class Trainer:
         report = self.folder / "non_finite.json"
         report.write_text(json.dumps({"step": first_bad + 1, "pictures": paths}, indent=1))
         last = f"last good checkpoint: {self.last_good}" if self.last_good else "no checkpoint was saved before it"
-        raise UserError(f"non-finite loss or gradient first in step {first_bad + 1}, no update since; its pictures: {', '.join(paths[:3])}"
-                        f"{f' and {len(paths) - 3} more' if len(paths) > 3 else ''} (all in {report}); {last}; try a lower --lr, --clip-grad, or --precision fp32")
+        raise UserError(
+            f"non-finite loss or gradient first in step {first_bad + 1}, no update since; its pictures: {', '.join(paths[:3])}"
+            f"{f' and {len(paths) - 3} more' if len(paths) > 3 else ''} (all in {report}); {last}; try a lower --lr, --clip-grad, or --precision fp32"
+        )
 
     def _begin_report(self) -> None:
         """Copy the sums towards the host; the row is written when they have arrived."""
@@ -183,7 +245,12 @@ class Trainer:
         if self.device.type == "cuda":
             arrived = torch.cuda.Event()
             arrived.record()
-        row = {"step": self.step, "lr": module.optimizer.param_groups[0]["lr"], "imgs_per_s": round(rate, 1), "seconds_left": round(left, 1)}
+        row = {
+            "step": self.step,
+            "lr": module.optimizer.param_groups[0]["lr"],
+            "imgs_per_s": round(rate, 1),
+            "seconds_left": round(left, 1),
+        }
         self._pending = (row, module.counted, arrived)
         module.sums.zero_()
         module.counted = 0
@@ -201,11 +268,21 @@ class Trainer:
         means = dict(zip(LOSS_NAMES, (self._sums / max(1, count)).tolist()))
         self.log.row({**row, **means})
         lambda_reg = self.config.objective.lambda_reg
-        text = (f"loss {means['loss']:.4f} = batch {means['contrastive_batch']:.4f} + memory {means['contrastive_memory']:.4f} "
-                f"+ {lambda_reg:g} x koleo {means['koleo']:.4f}")
+        text = (
+            f"loss {means['loss']:.4f} = batch {means['contrastive_batch']:.4f} + memory {means['contrastive_memory']:.4f} "
+            f"+ {lambda_reg:g} x koleo {means['koleo']:.4f}"
+        )
         self.log.bar.set_postfix_str(f"{text}, {row['imgs_per_s']:.0f} imgs/s")
         minutes, seconds = divmod(int(row["seconds_left"]), 60)
-        log.info("step %d/%d  %s  %.0f imgs/s  %d:%02d left", row["step"], self.config.optim.max_iter, text, row["imgs_per_s"], minutes, seconds)
+        log.info(
+            "step %d/%d  %s  %.0f imgs/s  %d:%02d left",
+            row["step"],
+            self.config.optim.max_iter,
+            text,
+            row["imgs_per_s"],
+            minutes,
+            seconds,
+        )
 
 
 def compatible(saved: Config, now: Config, path: Path) -> None:
@@ -218,7 +295,6 @@ def compatible(saved: Config, now: Config, path: Path) -> None:
         raise UserError(f"{path}: belongs to another configuration (saved, now): {'; '.join(different)}")
 
 
-
 def _lock(folder: Path) -> IO[str]:
     """Hold the run's folder until the process ends. Raises UserError where another process trains in it."""
     file = open(folder / ".lock", "w")
@@ -226,5 +302,7 @@ def _lock(folder: Path) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
-        raise UserError(f"{folder}: another process is training in it: wait for it, or choose another --output-dir") from None
+        raise UserError(
+            f"{folder}: another process is training in it: wait for it, or choose another --output-dir"
+        ) from None
     return file

@@ -11,9 +11,27 @@ from fastirt.config import Config
 from fastirt.errors import UserError
 
 AT_LEAST = {  # flag: smallest value that makes sense
-    "m": 0, "input_size": 1, "resize_size": 1, "num_workers": 0, "max_bad": 0, "memory_ratio": 0, "memory_start": 0, "max_iter": 0,
-    "batch_size": 1, "lr": 0, "warmup_iter": 0, "eval_freq": 0, "eval_batch_size": 1, "logging_freq": 1, "save_freq": 0, "keep": 1,
-    "lambda_reg": 0, "weight_decay": 0, "opt_eps": 0, "seed": 0, "margin": -1,
+    "m": 0,
+    "input_size": 1,
+    "resize_size": 1,
+    "num_workers": 0,
+    "max_bad": 0,
+    "memory_ratio": 0,
+    "memory_start": 0,
+    "max_iter": 0,
+    "batch_size": 1,
+    "lr": 0,
+    "warmup_iter": 0,
+    "eval_freq": 0,
+    "eval_batch_size": 1,
+    "logging_freq": 1,
+    "save_freq": 0,
+    "keep": 1,
+    "lambda_reg": 0,
+    "weight_decay": 0,
+    "opt_eps": 0,
+    "seed": 0,
+    "margin": -1,
 }
 AT_MOST = {"drop": 1, "drop_path": 1, "encoder_momentum": 1, "margin": 1, "momentum": 1, "seed": 2**63 - 1}
 

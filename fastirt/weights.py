@@ -42,8 +42,15 @@ def load_weights(vit: nn.Module, path: Path) -> None:
         state["pos_embed"] = _resample(state["pos_embed"], vit, path)
     _refuse(path, "is missing", [name for name in expected if name not in state])
     _refuse(path, "has surplus", [name for name in state if name not in expected])
-    _refuse(path, "has misshapen", [f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
-                                    for name, value in expected.items() if state[name].shape != value.shape])
+    _refuse(
+        path,
+        "has misshapen",
+        [
+            f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+            for name, value in expected.items()
+            if state[name].shape != value.shape
+        ],
+    )
     _refuse(path, "has non-finite", [name for name, value in state.items() if not torch.isfinite(value).all()])
     vit.load_state_dict(state)
 
@@ -57,14 +64,35 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = "holds objects other than tensors" if isinstance(error, pickle.UnpicklingError) else "damaged, or no file of weights"
-        raise UserError(f"--weights {path}: cannot be read: {reason}; use a .safetensors or .pth file of tensors") from error
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+    ) as error:
+        reason = (
+            "holds objects other than tensors"
+            if isinstance(error, pickle.UnpicklingError)
+            else "damaged, or no file of weights"
+        )
+        raise UserError(
+            f"--weights {path}: cannot be read: {reason}; use a .safetensors or .pth file of tensors"
+        ) from error
     for wrapper in WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict) or not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
-        raise UserError(f"--weights {path}: holds no tensors by name (neither bare nor under {' or '.join(map(repr, WRAPPERS))})")
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
+    ):
+        raise UserError(
+            f"--weights {path}: holds no tensors by name (neither bare nor under {' or '.join(map(repr, WRAPPERS))})"
+        )
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
@@ -72,8 +100,11 @@ def write_model(state: dict[str, Tensor], path: Path, description: dict[str, Any
     """The weights as plain timm loads them, with `description` (JSON values) in the file's metadata; atomic."""
     try:
         with replacing(path) as temporary:
-            save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary,
-                      metadata={"format": "pt", METADATA: json.dumps(description)})
+            save_file(
+                {name: value.detach().cpu().contiguous() for name, value in state.items()},
+                temporary,
+                metadata={"format": "pt", METADATA: json.dumps(description)},
+            )
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written ({error})") from error
 
@@ -92,9 +123,17 @@ def _resample(embedding: Tensor, vit: nn.Module, path: Path) -> Tensor:
     """Position embeddings (1, T, D) for another grid."""
     prefix = 0 if getattr(vit, "no_embed_class", False) else vit.num_prefix_tokens
     side = math.isqrt(max(0, embedding.shape[1] - prefix)) if embedding.ndim == 3 else 0
-    if embedding.ndim != 3 or side * side != embedding.shape[1] - prefix or embedding.shape[2] != vit.pos_embed.shape[2]:
-        raise UserError(f"--weights {path}: pos_embed {tuple(embedding.shape)} does not fit {tuple(vit.pos_embed.shape)}: is it another --model?")
-    return resample_abs_pos_embed(embedding.float(), new_size=list(vit.patch_embed.grid_size), old_size=[side, side], num_prefix_tokens=prefix)
+    if (
+        embedding.ndim != 3
+        or side * side != embedding.shape[1] - prefix
+        or embedding.shape[2] != vit.pos_embed.shape[2]
+    ):
+        raise UserError(
+            f"--weights {path}: pos_embed {tuple(embedding.shape)} does not fit {tuple(vit.pos_embed.shape)}: is it another --model?"
+        )
+    return resample_abs_pos_embed(
+        embedding.float(), new_size=list(vit.patch_embed.grid_size), old_size=[side, side], num_prefix_tokens=prefix
+    )
 
 
 def _refuse(path: Path, what: str, names: list[str]) -> None:

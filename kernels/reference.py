@@ -25,8 +25,16 @@ class ContrastiveKoLeo(NamedTuple):
     koleo: Tensor
 
 
-def pair_loss(rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, *, self_cols: Optional[Tensor] = None,
-              margin: float = 0.5, reduction: str = "anchor_sum") -> Tensor:
+def pair_loss(
+    rows: Tensor,
+    row_labels: Tensor,
+    cols: Tensor,
+    col_labels: Tensor,
+    *,
+    self_cols: Optional[Tensor] = None,
+    margin: float = 0.5,
+    reduction: str = "anchor_sum",
+) -> Tensor:
     """Contrastive loss of every row against every column, a 0-d float32 tensor.
 
     rows (N, D) and cols (M, D): L2-normalised, any float dtype, computed in float32. row_labels (N,), col_labels (M,): integers;
@@ -51,7 +59,9 @@ def pair_loss(rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor
         total = torch.where(positive, pull, 0.0).sum() + torch.where(negative, push.clamp(min=0), 0.0).sum()
         loss = total / row_valid.sum().clamp(min=1)
     else:
-        loss = _mean_where(pull, positive & (pull > PAIR_THRESHOLD)) + _mean_where(push, negative & (push > PAIR_THRESHOLD))
+        loss = _mean_where(pull, positive & (pull > PAIR_THRESHOLD)) + _mean_where(
+            push, negative & (push > PAIR_THRESHOLD)
+        )
     return loss + similarity.detach().mul(0).sum()  # 0, or NaN where any similarity is not finite
 
 
@@ -69,7 +79,9 @@ def nearest(z: Tensor, labels: Optional[Tensor] = None) -> Tensor:
         return similarity.argmax(dim=1)
 
 
-def koleo(z: Tensor, labels: Optional[Tensor] = None, *, eps: float = KOLEO_EPS, distance_eps: float = KOLEO_DISTANCE_EPS) -> Tensor:
+def koleo(
+    z: Tensor, labels: Optional[Tensor] = None, *, eps: float = KOLEO_EPS, distance_eps: float = KOLEO_DISTANCE_EPS
+) -> Tensor:
     """-1/N sum_i log(rho_i + eps), rho_i = ||z_i - z_k + distance_eps||, k the nearest other row: a 0-d float32 tensor.
 
     z (N, D), any float dtype, L2-normalised. Rows with a negative label (padding) do not take part. Fewer than two rows: 0.
@@ -83,9 +95,18 @@ def koleo(z: Tensor, labels: Optional[Tensor] = None, *, eps: float = KOLEO_EPS,
     return terms.sum() / count.clamp(min=1) + vectors.detach().mul(0).sum()
 
 
-def contrastive_koleo(z: Tensor, labels: Tensor, memory: Optional[Tensor] = None, memory_labels: Optional[Tensor] = None, *,
-                      memory_self: Optional[Tensor] = None, margin: float = 0.5, reduction: str = "anchor_sum",
-                      koleo_eps: float = KOLEO_EPS, koleo_distance_eps: float = KOLEO_DISTANCE_EPS) -> ContrastiveKoLeo:
+def contrastive_koleo(
+    z: Tensor,
+    labels: Tensor,
+    memory: Optional[Tensor] = None,
+    memory_labels: Optional[Tensor] = None,
+    *,
+    memory_self: Optional[Tensor] = None,
+    margin: float = 0.5,
+    reduction: str = "anchor_sum",
+    koleo_eps: float = KOLEO_EPS,
+    koleo_distance_eps: float = KOLEO_DISTANCE_EPS,
+) -> ContrastiveKoLeo:
     """The objective's three parts for a batch z (N, D) with labels (N,), and a memory (M, D) with memory_labels (M,).
 
     memory_self (N,) int64 is each row's own slot in the memory (no pair), -1 for none. The memory receives no gradient.
@@ -96,7 +117,9 @@ def contrastive_koleo(z: Tensor, labels: Tensor, memory: Optional[Tensor] = None
     if memory is None:
         against_memory = torch.zeros((), device=z.device)
     else:
-        against_memory = pair_loss(z, labels, memory.detach(), memory_labels, self_cols=memory_self, margin=margin, reduction=reduction)
+        against_memory = pair_loss(
+            z, labels, memory.detach(), memory_labels, self_cols=memory_self, margin=margin, reduction=reduction
+        )
     return ContrastiveKoLeo(batch, against_memory, koleo(z, labels, eps=koleo_eps, distance_eps=koleo_distance_eps))
 
 

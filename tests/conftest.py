@@ -12,8 +12,22 @@ import pytest
 from PIL import Image
 
 TINY_KWARGS = ("patch_size=8", "embed_dim=48", "depth=2", "num_heads=3")
-TINY = ["--model", "vit_tiny_patch16_224", "--model-kwargs", *TINY_KWARGS, "--weights", "scratch", "--input-size", "16", "--resize-size", "18",
-        "--device", "cpu", "--num-workers", "2"]
+TINY = [
+    "--model",
+    "vit_tiny_patch16_224",
+    "--model-kwargs",
+    *TINY_KWARGS,
+    "--weights",
+    "scratch",
+    "--input-size",
+    "16",
+    "--resize-size",
+    "18",
+    "--device",
+    "cpu",
+    "--num-workers",
+    "2",
+]
 
 
 def write_pictures(folder: Path, classes: int, views: int, size: int = 24, seed: int = 0) -> None:

@@ -41,7 +41,7 @@ def png_with_header(width, height):
 def jpeg_with_size(width, height):
     data = bytearray(encoded())
     at = data.index(b"\xff\xc0") + 5
-    data[at:at + 4] = struct.pack(">HH", height, width)
+    data[at : at + 4] = struct.pack(">HH", height, width)
     return bytes(data)
 
 
@@ -56,16 +56,39 @@ def broken_files() -> dict[str, bytes]:
     body = jpeg.index(b"\xff\xda") + 14
     noise = np.random.default_rng(1).integers(0, 256, 800, dtype=np.uint8).tobytes()
     return {
-        "empty": b"", "one byte": b"\xff", "magic only": b"\xff\xd8\xff", "garbage": noise, "zeros": bytes(500), "text": b"not a picture\n" * 40,
-        "html": b"<!DOCTYPE html><html>404</html>", "header cut": jpeg[:100], "body cut": jpeg[:body + 200], "no end marker": jpeg[:-2],
-        "empty scan": jpeg[:body] + b"\xff\xd9", "stray segment": jpeg[:body + 300] + b"\xff\xc4\x00\x20" + jpeg[body + 300:],
-        "bmp palette": bmp[:46] + b"\xff\xff\xff\x00" + bmp[50:], "webp flags": webp[:12] + b"VP8X\x0a\x00\x00\x00\xff" + bytes(9) + webp[12:],
-        "no scan": jpeg[:jpeg.index(b"\xff\xda")] + b"\xff\xd9", "no frame": jpeg[:jpeg.index(b"\xff\xc0")] + jpeg[jpeg.index(b"\xff\xc4"):],
-        "no tables": swap(swap(jpeg, b"\xff\xdb", b"\xff\xfe"), b"\xff\xdb", b"\xff\xfe"), "garbage after magic": b"\xff\xd8" + noise,
-        "zero height": jpeg_with_size(40, 0), "zero width": jpeg_with_size(0, 30), "huge": jpeg_with_size(60000, 60000), "12 bits": swap(jpeg, b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x11\x0c"),
-        "arithmetic": swap(jpeg, b"\xff\xc0", b"\xff\xc9"), "png cut": png[:len(png) // 2], "png checksum": png[:60] + b"\x00\x01" + png[62:], "png huge": png_with_header(50000, 50000),
-        "png no data": png[:33] + png[-12:], "webp cut": webp[:len(webp) // 2], "webp header": webp[:15], "bmp cut": bmp[:len(bmp) // 2], "gif": b"GIF89a" + noise,
-        "tiff": b"II*\x00" + noise, "segment too long": jpeg[:4] + b"\xff\xff" + jpeg[6:],
+        "empty": b"",
+        "one byte": b"\xff",
+        "magic only": b"\xff\xd8\xff",
+        "garbage": noise,
+        "zeros": bytes(500),
+        "text": b"not a picture\n" * 40,
+        "html": b"<!DOCTYPE html><html>404</html>",
+        "header cut": jpeg[:100],
+        "body cut": jpeg[: body + 200],
+        "no end marker": jpeg[:-2],
+        "empty scan": jpeg[:body] + b"\xff\xd9",
+        "stray segment": jpeg[: body + 300] + b"\xff\xc4\x00\x20" + jpeg[body + 300 :],
+        "bmp palette": bmp[:46] + b"\xff\xff\xff\x00" + bmp[50:],
+        "webp flags": webp[:12] + b"VP8X\x0a\x00\x00\x00\xff" + bytes(9) + webp[12:],
+        "no scan": jpeg[: jpeg.index(b"\xff\xda")] + b"\xff\xd9",
+        "no frame": jpeg[: jpeg.index(b"\xff\xc0")] + jpeg[jpeg.index(b"\xff\xc4") :],
+        "no tables": swap(swap(jpeg, b"\xff\xdb", b"\xff\xfe"), b"\xff\xdb", b"\xff\xfe"),
+        "garbage after magic": b"\xff\xd8" + noise,
+        "zero height": jpeg_with_size(40, 0),
+        "zero width": jpeg_with_size(0, 30),
+        "huge": jpeg_with_size(60000, 60000),
+        "12 bits": swap(jpeg, b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x11\x0c"),
+        "arithmetic": swap(jpeg, b"\xff\xc0", b"\xff\xc9"),
+        "png cut": png[: len(png) // 2],
+        "png checksum": png[:60] + b"\x00\x01" + png[62:],
+        "png huge": png_with_header(50000, 50000),
+        "png no data": png[:33] + png[-12:],
+        "webp cut": webp[: len(webp) // 2],
+        "webp header": webp[:15],
+        "bmp cut": bmp[: len(bmp) // 2],
+        "gif": b"GIF89a" + noise,
+        "tiff": b"II*\x00" + noise,
+        "segment too long": jpeg[:4] + b"\xff\xff" + jpeg[6:],
     }
 
 
@@ -75,9 +98,9 @@ def undecodable() -> bytes:
 
     png = encoded("PNG")
     at = png.index(b"IDAT")
-    length = struct.unpack(">I", png[at - 4:at])[0]
+    length = struct.unpack(">I", png[at - 4 : at])[0]
     chunk = b"IDAT" + bytes(length)
-    return png[:at] + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[at + 8 + length:]
+    return png[:at] + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[at + 8 + length :]
 
 
 @pytest.mark.parametrize("name", broken_files())
@@ -87,7 +110,9 @@ def test_each_kind_is_refused_before_decoding(name):
     assert error.value.path == "x.jpg" and error.value.reason and "\n" not in error.value.reason
 
 
-@pytest.mark.parametrize("kind, options", [("JPEG", {}), ("JPEG", dict(progressive=True)), ("PNG", {}), ("WEBP", {}), ("BMP", {})])
+@pytest.mark.parametrize(
+    "kind, options", [("JPEG", {}), ("JPEG", dict(progressive=True)), ("PNG", {}), ("WEBP", {}), ("BMP", {})]
+)
 def test_whole_pictures_pass_also_with_bytes_after_the_end(kind, options):
     data = encoded(kind, **options)
     assert check_picture(data) == (30, 40)
@@ -130,8 +155,13 @@ print(len(loader.bad), sum(Path(p).name.startswith("bad") for p in split.paths))
 
 def test_all_kinds_of_broken_file_many_times_in_large_batches(broken_set, tmp_path):
     """In a process of its own: a decoder that crashes is a failure, not the end of the tests."""
-    done = subprocess.run([sys.executable, "-c", LOOP, str(broken_set), str(tmp_path / "bad.csv")], capture_output=True, text=True, timeout=200,
-                          cwd=Path(__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", LOOP, str(broken_set), str(tmp_path / "bad.csv")],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        cwd=Path(__file__).parent.parent,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found, planted = map(int, done.stdout.split())
     assert found == planted == 34
@@ -142,7 +172,9 @@ def test_all_kinds_of_broken_file_many_times_in_large_batches(broken_set, tmp_pa
 
 def train_loader(root, **options):
     split = load_catalog("folder", str(root)).train
-    return split, TrainLoader(split, **{**dict(batch_size=16, m=4, seed=0, input=CONFIG, device=CPU, stop_step=12), **options})
+    return split, TrainLoader(
+        split, **{**dict(batch_size=16, m=4, seed=0, input=CONFIG, device=CPU, stop_step=12), **options}
+    )
 
 
 def test_batches_are_the_same_whether_bad_pictures_are_known_or_found(broken_set):
@@ -168,7 +200,16 @@ def test_a_class_without_pictures_leaves_the_sampler_by_name(tmp_path, caplog):
     for path in (tmp_path / "train/class03").iterdir():
         path.write_bytes(b"")
     catalog = load_catalog("folder", str(tmp_path))
-    loader = TrainLoader(catalog.train, batch_size=8, m=2, seed=0, input=CONFIG, device=CPU, stop_step=20, class_names=catalog.class_names)
+    loader = TrainLoader(
+        catalog.train,
+        batch_size=8,
+        m=2,
+        seed=0,
+        input=CONFIG,
+        device=CPU,
+        stop_step=20,
+        class_names=catalog.class_names,
+    )
     assert all(3 not in batch.labels for batch in loader)
     assert caplog.text.count("class03) has no readable picture left") == 1
 
@@ -187,8 +228,12 @@ def test_evaluation_leaves_bad_pictures_out(broken_set, backend, caplog):
 
     split = load_catalog("folder", str(broken_set)).query
     loader = EvalLoader(split, batch_size=8, input=replace(CONFIG, loader=backend), device=CPU)
-    rows = np.concatenate([b.indices[:b.valid] for b in loader])
-    assert sorted(set(range(len(split))) - set(rows.tolist())) == sorted(loader.bad) == [i for i, p in enumerate(split.paths) if Path(p).name == "bad.jpg"]
+    rows = np.concatenate([b.indices[: b.valid] for b in loader])
+    assert (
+        sorted(set(range(len(split))) - set(rows.tolist()))
+        == sorted(loader.bad)
+        == [i for i, p in enumerate(split.paths) if Path(p).name == "bad.jpg"]
+    )
     assert len(rows) == len(set(rows)) == 16 and caplog.text.count("bad picture:") == 2
 
 

@@ -25,8 +25,10 @@ def touch(root: Path, *names: str) -> None:
 
 def rows(split: Split, catalog: Catalog) -> list[tuple[str, str]]:
     """(relative path, class name)"""
-    return [(os.path.relpath(path, catalog.root), catalog.class_names[label])
-            for path, label in zip(split.paths, split.labels)]
+    return [
+        (os.path.relpath(path, catalog.root), catalog.class_names[label])
+        for path, label in zip(split.paths, split.labels)
+    ]
 
 
 def error(dataset: str, path: Path) -> str:
@@ -102,8 +104,11 @@ def test_sop(tmp_path, caplog):
     assert "Ebay_train.txt" in error("sop", root)
 
 
-INSHOP = {"train": ["W/D/id_1/a.jpg id_1", "W/D/id_1/b.jpg id_1"], "query": ["M/T/id_7/q.jpg id_7"],
-          "gallery": ["M/T/id_7/g.jpg id_7", "M/T/id_9/g.jpg id_9"]}
+INSHOP = {
+    "train": ["W/D/id_1/a.jpg id_1", "W/D/id_1/b.jpg id_1"],
+    "query": ["M/T/id_7/q.jpg id_7"],
+    "gallery": ["M/T/id_7/g.jpg id_7", "M/T/id_9/g.jpg id_9"],
+}
 
 
 def inshop(root: Path, list_file: str, images: str) -> Path:
@@ -122,7 +127,9 @@ def inshop(root: Path, list_file: str, images: str) -> Path:
 def test_inshop(tmp_path, caplog, list_file, images):
     catalog = load_catalog("inshop", str(inshop(tmp_path, list_file, images)))
     assert rows(catalog.gallery, catalog) == [
-        (f"{images}/M/T/id_7/g.jpg", "id_7"), (f"{images}/M/T/id_9/g.jpg", "id_9")]
+        (f"{images}/M/T/id_7/g.jpg", "id_7"),
+        (f"{images}/M/T/id_9/g.jpg", "id_9"),
+    ]
     assert [s.name for s in catalog.splits()] == ["train", "query", "gallery"]
     assert all(count in caplog.text for count in ("25,882", "14,218", "12,612"))
     (tmp_path / images / "M/T/id_7/q.jpg").unlink()
@@ -148,12 +155,31 @@ def test_published_counts_are_not_warned_about(tmp_path, caplog, monkeypatch):
 
 
 def test_folder_half_of_the_classes_trains(tmp_path, caplog):
-    touch(tmp_path, "b/2.JPG", "b/1.png", "b/notes.txt", "b/.hidden.jpg", "a/deep/er/x.jpeg", "a/y.jpg", "c/1.jpg",
-          "c/2.jpg", "e/1.webp", "e/2.bmp", "train/1.jpg", "train/2.jpg", ".cache/z.jpg", "loose.jpg")
+    touch(
+        tmp_path,
+        "b/2.JPG",
+        "b/1.png",
+        "b/notes.txt",
+        "b/.hidden.jpg",
+        "a/deep/er/x.jpeg",
+        "a/y.jpg",
+        "c/1.jpg",
+        "c/2.jpg",
+        "e/1.webp",
+        "e/2.bmp",
+        "train/1.jpg",
+        "train/2.jpg",
+        ".cache/z.jpg",
+        "loose.jpg",
+    )
     (tmp_path / "d").mkdir()
     catalog = load_catalog("folder", str(tmp_path))
     assert rows(catalog.train, catalog) == [
-        ("a/deep/er/x.jpeg", "a"), ("a/y.jpg", "a"), ("b/1.png", "b"), ("b/2.JPG", "b")]
+        ("a/deep/er/x.jpeg", "a"),
+        ("a/y.jpg", "a"),
+        ("b/1.png", "b"),
+        ("b/2.JPG", "b"),
+    ]
     assert [name for _, name in rows(catalog.query, catalog)] == ["c", "c", "e", "e", "train", "train"]
     assert "1 class folders hold no pictures" in caplog.text and ": d" in caplog.text
 
@@ -209,24 +235,27 @@ def test_csv(tmp_path, caplog):
     assert catalog.gallery.name == "gallery" and len(catalog.gallery) == 1 and len(catalog.query) == 1
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("", "the file is empty"),
-    ("path,label,split\n", "no rows"),
-    ("path;label;split\np/1.jpg;a;train\n", "no column path and no column label and no column split"),
-    ("path,label\np/1.jpg,a\n", "row 1: no column split"),
-    (GOOD.replace("p/2.jpg,10,test", "p/2.jpg,10,val"), "split.csv: row 3: unknown split 'val'"),
-    (GOOD.replace("q/4.jpg", "q/44.jpg"), "split.csv: row 6: no file 'q/44.jpg' under "),
-    (GOOD.replace("q/4.jpg", "p/../p/1.jpg"), "split.csv: row 6: 'p/../p/1.jpg' is listed in row 2 already"),
-    (GOOD.replace("q/4.jpg", "q"), "row 6: no file 'q'"),  # a folder is no picture
-    (GOOD.replace("q/4.jpg,cat", "q/4.jpg,"), "row 6: the column label is empty"),
-    (GOOD.replace('"', ""), "row 5: 4 fields for 3 columns"),
-    (GOOD.replace('"q/ü', '"q"/ü'), "row 5: not a CSV row"),
-    (GOOD.replace("train", "test"), "the split train is missing (found: test)"),
-    (GOOD.replace("test", "query"), "the split gallery is missing"),
-    (GOOD + "5.jpg,cat,query\n", "the split gallery is missing"),
-    ("path,label,split\np/1.jpg,a,train\n", "the split test is missing"),
-    ("path,label,split\np/1.jpg,a,train\np/2.jpg,a,test\nq/4.jpg,b,test\n", "at least 2 pictures of a class"),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("", "the file is empty"),
+        ("path,label,split\n", "no rows"),
+        ("path;label;split\np/1.jpg;a;train\n", "no column path and no column label and no column split"),
+        ("path,label\np/1.jpg,a\n", "row 1: no column split"),
+        (GOOD.replace("p/2.jpg,10,test", "p/2.jpg,10,val"), "split.csv: row 3: unknown split 'val'"),
+        (GOOD.replace("q/4.jpg", "q/44.jpg"), "split.csv: row 6: no file 'q/44.jpg' under "),
+        (GOOD.replace("q/4.jpg", "p/../p/1.jpg"), "split.csv: row 6: 'p/../p/1.jpg' is listed in row 2 already"),
+        (GOOD.replace("q/4.jpg", "q"), "row 6: no file 'q'"),  # a folder is no picture
+        (GOOD.replace("q/4.jpg,cat", "q/4.jpg,"), "row 6: the column label is empty"),
+        (GOOD.replace('"', ""), "row 5: 4 fields for 3 columns"),
+        (GOOD.replace('"q/ü', '"q"/ü'), "row 5: not a CSV row"),
+        (GOOD.replace("train", "test"), "the split train is missing (found: test)"),
+        (GOOD.replace("test", "query"), "the split gallery is missing"),
+        (GOOD + "5.jpg,cat,query\n", "the split gallery is missing"),
+        ("path,label,split\np/1.jpg,a,train\n", "the split test is missing"),
+        ("path,label,split\np/1.jpg,a,train\np/2.jpg,a,test\nq/4.jpg,b,test\n", "at least 2 pictures of a class"),
+    ],
+)
 def test_csv_errors_name_file_and_row(tmp_path, text, expected):
     assert expected in error("csv", write_csv(tmp_path, text))
 
@@ -257,9 +286,16 @@ def test_unknown_dataset():
 def catalog_of(query: list[int], gallery: list[int] | None) -> Catalog:
     def split(name: str, labels: list[int]) -> Split:
         return Split(name, tuple(f"/d/{name}{i}" for i in range(len(labels))), np.array(labels, dtype=np.int64))
+
     own = gallery is None
-    return Catalog("csv", "/d", split("train", [0]), split("test" if own else "query", query),
-                   None if own else split("gallery", gallery), tuple("abcde"))
+    return Catalog(
+        "csv",
+        "/d",
+        split("train", [0]),
+        split("test" if own else "query", query),
+        None if own else split("gallery", gallery),
+        tuple("abcde"),
+    )
 
 
 def test_unmatched_queries():

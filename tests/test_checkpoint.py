@@ -8,16 +8,29 @@ import torch
 from fastirt import checkpoint
 from fastirt.errors import UserError
 
-STATE = {"step": 3, "optimizer": {"state": {0: {"exp_avg": torch.arange(6.0).reshape(2, 3).T, "step": torch.tensor(3.0)}},
-                                  "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.999), "params": [0]}]},
-         "flags": [True, None, "text"], "dtype": torch.bfloat16, "half": torch.ones(2, dtype=torch.bfloat16), "empty": {}}
+STATE = {
+    "step": 3,
+    "optimizer": {
+        "state": {0: {"exp_avg": torch.arange(6.0).reshape(2, 3).T, "step": torch.tensor(3.0)}},
+        "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.999), "params": [0]}],
+    },
+    "flags": [True, None, "text"],
+    "dtype": torch.bfloat16,
+    "half": torch.ones(2, dtype=torch.bfloat16),
+    "empty": {},
+}
 
 
 def test_round_trip(tmp_path):
     checkpoint.save(tmp_path / "checkpoints/step_00000003.safetensors", STATE)
     found = checkpoint.find(tmp_path)
     state = checkpoint.load(found)
-    assert state["step"] == 3 and state["flags"] == [True, None, "text"] and state["empty"] == {} and state["dtype"] == torch.bfloat16
+    assert (
+        state["step"] == 3
+        and state["flags"] == [True, None, "text"]
+        and state["empty"] == {}
+        and state["dtype"] == torch.bfloat16
+    )
     assert torch.equal(state["optimizer"]["state"][0]["exp_avg"], STATE["optimizer"]["state"][0]["exp_avg"])
     assert state["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.999)
     assert state["half"].dtype == torch.bfloat16
@@ -62,6 +75,7 @@ def test_bad_files_are_one_clear_line(tmp_path, damage):
         path.write_bytes(pickle.dumps(print))
     elif damage == "foreign":
         from safetensors.torch import save_file
+
         save_file({"a": torch.ones(1)}, path)
     else:
         path.unlink()

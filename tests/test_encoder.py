@@ -19,7 +19,10 @@ IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 def build(size=16, **changes):
     torch.manual_seed(0)
-    return build_encoder(ModelConfig(**{**dict(model="vit_tiny_patch16_224", model_kwargs=TINY_KWARGS, weights="scratch"), **changes}), size)
+    return build_encoder(
+        ModelConfig(**{**dict(model="vit_tiny_patch16_224", model_kwargs=TINY_KWARGS, weights="scratch"), **changes}),
+        size,
+    )
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "max", "gem"])
@@ -27,7 +30,12 @@ def test_pooling(pooling):
     encoder = build(pooling=pooling).eval()
     tokens = encoder.vit.forward_features(IMAGES)
     patches = tokens[:, 1:]
-    expected = {"cls": tokens[:, 0], "mean": patches.mean(1), "max": patches.amax(1), "gem": patches.clamp(min=1e-6).pow(3).mean(1).pow(1 / 3)}[pooling]
+    expected = {
+        "cls": tokens[:, 0],
+        "mean": patches.mean(1),
+        "max": patches.amax(1),
+        "gem": patches.clamp(min=1e-6).pow(3).mean(1).pow(1 / 3),
+    }[pooling]
     out = encoder(IMAGES)
     torch.testing.assert_close(out, expected / expected.norm(dim=1, keepdim=True))
     assert out.shape == (4, encoder.embed_dim) and out.dtype == torch.float32
@@ -106,17 +114,20 @@ def test_momentum_update(hold):
         torch.testing.assert_close(value, expected)
 
 
-@pytest.mark.parametrize("changes, size, saying", [
-    (dict(model="vit_tiny_patch16_242"), 16, "close names: vit_tiny_patch16_224"),
-    (dict(model="resnet18", model_kwargs=()), 224, "not a"),
-    (dict(), 20, "use 16 or 24"),
-    (dict(), 4, "use 8"),
-    (dict(model_kwargs=("depth",)), 16, "key=value"),
-    (dict(model_kwargs=("no_such=1",)), 16, "no_such"),
-    (dict(model_kwargs=("patch_size=0",)), 16, "takes these settings"),
-    (dict(model_kwargs=("img_size=32",)), 16, "--input-size"),
-    (dict(weights="deit_small_patch16_224.fb_in1k"), 16, "another model"),
-])
+@pytest.mark.parametrize(
+    "changes, size, saying",
+    [
+        (dict(model="vit_tiny_patch16_242"), 16, "close names: vit_tiny_patch16_224"),
+        (dict(model="resnet18", model_kwargs=()), 224, "not a"),
+        (dict(), 20, "use 16 or 24"),
+        (dict(), 4, "use 8"),
+        (dict(model_kwargs=("depth",)), 16, "key=value"),
+        (dict(model_kwargs=("no_such=1",)), 16, "no_such"),
+        (dict(model_kwargs=("patch_size=0",)), 16, "takes these settings"),
+        (dict(model_kwargs=("img_size=32",)), 16, "--input-size"),
+        (dict(weights="deit_small_patch16_224.fb_in1k"), 16, "another model"),
+    ],
+)
 def test_refusals(changes, size, saying):
     with pytest.raises(UserError) as error:
         build(size, **changes)
@@ -144,10 +155,32 @@ def test_no_network_means_an_error_that_names_weights_never_random_ones():
 
 def test_saved_model_is_timm_s_and_describes_itself(tmp_path):
     encoder = build(pooling="mean")
-    save_model(encoder, tmp_path / "m.safetensors", Config().replace(method="irt-l", input_size=16, resize="shorter", resize_size=18))
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=16, patch_size=8, embed_dim=48, depth=2, num_heads=3,
-                              checkpoint_path=str(tmp_path / "m.safetensors"))
+    save_model(
+        encoder,
+        tmp_path / "m.safetensors",
+        Config().replace(method="irt-l", input_size=16, resize="shorter", resize_size=18),
+    )
+    model = timm.create_model(
+        "vit_tiny_patch16_224",
+        num_classes=0,
+        img_size=16,
+        patch_size=8,
+        embed_dim=48,
+        depth=2,
+        num_heads=3,
+        checkpoint_path=str(tmp_path / "m.safetensors"),
+    )
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), encoder.vit.state_dict().values()))
     described = read_model_metadata(tmp_path / "m.safetensors")
-    assert described == {"method": "irt-l", "recipe": "paper", "model": "vit_tiny_patch16_224", "model_kwargs": TINY_KWARGS, "input_size": 16, "pooling": "mean",
-                         "eval_descriptor": "cls", "resize": "shorter", "resize_size": 18, "normalization": "model"}
+    assert described == {
+        "method": "irt-l",
+        "recipe": "paper",
+        "model": "vit_tiny_patch16_224",
+        "model_kwargs": TINY_KWARGS,
+        "input_size": 16,
+        "pooling": "mean",
+        "eval_descriptor": "cls",
+        "resize": "shorter",
+        "resize_size": 18,
+        "normalization": "model",
+    }

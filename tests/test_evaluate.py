@@ -16,8 +16,9 @@ from fastirt.retrieval.embed import embed, normalization_constants
 from fastirt.retrieval.evaluate import evaluate
 
 CPU = torch.device("cpu")
-CONFIG = Config().replace(input_size=16, resize_size=18, loader="pil", num_workers=1, eval_batch_size=7, rank=(1, 2),
-                          precision="fp32")
+CONFIG = Config().replace(
+    input_size=16, resize_size=18, loader="pil", num_workers=1, eval_batch_size=7, rank=(1, 2), precision="fp32"
+)
 
 
 class Pixels(nn.Module):
@@ -30,8 +31,16 @@ class Pixels(nn.Module):
         self.calls = []
 
     def forward(self, images):
-        self.calls.append((self.training, torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"),
-                           images.dtype, images.is_contiguous(memory_format=torch.channels_last), tuple(images.shape)))
+        self.calls.append(
+            (
+                self.training,
+                torch.is_inference_mode_enabled(),
+                torch.is_autocast_enabled("cpu"),
+                images.dtype,
+                images.is_contiguous(memory_format=torch.channels_last),
+                tuple(images.shape),
+            )
+        )
         small = nn.functional.adaptive_avg_pool2d(images.float(), 4).flatten(1)
         return nn.functional.normalize(small, dim=1)
 
@@ -45,7 +54,7 @@ class FakeLoader:
 
     def __iter__(self):
         for step, first in enumerate(range(0, len(self.rows), 4)):
-            rows = self.rows[first:first + 4]
+            rows = self.rows[first : first + 4]
             padded = np.concatenate([rows, np.full(4 - len(rows), -1)])
             images = torch.where(torch.from_numpy(padded >= 0)[:, None, None, None], self.images[padded], 0)
             yield Batch(images, torch.zeros(4, dtype=torch.int64), padded, step, len(rows))

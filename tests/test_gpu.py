@@ -22,8 +22,10 @@ def test_mixed_decoding_agrees_with_pil(pictures):
     batches = {}
     for loader in ("dali", "pil"):
         config = InputConfig(input_size=16, resize_size=18, num_workers=4, loader=loader)
-        batches[loader] = [(b.indices.tolist(), b.images.cpu().int()) for b in
-                           TrainLoader(split, batch_size=32, m=4, seed=0, input=config, device=GPU, stop_step=20)]
+        batches[loader] = [
+            (b.indices.tolist(), b.images.cpu().int())
+            for b in TrainLoader(split, batch_size=32, m=4, seed=0, input=config, device=GPU, stop_step=20)
+        ]
     for ours, plain in zip(batches["dali"], batches["pil"], strict=True):
         assert ours[0] == plain[0] and (ours[1] - plain[1]).abs().float().mean() < 2
 
@@ -31,7 +33,10 @@ def test_mixed_decoding_agrees_with_pil(pictures):
 def test_batches_are_complete_when_they_arrive(pictures):
     split = load_catalog("folder", str(pictures)).query
     config = InputConfig(input_size=16, resize_size=18, num_workers=4)
-    runs = [torch.cat([b.images[:b.valid].clone() for b in EvalLoader(split, batch_size=8, input=config, device=GPU)]) for _ in range(3)]
+    runs = [
+        torch.cat([b.images[: b.valid].clone() for b in EvalLoader(split, batch_size=8, input=config, device=GPU)])
+        for _ in range(3)
+    ]
     assert torch.equal(runs[0], runs[1]) and torch.equal(runs[0], runs[2])
 
 
@@ -60,12 +65,38 @@ def test_the_step_never_waits_for_the_gpu(precision):
 def test_search_on_the_gpu_agrees_with_the_cpu(k):
     vectors = torch.nn.functional.normalize(torch.randn(4000, 64, generator=torch.Generator().manual_seed(0)), dim=1)
     vectors[100:200] = vectors[0]
-    on_cpu, on_gpu = (np.concatenate([i.numpy() for _, _, i in search(vectors[:300], vectors, k, device=device)]) for device in ("cpu", GPU))
+    on_cpu, on_gpu = (
+        np.concatenate([i.numpy() for _, _, i in search(vectors[:300], vectors, k, device=device)])
+        for device in ("cpu", GPU)
+    )
     assert (on_cpu == on_gpu).mean() > 0.999  # near-ties may be rounded differently
 
 
 def test_a_run_on_the_gpu(pictures, tmp_path):
     flags = [word if word != "cpu" else "cuda:0" for word in TINY]
-    assert main(["train", "--dataset", "folder", "--data-path", str(pictures), "--output-dir", str(tmp_path / "run"), *flags, "--max-iter", "20",
-                 "--batch-size", "16", "--logging-freq", "3", "--save-freq", "7", "--eval-freq", "10"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--dataset",
+                "folder",
+                "--data-path",
+                str(pictures),
+                "--output-dir",
+                str(tmp_path / "run"),
+                *flags,
+                "--max-iter",
+                "20",
+                "--batch-size",
+                "16",
+                "--logging-freq",
+                "3",
+                "--save-freq",
+                "7",
+                "--eval-freq",
+                "10",
+            ]
+        )
+        == 0
+    )
     assert main(["evaluate", str(tmp_path / "run"), "--device", "cpu", "--output-dir", str(tmp_path / "cpu")]) == 0

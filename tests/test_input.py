@@ -30,7 +30,9 @@ SIZES = [(300, 400), (401, 299), (64, 64), (48, 200), (333, 91), (56, 57), (1, 1
 def photo(height, width, seed=0, mode="RGB"):
     """Smooth structure with noise, as a photograph has."""
     rng = np.random.default_rng(seed)
-    rough = Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    rough = Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
     pixels = np.clip(np.asarray(rough) + rng.normal(0, 6, (height, width, 3)), 0, 255).astype(np.uint8)
     return Image.fromarray(pixels).convert(mode)
 
@@ -67,7 +69,9 @@ def test_geometry_equals_torchvision(resize, training, loader, mean, largest):
     decoder = PilDecoder(56, 2) if loader == "pil" else DaliDecoder(56, len(images), 2, CPU)
     ours = decoder.decode(encoded, windows, flip).numpy().astype(int)
     decoder.close()
-    theirs = np.stack([by_torchvision(image, config, *((x[i], y[i], flip[i]) if training else ())) for i, image in enumerate(images)]).astype(int)
+    theirs = np.stack(
+        [by_torchvision(image, config, *((x[i], y[i], flip[i]) if training else ())) for i, image in enumerate(images)]
+    ).astype(int)
     difference = np.abs(ours - theirs)
     assert difference.mean() < mean and difference.max() <= largest
 
@@ -81,8 +85,20 @@ def test_sizes_and_offsets_are_torchvision_s():
         assert [crop_offset(resized, 56, u) for u in (0.0, 0.999999)] == [0, resized - 56]
 
 
-@pytest.mark.parametrize("kind, mode, options", [("JPEG", "RGB", {}), ("JPEG", "L", {}), ("JPEG", "CMYK", {}), ("JPEG", "RGB", {"progressive": True}),
-                                                 ("PNG", "RGBA", {}), ("PNG", "P", {}), ("PNG", "L", {}), ("WEBP", "RGB", {}), ("BMP", "RGB", {})])
+@pytest.mark.parametrize(
+    "kind, mode, options",
+    [
+        ("JPEG", "RGB", {}),
+        ("JPEG", "L", {}),
+        ("JPEG", "CMYK", {}),
+        ("JPEG", "RGB", {"progressive": True}),
+        ("PNG", "RGBA", {}),
+        ("PNG", "P", {}),
+        ("PNG", "L", {}),
+        ("WEBP", "RGB", {}),
+        ("BMP", "RGB", {}),
+    ],
+)
 def test_dali_decodes_every_kind_as_pil_does(kind, mode, options):
     encoded = encode(photo(60, 60, 3, mode), kind, **options)
     windows = np.array([[0.0, 0, 60, 60]])
@@ -105,7 +121,9 @@ def loaded(pictures, start=0, stop=5, **changes):
     catalog = load_catalog("folder", str(pictures))
     options = {**dict(num_workers=2, loader="dali"), **changes}
     config = InputConfig(input_size=16, resize_size=18, **options)
-    loader = TrainLoader(catalog.train, batch_size=32, m=4, seed=7, input=config, device=CPU, start_step=start, stop_step=stop)
+    loader = TrainLoader(
+        catalog.train, batch_size=32, m=4, seed=7, input=config, device=CPU, start_step=start, stop_step=stop
+    )
     batches = [(b.step, b.indices.tolist(), b.labels.tolist(), b.images.clone()) for b in loader]
     loader.close()
     assert all(np.array_equal(labels, catalog.train.labels[rows]) for _, rows, labels, _ in batches)
@@ -118,7 +136,11 @@ def same(a, b):
 
 def test_batches_do_not_depend_on_threads_or_on_where_the_run_began(pictures):
     whole = loaded(pictures)
-    assert [b[0] for b in whole] == [0, 1, 2, 3, 4] and whole[0][3].shape == (32, 16, 16, 3) and whole[0][3].dtype == torch.uint8
+    assert (
+        [b[0] for b in whole] == [0, 1, 2, 3, 4]
+        and whole[0][3].shape == (32, 16, 16, 3)
+        and whole[0][3].dtype == torch.uint8
+    )
     assert same(whole, loaded(pictures, num_workers=1))
     assert same(whole[3:], loaded(pictures, start=3))
 
@@ -142,7 +164,7 @@ def test_evaluation_is_in_order_with_a_padded_last_batch(pictures):
     config = InputConfig(input_size=16, resize_size=18, num_workers=2)
     batches = list(EvalLoader(catalog.query, batch_size=10, input=config, device=CPU))
     assert [b.valid for b in batches] == [10, 10, 4] and all(b.images.shape == (10, 16, 16, 3) for b in batches)
-    assert np.concatenate([b.indices[:b.valid] for b in batches]).tolist() == list(range(24))
+    assert np.concatenate([b.indices[: b.valid] for b in batches]).tolist() == list(range(24))
     assert (batches[-1].labels[4:] == -1).all()
 
 
@@ -152,8 +174,10 @@ def test_a_packed_store_gives_the_batches_of_the_files(pictures, tmp_path, resiz
     config = InputConfig(input_size=16, resize_size=18, resize=resize, num_workers=2)
     pack(catalog, tmp_path / "store", resize=resize, resize_size=18, quality=100, workers=1, progress=False)
     store = PackedStore.open(tmp_path / "store")
-    loaders = [TrainLoader(catalog.train, batch_size=16, m=2, seed=0, input=config, device=CPU, stop_step=2, store=source)
-               for source in (None, store.split(catalog.train))]
+    loaders = [
+        TrainLoader(catalog.train, batch_size=16, m=2, seed=0, input=config, device=CPU, stop_step=2, store=source)
+        for source in (None, store.split(catalog.train))
+    ]
     for files, packed in zip(*loaders):
         assert np.array_equal(files.indices, packed.indices)
         assert (files.images.int() - packed.images.int()).abs().float().mean() < 1.5
@@ -198,6 +222,13 @@ for batch in loader:
 
 
 def test_a_process_that_dies_with_a_loader_open_ends_cleanly(pictures):
-    done = subprocess.run([sys.executable, "-c", ABANDONED, str(pictures)], capture_output=True, text=True, timeout=60,
-                          cwd=Path(__file__).parent.parent)
-    assert done.returncode == 1 and done.stderr.strip().endswith("the consumer's own\"") and "ignored" not in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", ABANDONED, str(pictures)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert (
+        done.returncode == 1 and done.stderr.strip().endswith("the consumer's own\"") and "ignored" not in done.stderr
+    )

@@ -10,7 +10,7 @@ def test_ring_keeps_the_newest_entries_and_wraps_in_the_middle_of_a_batch():
     memory = Memory(10, 2)
     stream = torch.arange(28).float()
     for start in range(0, 28, 4):
-        values = stream[start:start + 4]
+        values = stream[start : start + 4]
         written = memory.write(values[:, None].expand(-1, 2), values.long())
         assert torch.equal(memory.labels[written.slots], values.long())
         newest = set(range(max(0, start + 4 - 10), start + 4))

@@ -48,9 +48,14 @@ def test_nonzero_mean_equals_pytorch_metric_learning(with_memory):
     expected = theirs(F.normalize(features, dim=1), labels)
     if with_memory:
         expected = expected + theirs(F.normalize(features, dim=1), labels, ref_emb=memory, ref_labels=memory_labels)
-    gradient, = torch.autograd.grad(expected, features)
-    parts = contrastive_koleo(F.normalize(features, dim=1), labels, *((memory, memory_labels) if with_memory else ()), reduction="nonzero_mean")
-    ours, = torch.autograd.grad(parts.batch + parts.memory, features)
+    (gradient,) = torch.autograd.grad(expected, features)
+    parts = contrastive_koleo(
+        F.normalize(features, dim=1),
+        labels,
+        *((memory, memory_labels) if with_memory else ()),
+        reduction="nonzero_mean",
+    )
+    (ours,) = torch.autograd.grad(parts.batch + parts.memory, features)
     assert float((parts.batch + parts.memory).detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     torch.testing.assert_close(ours, gradient, rtol=1e-4, atol=1e-6)
 
@@ -71,7 +76,9 @@ def test_equals_the_definition_with_padding_empty_slots_and_own_slots(reduction)
     own = torch.arange(14)
     parts = contrastive_koleo(z_nan, labels, memory, memory_labels, memory_self=own, reduction=reduction)
     assert float(parts.batch) == pytest.approx(by_definition(z, labels, z, labels, own, 0.5, reduction), rel=1e-5)
-    assert float(parts.memory) == pytest.approx(by_definition(z, labels, memory, memory_labels, own, 0.5, reduction), rel=1e-5)
+    assert float(parts.memory) == pytest.approx(
+        by_definition(z, labels, memory, memory_labels, own, 0.5, reduction), rel=1e-5
+    )
     keep = labels >= 0
     assert float(parts.koleo) == pytest.approx(float(koleo(z[keep])), rel=1e-6)
 
@@ -83,7 +90,9 @@ def test_own_slot_is_no_pair_but_an_older_entry_of_the_picture_is():
     with_own = pair_loss(z, label, memory, torch.tensor([5, 5]), reduction="nonzero_mean")
     loss = pair_loss(z, label, memory, torch.tensor([5, 5]), self_cols=torch.tensor([0]), reduction="anchor_sum")
     assert float(loss) == pytest.approx(1 - float(memory[1] @ z[0]), abs=1e-6)
-    assert float(with_own) == pytest.approx(float(loss), abs=1e-6)  # a pair at s = 1 is under the threshold: it does not halve the mean
+    assert float(with_own) == pytest.approx(
+        float(loss), abs=1e-6
+    )  # a pair at s = 1 is under the threshold: it does not halve the mean
 
 
 @pytest.mark.parametrize("reduction", ["anchor_sum", "nonzero_mean"])
@@ -116,8 +125,8 @@ def test_koleo_equals_the_public_regulariser_and_its_gradient_reaches_both_ends(
         dots.fill_diagonal_(-1)
         index = dots.argmax(1)
     expected = -torch.log(torch.nn.PairwiseDistance(2)(z, z[index]) + 1e-8).mean()
-    gradient, = torch.autograd.grad(expected, z)
-    ours, = torch.autograd.grad(koleo(z), z)
+    (gradient,) = torch.autograd.grad(expected, z)
+    (ours,) = torch.autograd.grad(koleo(z), z)
     assert float(koleo(z)) == pytest.approx(float(expected), rel=1e-6)
     torch.testing.assert_close(ours, gradient, rtol=1e-5, atol=1e-7)
 

@@ -150,8 +150,11 @@ def test_bad_pictures_are_recorded_and_named(data, tmp_path, caplog):
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0))
     bomb += chunk(b"IDAT", zlib.compress(bytes(10_000_000))) + chunk(b"IEND", b"")
     broken = {
-        "é 0.jpg": b"", "é 1.png": b"\x89PNG\r\n\x1a\n", "é 2.jpg": whole[: len(whole) // 2],
-        "é 3.jpg": bomb, "é 4.jpg": whole[:scan] + b"\xff\xd9",
+        "é 0.jpg": b"",
+        "é 1.png": b"\x89PNG\r\n\x1a\n",
+        "é 2.jpg": whole[: len(whole) // 2],
+        "é 3.jpg": bomb,
+        "é 4.jpg": whole[:scan] + b"\xff\xd9",
     }
     catalog = catalog_of(data)
     for name, content in broken.items():
@@ -165,8 +168,12 @@ def test_bad_pictures_are_recorded_and_named(data, tmp_path, caplog):
     rows = sorted(set(store.bad) - {4})
     assert rows == [0, 1, 2, 3, 9, 10] and (store.index["length"][rows] == 0).all()
     train, gallery = store.split(catalog.train), store.split(catalog.gallery)
-    for source, row, reason in ((train, 0, "empty"), (train, 3, "50000"), (gallery, 1, "No such file"),
-                                (gallery, 2, "pixels")):
+    for source, row, reason in (
+        (train, 0, "empty"),
+        (train, 3, "50000"),
+        (gallery, 1, "No such file"),
+        (gallery, 2, "pixels"),
+    ):
         with pytest.raises(BadPicture, match=reason) as caught:
             source.read(row)
         assert caught.value.path == source.path(row) and source.size(row) == (0, 0)
@@ -193,13 +200,16 @@ def rewrite(file: Path, old: str, new: str) -> None:
     file.write_text(file.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
 
 
-@pytest.mark.parametrize("change, expected", [
-    (lambda d: rewrite(d / "split.csv", "é 5.jpg,b", "é 5.jpg,a"), "é 5.jpg' of class 'b' where .* class 'a'"),
-    (lambda d: rewrite(d / "split.csv", ",c,", ",z,"), "class 'c' where the data set has .* class 'z'"),
-    (lambda d: rewrite(d / "split.csv", "train/é 5.jpg,b,train\n", ""), "6 train, .* the data set 5 train"),
-    (lambda d: rewrite(d / "split.csv", "é 8.jpg,b,gallery", "é 8.jpg,b,train"), "the data set 7 train"),
-    (lambda d: picture(99, (70, 70)).save(d / "train" / "é 0.jpg"), "stale: .*é 0.jpg has .* bytes"),
-])
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        (lambda d: rewrite(d / "split.csv", "é 5.jpg,b", "é 5.jpg,a"), "é 5.jpg' of class 'b' where .* class 'a'"),
+        (lambda d: rewrite(d / "split.csv", ",c,", ",z,"), "class 'c' where the data set has .* class 'z'"),
+        (lambda d: rewrite(d / "split.csv", "train/é 5.jpg,b,train\n", ""), "6 train, .* the data set 5 train"),
+        (lambda d: rewrite(d / "split.csv", "é 8.jpg,b,gallery", "é 8.jpg,b,train"), "the data set 7 train"),
+        (lambda d: picture(99, (70, 70)).save(d / "train" / "é 0.jpg"), "stale: .*é 0.jpg has .* bytes"),
+    ],
+)
 def test_check_names_the_difference(data, tmp_path, change, expected):
     store = made(catalog_of(data), tmp_path / "s.pack")
     change(data)
@@ -253,7 +263,7 @@ def test_every_damage_is_refused(data, tmp_path):
             PackedStore.open(file)
         return str(caught.value)
 
-    assert "half-written" in refused(b"") and "half-written" in refused(bytes(PROLOGUE.size) + good[PROLOGUE.size:])
+    assert "half-written" in refused(b"") and "half-written" in refused(bytes(PROLOGUE.size) + good[PROLOGUE.size :])
     assert "not a packed store" in refused(b"\xff\xd8" + good[2:]) and "not a packed store" in refused(b"x")
     assert "format version 9" in refused(good[:8] + b"\x09" + good[9:])
     for length in (10, PROLOGUE.size - 1, PROLOGUE.size, len(good) // 2, len(good) - 1):
@@ -334,8 +344,12 @@ p.pack(load_catalog("csv", sys.argv[1]), sys.argv[2], progress=False)
 
 def test_pack_options_and_places(data, tmp_path):
     catalog = catalog_of(data)
-    for options, expected in (({"resize": "longer"}, "--resize longer"), ({"resize_size": 0}, "--resize-size 0"),
-                              ({"quality": 101}, "--quality 101"), ({"subsampling": "4:1:1"}, "--subsampling 4:1:1")):
+    for options, expected in (
+        ({"resize": "longer"}, "--resize longer"),
+        ({"resize_size": 0}, "--resize-size 0"),
+        ({"quality": 101}, "--quality 101"),
+        ({"subsampling": "4:1:1"}, "--subsampling 4:1:1"),
+    ):
         with pytest.raises(UserError, match=expected):
             pack(catalog, tmp_path / "s.pack", **options)
     with pytest.raises(UserError, match="is a folder"):
@@ -368,8 +382,23 @@ def test_the_source_files_are_not_read_again(data, tmp_path):
 
 def test_env_reports_and_survives_missing_and_broken_packages(monkeypatch):
     report = fastirt.env.report()
-    for name in ("fastirt", "Python", "OS", "cores", "memory", "GPU", "torch", "CUDA", "cuDNN", "triton", "timm", "DALI",
-                 "faiss", "numpy", "apex"):
+    for name in (
+        "fastirt",
+        "Python",
+        "OS",
+        "cores",
+        "memory",
+        "GPU",
+        "torch",
+        "CUDA",
+        "cuDNN",
+        "triton",
+        "timm",
+        "DALI",
+        "faiss",
+        "numpy",
+        "apex",
+    ):
         assert re.search(rf"^{name}\b.*:\s+\S", report, re.MULTILINE), name
     assert np.__version__ in report and "failed" not in report
 

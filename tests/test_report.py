@@ -16,8 +16,10 @@ def cells(line):
 
 
 @pytest.mark.parametrize("recipe, order", [("paper", [PAPER, PUBLIC]), ("unofficial", [PUBLIC, PAPER])])
-@pytest.mark.parametrize("model, name", [("deit_small_patch16_224", "DeiT-S"),
-                                         ("deit_small_distilled_patch16_224.fb_in1k", "DeiT-S distilled")])
+@pytest.mark.parametrize(
+    "model, name",
+    [("deit_small_patch16_224", "DeiT-S"), ("deit_small_distilled_patch16_224.fb_in1k", "DeiT-S distilled")],
+)
 def test_what_a_run_compares_with_stands_right_under_it(model, name, recipe, order):
     lines = table(METRICS, "sop", "irt-r", model, recipe).splitlines()
     assert cells(lines[2]) == [f"this run ({recipe})", "irt-r", model, "70.00", "80.00", "30.00", "40.00"]

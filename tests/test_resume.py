@@ -36,10 +36,49 @@ sys.exit(main(sys.argv[3:]))
 
 
 def start(out: Path, pictures: Path, kind: str = "none", at: int = 0) -> subprocess.Popen:
-    command = [sys.executable, "-c", DRIVER, kind, str(at), "train", "--dataset", "folder", "--data-path", str(pictures), "--output-dir", str(out),
-               "--resume", *TINY, "--recipe", "unofficial", "--max-iter", "40", "--batch-size", "16", "--m", "2", "--lr", "1e-3", "--rank", "1",
-               "--logging-freq", "4", "--save-freq", "10", "--encoder-momentum", "0.9", "--drop", "0.1", "--memory-start", "5", "--eval-freq", "20"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parent.parent)
+    command = [
+        sys.executable,
+        "-c",
+        DRIVER,
+        kind,
+        str(at),
+        "train",
+        "--dataset",
+        "folder",
+        "--data-path",
+        str(pictures),
+        "--output-dir",
+        str(out),
+        "--resume",
+        *TINY,
+        "--recipe",
+        "unofficial",
+        "--max-iter",
+        "40",
+        "--batch-size",
+        "16",
+        "--m",
+        "2",
+        "--lr",
+        "1e-3",
+        "--rank",
+        "1",
+        "--logging-freq",
+        "4",
+        "--save-freq",
+        "10",
+        "--encoder-momentum",
+        "0.9",
+        "--drop",
+        "0.1",
+        "--memory-start",
+        "5",
+        "--eval-freq",
+        "20",
+    ]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parent.parent
+    )
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:
@@ -53,12 +92,22 @@ def timeless(path: Path) -> list[dict]:
 
 
 def test_killed_again_and_again_equals_undisturbed(tmp_path, pictures):
-    bad = next((pictures / "train").iterdir()) / "9.jpg"  # one unreadable picture: its replacement must survive resumption too
+    bad = (
+        next((pictures / "train").iterdir()) / "9.jpg"
+    )  # one unreadable picture: its replacement must survive resumption too
     bad.write_bytes((pictures / "train/class00/0.jpg").read_bytes()[:300])
     try:
         calm = start(tmp_path / "calm", pictures)
         out = tmp_path / "killed"
-        for kind, at, code in [("kill", 3, -9), ("kill", 16, -9), ("save", 20, -9), ("kill", 21, -9), ("term", 23, 143), ("kill", 31, -9), ("none", 0, 0)]:
+        for kind, at, code in [
+            ("kill", 3, -9),
+            ("kill", 16, -9),
+            ("save", 20, -9),
+            ("kill", 21, -9),
+            ("term", 23, 143),
+            ("kill", 31, -9),
+            ("none", 0, 0),
+        ]:
             returned, output = finish(start(out, pictures, kind, at))
             assert returned == code, output
             if kind == "term":

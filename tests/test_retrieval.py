@@ -30,7 +30,9 @@ def by_definition(query, query_labels, gallery, gallery_labels, ranks, same):
     recalls, precision, average, count = {k: 0 for k in ranks}, 0.0, 0.0, 0
     for i in range(len(query)):
         scores = gallery.double() @ query[i].double()
-        order = sorted((j for j in range(len(gallery)) if not (same and j == i)), key=lambda j: (-round(float(scores[j]), 6), j))
+        order = sorted(
+            (j for j in range(len(gallery)) if not (same and j == i)), key=lambda j: (-round(float(scores[j]), 6), j)
+        )
         right = [bool(gallery_labels[j] == query_labels[i]) for j in order]
         r = sum(right)
         if r == 0:
@@ -39,8 +41,13 @@ def by_definition(query, query_labels, gallery, gallery_labels, ranks, same):
         for k in ranks:
             recalls[k] += any(right[:k])
         precision += sum(right[:r]) / r
-        average += sum(sum(right[:p + 1]) / (p + 1) for p in range(r) if right[p]) / r
-    return {**{f"recall@{k}": recalls[k] / count for k in ranks}, "r_precision": precision / count, "map@r": average / count, "queries": count}
+        average += sum(sum(right[: p + 1]) / (p + 1) for p in range(r) if right[p]) / r
+    return {
+        **{f"recall@{k}": recalls[k] / count for k in ranks},
+        "r_precision": precision / count,
+        "map@r": average / count,
+        "queries": count,
+    }
 
 
 @pytest.mark.parametrize("backend", ["faiss", "torch"])
@@ -52,7 +59,9 @@ def test_metrics_equal_the_definition_with_duplicates_and_lonely_queries(backend
     gallery[30:40] = gallery[5]  # exact duplicates, of several classes
     gallery[50] = gallery[51] = gallery[0]
     labels[59] = 40  # alone in its class
-    query, query_labels = (gallery, labels) if same else (vectors(25, seed=seed + 9), torch.from_numpy(rng.integers(0, 12, 25)))
+    query, query_labels = (
+        (gallery, labels) if same else (vectors(25, seed=seed + 9), torch.from_numpy(rng.integers(0, 12, 25)))
+    )
     if not same:
         query[:3] = gallery[[5, 0, 7]]
     ranks = (1, 2, 4, 10)
@@ -67,11 +76,19 @@ def test_metrics_equal_the_definition_with_duplicates_and_lonely_queries(backend
 def test_metrics_equal_pytorch_metric_learning(same):
     labels = torch.arange(120) % 15
     gallery = F.normalize(vectors(120, 16) + 0.4 * vectors(15, 16, seed=3)[labels], dim=1)
-    query, query_labels = (gallery, labels) if same else (F.normalize(vectors(40, 16, seed=5) + vectors(15, 16, seed=3)[labels[:40]], dim=1), labels[:40])
+    query, query_labels = (
+        (gallery, labels)
+        if same
+        else (F.normalize(vectors(40, 16, seed=5) + vectors(15, 16, seed=3)[labels[:40]], dim=1), labels[:40])
+    )
     names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
-    theirs = AccuracyCalculator(include=names, k="max_bin_count", device=torch.device("cpu")).get_accuracy(query, query_labels, gallery, labels, ref_includes_query=same)
+    theirs = AccuracyCalculator(include=names, k="max_bin_count", device=torch.device("cpu")).get_accuracy(
+        query, query_labels, gallery, labels, ref_includes_query=same
+    )
     ours = retrieval_metrics(query, query_labels, gallery, labels, (1,), same=same)
-    assert [ours["recall@1"], ours["r_precision"], ours["map@r"]] == pytest.approx([theirs[name] for name in names], abs=1e-9)
+    assert [ours["recall@1"], ours["r_precision"], ours["map@r"]] == pytest.approx(
+        [theirs[name] for name in names], abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("backend", ["faiss", "torch"])
@@ -81,7 +98,11 @@ def test_ties_go_by_gallery_row_also_at_the_last_place(backend):
     _, indices = neighbours(axis[:1], gallery, 3, backend=backend)
     assert indices.tolist() == [[0, 1, 2]]
     _, indices = neighbours(gallery, gallery, 4, exclude_self=True, backend=backend)
-    assert indices[0].tolist() == [1, 2, 3, 4] and indices[2].tolist() == [0, 1, 3, 4] and indices[19].tolist() == [0, 1, 2, 3]
+    assert (
+        indices[0].tolist() == [1, 2, 3, 4]
+        and indices[2].tolist() == [0, 1, 3, 4]
+        and indices[19].tolist() == [0, 1, 2, 3]
+    )
     assert indices[21].tolist() == [20, 22, 23, 24]
 
 
@@ -118,8 +139,18 @@ def test_k_larger_than_the_gallery_and_no_match_at_all():
 
 def test_published_rows_are_complete_and_stand_beside_a_run():
     assert {name: len(rows) for name, rows in PUBLISHED.items()} == {"sop": 8, "cub200": 8, "inshop": 8}
-    metrics = {"recall@1": 0.7, "recall@2": 0.8, "recall@4": 0.9, "recall@8": 0.95, "map@r": 0.3, "r_precision": 0.4, "queries": 5924, "gallery": 5924,
-               "unmatched": 2, "bad": 1}
+    metrics = {
+        "recall@1": 0.7,
+        "recall@2": 0.8,
+        "recall@4": 0.9,
+        "recall@8": 0.95,
+        "map@r": 0.3,
+        "r_precision": 0.4,
+        "queries": 5924,
+        "gallery": 5924,
+        "unmatched": 2,
+        "bad": 1,
+    }
     text = table(metrics, "cub200", "irt-r", "deit_small_patch16_224", "paper")
     lines = text.splitlines()
     assert len(lines) == 2 + 1 + 8 + 1 and len({len(line) for line in lines[:-1]}) == 1

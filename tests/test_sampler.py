@@ -14,7 +14,7 @@ def test_shuffled_stream_is_epochs_cut_into_full_batches():
     sampler = make_sampler(LABELS, 16, 0, seed=3)
     stream = np.concatenate([sampler.batch(step) for step in range(70)])
     for epoch in range(len(stream) // 70):
-        assert sorted(stream[epoch * 70:(epoch + 1) * 70]) == list(range(70))
+        assert sorted(stream[epoch * 70 : (epoch + 1) * 70]) == list(range(70))
     assert not np.array_equal(stream[:70], stream[70:140])
     fresh = make_sampler(LABELS, 16, 0, seed=3)
     assert np.array_equal(fresh.batch(41), sampler.batch(41))  # whatever was drawn before
@@ -31,7 +31,9 @@ def test_m_per_class():
     for step in range(40):
         rows = sampler.batch(step)
         groups = rows.reshape(4, 3)
-        assert len({*LABELS[groups[:, 0]]}) == 4 and all(len({*LABELS[group]}) == 1 and len({*group}) == 3 for group in groups)
+        assert len({*LABELS[groups[:, 0]]}) == 4 and all(
+            len({*LABELS[group]}) == 1 and len({*group}) == 3 for group in groups
+        )
         seen |= set(rows.tolist())
     assert len(seen) == 70
     assert np.array_equal(make_sampler(LABELS, 12, 3, seed=0).batch(17), sampler.batch(17))
@@ -54,7 +56,7 @@ def test_replacements_stay_in_the_class_and_do_not_depend_on_when_they_were_foun
         changed = np.isin(plain, list(bad))
         assert np.array_equal(plain[~changed], final[~changed])
         known: set = set()  # found one by one, in the order of encounter
-        while (encounter := bad & set(sampler.batch(step, known).tolist())):
+        while encounter := bad & set(sampler.batch(step, known).tolist()):
             known.add(encounter.pop())
         assert np.array_equal(sampler.batch(step, known), final)
 
@@ -69,8 +71,15 @@ def test_a_class_without_pictures_leaves_and_nothing_left_is_an_error(m):
         sampler.batch(0, set(range(70)))
 
 
-@pytest.mark.parametrize("labels, batch, m, saying", [(LABELS, 15, 2, "multiple of --m"), (LABELS, 24, 2, "needs 12 classes"), ([], 4, 0, "empty"),
-                                                      (LABELS, 0, 0, "--batch-size")])
+@pytest.mark.parametrize(
+    "labels, batch, m, saying",
+    [
+        (LABELS, 15, 2, "multiple of --m"),
+        (LABELS, 24, 2, "needs 12 classes"),
+        ([], 4, 0, "empty"),
+        (LABELS, 0, 0, "--batch-size"),
+    ],
+)
 def test_impossible_settings(labels, batch, m, saying):
     with pytest.raises(UserError, match=saying):
         make_sampler(np.array(labels), batch, m, seed=0)

@@ -17,20 +17,35 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 
 def config_with(**flat):
-    base = dict(model="vit_tiny_patch16_224", model_kwargs=TINY_KWARGS, weights="scratch", input_size=16, precision="fp32", batch_size=8, lr=1e-3,
-                max_iter=10)
+    base = dict(
+        model="vit_tiny_patch16_224",
+        model_kwargs=TINY_KWARGS,
+        weights="scratch",
+        input_size=16,
+        precision="fp32",
+        batch_size=8,
+        lr=1e-3,
+        max_iter=10,
+    )
     return Config().replace(**{**base, **flat})
 
 
 def make_step(config, train_size=20):
     torch.manual_seed(0)
-    return TrainStep(build_encoder(config.model, config.input.input_size), config, train_size, MEAN, STD, torch.device("cpu"))
+    return TrainStep(
+        build_encoder(config.model, config.input.input_size), config, train_size, MEAN, STD, torch.device("cpu")
+    )
 
 
 def make_batch(step, size=8):
     rng = np.random.default_rng(step)
-    return Batch(images=torch.from_numpy(rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8)), labels=torch.from_numpy(rng.integers(0, 3, size)),
-                 indices=np.arange(size), step=step, valid=size)
+    return Batch(
+        images=torch.from_numpy(rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8)),
+        labels=torch.from_numpy(rng.integers(0, 3, size)),
+        indices=np.arange(size),
+        step=step,
+        valid=size,
+    )
 
 
 def snapshot(step):
@@ -40,7 +55,9 @@ def snapshot(step):
 @pytest.mark.parametrize("contrastive", ["anchor_sum", "nonzero_mean"])
 @pytest.mark.parametrize("twin", [None, 0.9])
 def test_ten_steps_equal_the_arithmetic_written_out(contrastive, twin):
-    config = config_with(contrastive=contrastive, encoder_momentum=twin, memory_start=2, clip_grad=0.5, sched="cosine", warmup_iter=3)
+    config = config_with(
+        contrastive=contrastive, encoder_momentum=twin, memory_start=2, clip_grad=0.5, sched="cosine", warmup_iter=3
+    )
     step = make_step(config)
     torch.manual_seed(0)
     encoder = build_encoder(config.model, 16).train()
@@ -66,7 +83,14 @@ def test_ten_steps_equal_the_arithmetic_written_out(contrastive, twin):
             slots += 8
             cols = torch.stack([entry[0] for entry in ring])
             col_labels = torch.tensor([entry[1] for entry in ring])
-            loss = loss + pair_loss(z, batch.labels, cols, col_labels, self_cols=torch.tensor(where) if twin is None else None, reduction=contrastive)
+            loss = loss + pair_loss(
+                z,
+                batch.labels,
+                cols,
+                col_labels,
+                self_cols=torch.tensor(where) if twin is None else None,
+                reduction=contrastive,
+            )
         for group in adamw.param_groups:
             group["lr"] = learning_rate(number, config.optim)
         adamw.zero_grad()
@@ -79,7 +103,9 @@ def test_ten_steps_equal_the_arithmetic_written_out(contrastive, twin):
 
     assert step.counted == 10 and step.first_bad_step == -1
     for (name, ours), theirs in zip(step.encoder.named_parameters(), encoder.parameters()):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5, msg=name)  # AdamW turns rounding of tiny gradients into lr-sized steps
+        torch.testing.assert_close(
+            ours, theirs, rtol=1e-4, atol=2e-5, msg=name
+        )  # AdamW turns rounding of tiny gradients into lr-sized steps
     if twin is not None:
         for ours, theirs in zip(step.twin.parameters(), keys.parameters()):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
@@ -114,7 +140,11 @@ def test_the_step_never_asks_the_device_for_a_number():
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.is_nonzero.default):
+            if func in (
+                torch.ops.aten._local_scalar_dense.default,
+                torch.ops.aten.nonzero.default,
+                torch.ops.aten.is_nonzero.default,
+            ):
                 asked.append(func)
             return func(*args, **(kwargs or {}))
 

@@ -12,11 +12,30 @@ from fastirt import checkpoint
 from fastirt.cli import main
 from fastirt.step import TrainStep
 
-FEW = ["--max-iter", "6", "--batch-size", "16", "--m", "2", "--lr", "1e-3", "--logging-freq", "2", "--save-freq", "3", "--rank", "1", "2", "4"]
+FEW = [
+    "--max-iter",
+    "6",
+    "--batch-size",
+    "16",
+    "--m",
+    "2",
+    "--lr",
+    "1e-3",
+    "--logging-freq",
+    "2",
+    "--save-freq",
+    "3",
+    "--rank",
+    "1",
+    "2",
+    "4",
+]
 
 
 def train(pictures, out, *flags):
-    return main(["train", "--dataset", "folder", "--data-path", str(pictures), "--output-dir", str(out), *TINY, *FEW, *flags])
+    return main(
+        ["train", "--dataset", "folder", "--data-path", str(pictures), "--output-dir", str(out), *TINY, *FEW, *flags]
+    )
 
 
 def rows(out):
@@ -28,18 +47,38 @@ def test_a_run_writes_everything_and_can_be_evaluated_again(pictures, tmp_path, 
     assert train(pictures, out, "--recipe", "unofficial", "--eval-freq", "2", "--encoder-momentum", "0.9") == 0
     assert "recall@1" in capsys.readouterr().out.lower()
     metrics = json.loads((out / "metrics.json").read_text())
-    assert {"recall@1", "recall@2", "recall@4", "map@r", "r_precision"} <= set(metrics) and 0 <= metrics["recall@1"] <= metrics["recall@4"] <= 1
+    assert {"recall@1", "recall@2", "recall@4", "map@r", "r_precision"} <= set(metrics) and 0 <= metrics[
+        "recall@1"
+    ] <= metrics["recall@4"] <= 1
     config = json.loads((out / "config.json").read_text())["config"]
-    assert config["recipe"] == "unofficial" and config["optim"]["max_iter"] == 6 and config["objective"]["contrastive"] == "nonzero_mean"
+    assert (
+        config["recipe"] == "unofficial"
+        and config["optim"]["max_iter"] == 6
+        and config["objective"]["contrastive"] == "nonzero_mean"
+    )
     steps = [r for r in rows(out) if "loss" in r]
     assert [r["step"] for r in steps] == [2, 4, 6]
-    assert all(r["loss"] == pytest.approx(r["contrastive_batch"] + r["contrastive_memory"] + 0.7 * r["koleo"], rel=1e-5) for r in steps)
+    assert all(
+        r["loss"] == pytest.approx(r["contrastive_batch"] + r["contrastive_memory"] + 0.7 * r["koleo"], rel=1e-5)
+        for r in steps
+    )
     assert [r["step"] for r in rows(out) if "recall@1" in r] == [2, 4, 6]
     assert list((out / "tensorboard").iterdir()) and (out / "model_best.safetensors").is_file()
-    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step_00000004.safetensors", "step_00000006.safetensors"]
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == [
+        "step_00000004.safetensors",
+        "step_00000006.safetensors",
+    ]
 
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=16, patch_size=8, embed_dim=48, depth=2, num_heads=3,
-                              checkpoint_path=str(out / "model.safetensors"))
+    model = timm.create_model(
+        "vit_tiny_patch16_224",
+        num_classes=0,
+        img_size=16,
+        patch_size=8,
+        embed_dim=48,
+        depth=2,
+        num_heads=3,
+        checkpoint_path=str(out / "model.safetensors"),
+    )
     state = checkpoint.load(out / "checkpoints/step_00000006.safetensors")
     assert all(torch.equal(value, state["module"][f"encoder.vit.{name}"]) for name, value in model.state_dict().items())
 
@@ -49,7 +88,9 @@ def test_a_run_writes_everything_and_can_be_evaluated_again(pictures, tmp_path, 
         again = tmp_path / f"again{number}"
         assert main(["evaluate", *words, "--output-dir", str(again)]) == 0
         measured = json.loads((again / "metrics.json").read_text())
-        assert all(measured[name] == pytest.approx(metrics[name], abs=1e-6) for name in ("recall@1", "recall@4", "map@r"))
+        assert all(
+            measured[name] == pytest.approx(metrics[name], abs=1e-6) for name in ("recall@1", "recall@4", "map@r")
+        )
 
 
 def test_max_iter_zero_only_evaluates(pictures, tmp_path):
@@ -60,12 +101,28 @@ def test_max_iter_zero_only_evaluates(pictures, tmp_path):
 
 
 def test_training_learns_the_training_classes(pictures, tmp_path):
-    assert train(pictures, tmp_path / "run", "--method", "irt-l", "--max-iter", "40", "--logging-freq", "10", "--memory-ratio", "0") == 0
+    assert (
+        train(
+            pictures,
+            tmp_path / "run",
+            "--method",
+            "irt-l",
+            "--max-iter",
+            "40",
+            "--logging-freq",
+            "10",
+            "--memory-ratio",
+            "0",
+        )
+        == 0
+    )
     losses = [r["contrastive_batch"] for r in rows(tmp_path / "run") if "loss" in r]
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_a_non_finite_loss_stops_the_run_and_names_step_pictures_and_checkpoint(pictures, tmp_path, capsys, monkeypatch):
+def test_a_non_finite_loss_stops_the_run_and_names_step_pictures_and_checkpoint(
+    pictures, tmp_path, capsys, monkeypatch
+):
     forward = TrainStep.forward
 
     def poisoned(self, batch):
@@ -96,7 +153,9 @@ def test_refusals_are_one_line_with_the_difference(pictures, tmp_path, capsys):
 
     refused(out, saying="already holds a run")
     refused(out, "--resume", "--lr", "0.5", saying="lr: 0.001, 0.5")
-    refused(out, "--resume", "--model-kwargs", "patch_size=8", "embed_dim=48", "depth=1", "num_heads=3", saying="depth=1")
+    refused(
+        out, "--resume", "--model-kwargs", "patch_size=8", "embed_dim=48", "depth=1", "num_heads=3", saying="depth=1"
+    )
     refused(tmp_path / "other", "--resume", str(tmp_path / "nothing"), saying="no checkpoint there")
     refused(tmp_path / "big", "--batch-size", "96", saying="smaller than a batch")
     refused(tmp_path / "m", "--m", "3", saying="--m")
@@ -113,10 +172,18 @@ def test_refusals_are_one_line_with_the_difference(pictures, tmp_path, capsys):
 
 
 OTHER_WAYS = {
-    "lion": ["--opt", "lion"], "lookahead": ["--opt", "lookahead_adamw"], "tuple state": ["--opt", "kron"], "dtype state": ["--opt", "adafactorbv"],
-    "bf16": ["--precision", "bf16", "--memory-dtype", "bf16"], "gem": ["--pooling", "gem"], "pil": ["--loader", "pil"], "search": ["--search", "torch"],
-    "dropout": ["--drop", "0.2", "--drop-path", "0.2"], "no memory": ["--memory-ratio", "0", "--encoder-momentum", "none"],
-    "clip": ["--clip-grad", "1", "--sched", "cosine", "--warmup-iter", "2", "--keep", "1"], "paper": ["--recipe", "paper"],
+    "lion": ["--opt", "lion"],
+    "lookahead": ["--opt", "lookahead_adamw"],
+    "tuple state": ["--opt", "kron"],
+    "dtype state": ["--opt", "adafactorbv"],
+    "bf16": ["--precision", "bf16", "--memory-dtype", "bf16"],
+    "gem": ["--pooling", "gem"],
+    "pil": ["--loader", "pil"],
+    "search": ["--search", "torch"],
+    "dropout": ["--drop", "0.2", "--drop-path", "0.2"],
+    "no memory": ["--memory-ratio", "0", "--encoder-momentum", "none"],
+    "clip": ["--clip-grad", "1", "--sched", "cosine", "--warmup-iter", "2", "--keep", "1"],
+    "paper": ["--recipe", "paper"],
     "layers": ["--model-kwargs", "patch_size=8", "embed_dim=48", "depth=2", "num_heads=3", "attn_drop_rate=0.1"],
 }
 
@@ -140,7 +207,9 @@ def test_every_way_to_train_resumes_bit_for_bit(pictures, tmp_path, flags):
 def test_packed_store_logs_elsewhere_and_a_report(pictures, tmp_path, capsys):
     data = ["--dataset", "folder", "--data-path", str(pictures)]
     assert main(["pack", str(tmp_path / "store"), *data, "--resize-size", "18", "--workers", "1"]) == 0
-    assert train(pictures, tmp_path / "run", "--packed", str(tmp_path / "store"), "--log-dir", str(tmp_path / "logs")) == 0
+    assert (
+        train(pictures, tmp_path / "run", "--packed", str(tmp_path / "store"), "--log-dir", str(tmp_path / "logs")) == 0
+    )
     assert list((tmp_path / "logs/folder").iterdir()) and not (tmp_path / "run/tensorboard").exists()
     assert train(pictures, tmp_path / "other", "--packed", str(tmp_path / "store"), "--resize-size", "20") == 2
     assert "--resize shorter --resize-size 20" in capsys.readouterr().err

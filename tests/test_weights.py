@@ -18,11 +18,15 @@ KWARGS = ("patch_size=8", "embed_dim=48", "depth=1", "num_heads=3")
 
 def original(size=16, classes=5):
     torch.manual_seed(1)
-    return timm.create_model("vit_tiny_patch16_224", num_classes=classes, img_size=size, patch_size=8, embed_dim=48, depth=1, num_heads=3).state_dict()
+    return timm.create_model(
+        "vit_tiny_patch16_224", num_classes=classes, img_size=size, patch_size=8, embed_dim=48, depth=1, num_heads=3
+    ).state_dict()
 
 
 def load(path, size=16):
-    return build_encoder(ModelConfig(model="vit_tiny_patch16_224", model_kwargs=KWARGS, weights=str(path)), size).vit.state_dict()
+    return build_encoder(
+        ModelConfig(model="vit_tiny_patch16_224", model_kwargs=KWARGS, weights=str(path)), size
+    ).vit.state_dict()
 
 
 @pytest.mark.parametrize("wrap", ["safetensors", "bare", "model", "state_dict", "module.", "half"])
@@ -53,17 +57,41 @@ def test_position_embeddings_are_interpolated_as_timm_does(tmp_path):
     assert torch.equal(loaded["cls_token"], state["cls_token"])
 
 
-def missing(s): s.pop("blocks.0.attn.qkv.weight")
-def surplus(s): s["blocks.7.extra"] = torch.ones(1)
-def misshapen(s): s["norm.weight"] = torch.ones(7)
-def not_finite(s): s["norm.bias"][3] = float("nan")
-def other_grid(s): s["pos_embed"] = torch.ones(1, 8, 48)
-def other_width(s): s["pos_embed"] = torch.ones(1, 5, 64)
+def missing(s):
+    s.pop("blocks.0.attn.qkv.weight")
 
 
-@pytest.mark.parametrize("change, saying", [(missing, "missing blocks.0.attn.qkv.weight"), (surplus, "surplus blocks.7.extra"),
-                                            (misshapen, "misshapen norm.weight (7,) instead of (48,)"), (not_finite, "non-finite norm.bias"),
-                                            (other_grid, "pos_embed (1, 8, 48)"), (other_width, "pos_embed (1, 5, 64)")])
+def surplus(s):
+    s["blocks.7.extra"] = torch.ones(1)
+
+
+def misshapen(s):
+    s["norm.weight"] = torch.ones(7)
+
+
+def not_finite(s):
+    s["norm.bias"][3] = float("nan")
+
+
+def other_grid(s):
+    s["pos_embed"] = torch.ones(1, 8, 48)
+
+
+def other_width(s):
+    s["pos_embed"] = torch.ones(1, 5, 64)
+
+
+@pytest.mark.parametrize(
+    "change, saying",
+    [
+        (missing, "missing blocks.0.attn.qkv.weight"),
+        (surplus, "surplus blocks.7.extra"),
+        (misshapen, "misshapen norm.weight (7,) instead of (48,)"),
+        (not_finite, "non-finite norm.bias"),
+        (other_grid, "pos_embed (1, 8, 48)"),
+        (other_width, "pos_embed (1, 5, 64)"),
+    ],
+)
 def test_a_wrong_tensor_is_named(tmp_path, change, saying):
     state = original()
     change(state)
@@ -78,7 +106,9 @@ class Evil:
         return print, ("executed",)
 
 
-@pytest.mark.parametrize("kind", ["missing", "pickle", "object", "text", "empty", "cut", "list", "cut.safetensors", "folder"])
+@pytest.mark.parametrize(
+    "kind", ["missing", "pickle", "object", "text", "empty", "cut", "list", "cut.safetensors", "folder"]
+)
 def test_what_is_no_file_of_tensors_is_refused_without_running_it(tmp_path, kind, capsys):
     path = tmp_path / ("w.safetensors" if kind == "cut.safetensors" else "w.pth")
     if kind == "pickle":

@@ -7,15 +7,21 @@ from typing import Iterable
 
 import numpy as np
 
-from fastirt.errors import UserError
 from fastirt.catalog.own import load_csv, load_demo, load_folder
 from fastirt.catalog.published import load_cub200, load_inshop, load_sop
 from fastirt.catalog.records import Catalog, Split
+from fastirt.errors import UserError
 
 __all__ = ["Catalog", "Split", "check_ranks", "load_catalog", "unmatched_queries"]
 
-LOADERS = {"cub200": load_cub200, "sop": load_sop, "inshop": load_inshop,
-           "folder": load_folder, "csv": load_csv, "demo": load_demo}
+LOADERS = {
+    "cub200": load_cub200,
+    "sop": load_sop,
+    "inshop": load_inshop,
+    "folder": load_folder,
+    "csv": load_csv,
+    "demo": load_demo,
+}
 
 
 def load_catalog(dataset: str, data_path: str) -> Catalog:
@@ -32,11 +38,14 @@ def load_catalog(dataset: str, data_path: str) -> Catalog:
         first = catalog.query.paths[int(np.argmax(lonely))]
         gallery = catalog.gallery or catalog.query
         if lonely.all():
-            raise UserError(f"{catalog.root}: no {catalog.query.name} picture has another of its class in the "
-                            f"{gallery.name} split: at least 2 pictures of a class are needed to measure retrieval")
+            raise UserError(
+                f"{catalog.root}: no {catalog.query.name} picture has another of its class in the "
+                f"{gallery.name} split: at least 2 pictures of a class are needed to measure retrieval"
+            )
         logging.getLogger("fastirt").warning(
             f"{catalog.root}: {int(lonely.sum()):,} of {len(catalog.query):,} queries have no match in the "
-            f"{gallery.name} split and are left out of the count; the first is {first}")
+            f"{gallery.name} split and are left out of the count; the first is {first}"
+        )
     return catalog
 
 
@@ -56,5 +65,7 @@ def check_ranks(catalog: Catalog, ranks: Iterable[int]) -> None:
             raise UserError(f"--rank {k}: K must be at least 1")
         if k > most:
             beside = " beside the query" if catalog.gallery is None else ""
-            raise UserError(f"--rank {k}: the {gallery.name} split under {catalog.root} has only {most:,} "
-                            f"pictures{beside}: use K of at most {most}")
+            raise UserError(
+                f"--rank {k}: the {gallery.name} split under {catalog.root} has only {most:,} "
+                f"pictures{beside}: use K of at most {most}"
+            )

@@ -8,9 +8,9 @@ import logging
 import os
 from pathlib import Path
 
-from fastirt.errors import UserError
 from fastirt.catalog.files import pictures, read_rows, require_files, require_folder, subfolders
 from fastirt.catalog.records import Catalog, assemble
+from fastirt.errors import UserError
 
 SPLITS = ("train", "test", "query", "gallery")
 COLUMNS = ("path", "label", "split")
@@ -33,11 +33,15 @@ def load_folder(data_path: str, dataset: str = "folder") -> Catalog:
     records = _classes(root, folders)
     classes = list(dict.fromkeys(name for _, name in records))
     if len(classes) < 2:
-        raise UserError(f"{root}: one class only ('{classes[0]}'), half of the classes train: "
-                        f"at least 2 are needed, or {LAYOUT}")
+        raise UserError(
+            f"{root}: one class only ('{classes[0]}'), half of the classes train: at least 2 are needed, or {LAYOUT}"
+        )
     training = set(classes[: len(classes) // 2])
-    return assemble(dataset, str(root), {"train": [r for r in records if r[1] in training],
-                                         "test": [r for r in records if r[1] not in training]})
+    return assemble(
+        dataset,
+        str(root),
+        {"train": [r for r in records if r[1] in training], "test": [r for r in records if r[1] not in training]},
+    )
 
 
 def load_demo(data_path: str) -> Catalog:
@@ -91,16 +95,20 @@ def _read_csv(file: Path) -> list[tuple[int, tuple[str, str, str]]]:
         header = [name.strip().lower() for name in next(reader)]
         absent = [name for name in COLUMNS if name not in header]
         if absent:
-            raise UserError(f"{file}: row 1: no column {' and no column '.join(absent)} in '{lines[0][:80]}': "
-                            f"the first row must name the columns {','.join(COLUMNS)}")
+            raise UserError(
+                f"{file}: row 1: no column {' and no column '.join(absent)} in '{lines[0][:80]}': "
+                f"the first row must name the columns {','.join(COLUMNS)}"
+            )
         where = [header.index(name) for name in COLUMNS]
         for fields in reader:
             row = reader.line_num
             if not any(field.strip() for field in fields):
                 continue
             if len(fields) != len(header):
-                raise UserError(f"{file.name}: row {row}: {len(fields)} fields for {len(header)} columns: "
-                                "put names that contain commas between double quotes")
+                raise UserError(
+                    f"{file.name}: row {row}: {len(fields)} fields for {len(header)} columns: "
+                    "put names that contain commas between double quotes"
+                )
             values = [fields[i].strip() for i in where]
             for name, value in zip(COLUMNS, values):
                 if not value or "\0" in value:
@@ -135,6 +143,9 @@ def _classes(folder: Path, names: list[str]) -> list[tuple[str, str]]:
     if not records:
         raise UserError(f"{folder}: no pictures in class folders: {folder}/CLASS/picture.jpg is what is read")
     if empty:
-        logging.getLogger("fastirt").warning(f"{folder}: {len(empty)} class folders hold no pictures and are left out: "
-                                             + ", ".join(empty[:5]) + (", …" if len(empty) > 5 else ""))
+        logging.getLogger("fastirt").warning(
+            f"{folder}: {len(empty)} class folders hold no pictures and are left out: "
+            + ", ".join(empty[:5])
+            + (", …" if len(empty) > 5 else "")
+        )
     return records

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from fastirt.errors import UserError
 from fastirt.catalog.files import pictures, read_rows, require_files, require_folder, subfolders
 from fastirt.catalog.records import Catalog, assemble
+from fastirt.errors import UserError
 
 # Pictures per split, as the data sets' authors and the paper state them.
 COUNTS = {
@@ -43,8 +43,13 @@ def load_cub200(data_path: str) -> Catalog:
     if len(classes) < 2:
         raise UserError(f"{folder}: {len(classes)} class folders with pictures, 200 belong there: unpack it again")
     training = set(classes[: len(classes) // 2])
-    return _counted(assemble("cub200", str(root), {
-        "train": [r for r in records if r[1] in training], "test": [r for r in records if r[1] not in training]}))
+    return _counted(
+        assemble(
+            "cub200",
+            str(root),
+            {"train": [r for r in records if r[1] in training], "test": [r for r in records if r[1] not in training]},
+        )
+    )
 
 
 def load_sop(data_path: str) -> Catalog:
@@ -55,8 +60,10 @@ def load_sop(data_path: str) -> Catalog:
         list_file = root / f"Ebay_{split}.txt"
         lines = read_rows(list_file, "unpack Stanford_Online_Products.zip and give --data-path its folder")
         if lines[0].split() != SOP_HEADER:
-            raise UserError(f"{list_file}: row 1: '{lines[0][:80]}' is not the header '{' '.join(SOP_HEADER)}': "
-                            "use the list as published")
+            raise UserError(
+                f"{list_file}: row 1: '{lines[0][:80]}' is not the header '{' '.join(SOP_HEADER)}': "
+                "use the list as published"
+            )
         rows = _columns(list_file, lines, 2, SOP_HEADER)
         names = [fields[3] for _, fields in rows]
         paths = [str(root / name) for name in names]
@@ -72,16 +79,19 @@ def load_inshop(data_path: str) -> Catalog:
     Pictures lie under img/ or Img/img/.
     """
     root = require_folder(data_path, "give --data-path the folder that holds list_eval_partition.txt and img/")
-    list_file = next((f for f in (root / "list_eval_partition.txt", root / "Eval" / "list_eval_partition.txt")
-                      if f.exists()), root / "list_eval_partition.txt")
+    list_file = next(
+        (f for f in (root / "list_eval_partition.txt", root / "Eval" / "list_eval_partition.txt") if f.exists()),
+        root / "list_eval_partition.txt",
+    )
     lines = read_rows(list_file, "put it there or into Eval/")
     base = next((f for f in (root, root / "Img") if (f / "img").is_dir()), None)
     if base is None:
         raise UserError(f"{root}: neither img/ nor Img/img/ is there: unpack img.zip in {root} or its Img/")
     start = 1 + next((i for i, line in enumerate(lines[:2]) if line.split() == INSHOP_HEADER), -1)
     if start == 0:
-        raise UserError(f"{list_file}: no header '{' '.join(INSHOP_HEADER)}' in its first two rows: "
-                        "use the list as published")
+        raise UserError(
+            f"{list_file}: no header '{' '.join(INSHOP_HEADER)}' in its first two rows: use the list as published"
+        )
     rows = _columns(list_file, lines, start + 1, INSHOP_HEADER)
     for row, fields in rows:
         if fields[2] not in COUNTS["inshop"]:
@@ -110,11 +120,12 @@ def _columns(list_file: Path, lines: list[str], first: int, header: list[str]) -
     """
     splits = len(header) - 1 if header[-1] == "path" else -1
     rows = []
-    for row, line in enumerate(lines[first - 1:], first):
+    for row, line in enumerate(lines[first - 1 :], first):
         fields = line.split(None, splits)
         if fields and len(fields) != len(header):
-            raise UserError(f"{list_file}: row {row}: '{line[:80]}' is not '{' '.join(header)}': "
-                            "use the list as published")
+            raise UserError(
+                f"{list_file}: row {row}: '{line[:80]}' is not '{' '.join(header)}': use the list as published"
+            )
         if fields:
             fields[-1] = fields[-1].rstrip()
             rows.append((row, fields))
@@ -133,5 +144,6 @@ def _counted(catalog: Catalog) -> Catalog:
         if len(split) != published:
             logging.getLogger("fastirt").warning(
                 f"{catalog.dataset}: {len(split):,} {split.name} pictures under {catalog.root}, {published:,} are "
-                "published: results do not compare with published ones")
+                "published: results do not compare with published ones"
+            )
     return catalog

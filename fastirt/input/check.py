@@ -49,7 +49,9 @@ def check_picture(data: bytes | np.ndarray | memoryview, path: str = "") -> tupl
     if height < 1 or width < 1:
         raise BadPicture(path, f"size {width} x {height}")
     if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
-        raise BadPicture(path, f"{width} x {height} pixels, the limit is {MAX_PIXELS / 1e6:.0f} million, {MAX_SIDE:,} a side")
+        raise BadPicture(
+            path, f"{width} x {height} pixels, the limit is {MAX_PIXELS / 1e6:.0f} million, {MAX_SIDE:,} a side"
+        )
     return height, width
 
 
@@ -201,7 +203,9 @@ def _png(data: bytes) -> tuple[int, int]:
         if size is None:
             if kind != b"IHDR" or length != 13:
                 raise _Broken("PNG without a header")
-            width, height, depth, colour, compression, filtering, interlace = struct.unpack_from(">IIBBBBB", data, at + 8)
+            width, height, depth, colour, compression, filtering, interlace = struct.unpack_from(
+                ">IIBBBBB", data, at + 8
+            )
             if depth not in _PNG_DEPTHS.get(colour, ()) or compression or filtering or interlace > 1:
                 raise _Broken("PNG with a broken header")
             if depth == 16:

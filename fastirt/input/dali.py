@@ -20,7 +20,9 @@ HW_DECODER_LOAD = 0.65  # share of JPEGs that the GPU's hardware decoder takes; 
 class DaliDecoder:
     """Encoded pictures and their source windows to a batch on `device`, at most `batch_size` at a time."""
 
-    def __init__(self, size: int, batch_size: int, threads: int, device: torch.device, hw_decoder_load: float = HW_DECODER_LOAD) -> None:
+    def __init__(
+        self, size: int, batch_size: int, threads: int, device: torch.device, hw_decoder_load: float = HW_DECODER_LOAD
+    ) -> None:
         self.size, self.batch_size, self.threads, self.device = size, batch_size, threads, device
         self.hw_decoder_load = hw_decoder_load
         self._pipeline = self._build(batch_size)
@@ -55,7 +57,10 @@ class DaliDecoder:
 
     def _run(self, pipeline, encoded: Sequence[np.ndarray], windows: np.ndarray, flips: np.ndarray) -> torch.Tensor:
         top, left, bottom, right = windows.astype(np.float32).T
-        first, last = np.where(flips, right, left), np.where(flips, left, right)  # a window from right to left is a flip
+        first, last = (
+            np.where(flips, right, left),
+            np.where(flips, left, right),
+        )  # a window from right to left is a flip
         pipeline.feed_input("encoded", list(encoded))
         pipeline.feed_input("start", np.stack([top, first], 1))
         pipeline.feed_input("end", np.stack([bottom, last], 1))
@@ -74,17 +79,28 @@ class DaliDecoder:
 
         gpu = self.device.type == "cuda"
         pipeline = Pipeline(
-            batch_size=batch_size, num_threads=self.threads, device_id=(self.device.index or 0) if gpu else None,
-            prefetch_queue_depth=1, exec_dynamic=True,
+            batch_size=batch_size,
+            num_threads=self.threads,
+            device_id=(self.device.index or 0) if gpu else None,
+            prefetch_queue_depth=1,
+            exec_dynamic=True,
         )
         with pipeline:
             pictures = fn.decoders.image(
-                fn.external_source(name="encoded"), device="mixed" if gpu else "cpu", output_type=types.RGB,
-                adjust_orientation=False, **(dict(hw_decoder_load=self.hw_decoder_load) if gpu else {}),
+                fn.external_source(name="encoded"),
+                device="mixed" if gpu else "cpu",
+                output_type=types.RGB,
+                adjust_orientation=False,
+                **(dict(hw_decoder_load=self.hw_decoder_load) if gpu else {}),
             )
             views = fn.resize(
-                pictures, size=[self.size, self.size], interp_type=types.INTERP_CUBIC, antialias=True, dtype=types.UINT8,
-                roi_start=fn.external_source(name="start"), roi_end=fn.external_source(name="end"),
+                pictures,
+                size=[self.size, self.size],
+                interp_type=types.INTERP_CUBIC,
+                antialias=True,
+                dtype=types.UINT8,
+                roi_start=fn.external_source(name="start"),
+                roi_end=fn.external_source(name="end"),
             )
             pipeline.set_outputs(views)
         pipeline.build()

@@ -49,7 +49,13 @@ class _Pictures:
     """Rows of a split as decoded pictures; what both loaders share."""
 
     def __init__(
-        self, split: Split, batch_size: int, input: InputConfig, device: torch.device, store: PictureSource | None, csv_path: Path | None,
+        self,
+        split: Split,
+        batch_size: int,
+        input: InputConfig,
+        device: torch.device,
+        store: PictureSource | None,
+        csv_path: Path | None,
         bad: Iterable[int],
     ) -> None:
         check_input(input)
@@ -76,7 +82,9 @@ class _Pictures:
         """Begins to read and check; each future gives the bytes and size of its row or raises BadPicture."""
         return {row: self._pool.submit(self._read, row) for row in dict.fromkeys(int(row) for row in rows)}
 
-    def finish_reading(self, reading: dict[int, "Future[Encoded]"], rows: Iterable[int], step: int) -> tuple[dict[int, Encoded], list[int]]:
+    def finish_reading(
+        self, reading: dict[int, "Future[Encoded]"], rows: Iterable[int], step: int
+    ) -> tuple[dict[int, Encoded], list[int]]:
         """What could be read of `rows`, and the rows newly found bad, which are reported."""
         encoded, lost = {}, []
         for row in dict.fromkeys(int(row) for row in rows):
@@ -88,11 +96,17 @@ class _Pictures:
         return encoded, lost
 
     def decode(
-        self, encoded: Sequence[Encoded], x: np.ndarray | None = None, y: np.ndarray | None = None, flip: np.ndarray | None = None
+        self,
+        encoded: Sequence[Encoded],
+        x: np.ndarray | None = None,
+        y: np.ndarray | None = None,
+        flip: np.ndarray | None = None,
     ) -> torch.Tensor:
         """(B, S, S, 3) uint8; draws None: the centre crop, not flipped. Raises Undecodable."""
         windows = source_windows([size for _, size in encoded], self.input, x, y)
-        return self._decoder.decode([data for data, _ in encoded], windows, np.zeros(len(encoded), bool) if flip is None else flip)
+        return self._decoder.decode(
+            [data for data, _ in encoded], windows, np.zeros(len(encoded), bool) if flip is None else flip
+        )
 
     def mark(self, row: int, reason: str, step: int) -> None:
         """Takes a row out of use and names it."""
@@ -179,8 +193,19 @@ class TrainLoader(_Loader):
     """
 
     def __init__(
-        self, split: Split, *, batch_size: int, m: int, seed: int, input: InputConfig, device: torch.device, start_step: int = 0,
-        stop_step: int | None = None, store: PictureSource | None = None, bad: Iterable[int] = (), csv_path: Path | None = None,
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        m: int,
+        seed: int,
+        input: InputConfig,
+        device: torch.device,
+        start_step: int = 0,
+        stop_step: int | None = None,
+        store: PictureSource | None = None,
+        bad: Iterable[int] = (),
+        csv_path: Path | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
         self._pictures = _Pictures(split, batch_size, input, device, store, csv_path, bad)
@@ -218,8 +243,14 @@ class TrainLoader(_Loader):
         labels, bad = self._pictures.labels, self._pictures.bad
         for label in sorted({int(labels[row]) for row in lost}):
             if bad.issuperset(np.flatnonzero(labels == label).tolist()):
-                name = self._class_names[label] if self._class_names else os.path.dirname(self._pictures.source.path(lost[0]))
-                logging.getLogger("fastirt").warning("class %d (%s) has no readable picture left: it leaves the sampler", label, name)
+                name = (
+                    self._class_names[label]
+                    if self._class_names
+                    else os.path.dirname(self._pictures.source.path(lost[0]))
+                )
+                logging.getLogger("fastirt").warning(
+                    "class %d (%s) has no readable picture left: it leaves the sampler", label, name
+                )
 
 
 class EvalLoader(_Loader):
@@ -230,7 +261,13 @@ class EvalLoader(_Loader):
     """
 
     def __init__(
-        self, split: Split, *, batch_size: int, input: InputConfig, device: torch.device, store: PictureSource | None = None,
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        input: InputConfig,
+        device: torch.device,
+        store: PictureSource | None = None,
         csv_path: Path | None = None,
     ) -> None:
         self._pictures = _Pictures(split, batch_size, input, device, store, csv_path, ())

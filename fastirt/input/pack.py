@@ -40,7 +40,15 @@ from fastirt.catalog import Catalog
 from fastirt.errors import UserError
 from fastirt.input.check import MAX_BYTES, MAX_PIXELS, MAX_SIDE, BadPicture, check_picture
 from fastirt.input.geometry import resized_size
-from fastirt.input.store import ENTRY, PROLOGUE, PackedStore, catalog_digest, relative_names, source_stat, write_prologue
+from fastirt.input.store import (
+    ENTRY,
+    PROLOGUE,
+    PackedStore,
+    catalog_digest,
+    relative_names,
+    source_stat,
+    write_prologue,
+)
 
 __all__ = ["PackedStore", "pack"]
 
@@ -72,8 +80,17 @@ class Recipe:
     subsampling: str
 
 
-def pack(catalog: Catalog, out: str | Path, *, resize: str = "square", resize_size: int = 256, quality: int = QUALITY,
-         subsampling: str = SUBSAMPLING, workers: int | None = None, progress: bool = True) -> Path:
+def pack(
+    catalog: Catalog,
+    out: str | Path,
+    *,
+    resize: str = "square",
+    resize_size: int = 256,
+    quality: int = QUALITY,
+    subsampling: str = SUBSAMPLING,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
     """Writes all splits of the catalogue to the packed store `out` and returns its path.
 
     The file appears under its name only when it is complete (written beside it as `out`.partial, then renamed), and
@@ -109,8 +126,9 @@ def pack(catalog: Catalog, out: str | Path, *, resize: str = "square", resize_si
     return out
 
 
-def _write_body(catalog: Catalog, file: BinaryIO, recipe: Recipe, workers: int,
-                progress: bool) -> list[tuple[int, int, int]]:
+def _write_body(
+    catalog: Catalog, file: BinaryIO, recipe: Recipe, workers: int, progress: bool
+) -> list[tuple[int, int, int]]:
     """Everything but the prologue, whose room is left as zeros; returns (offset, length, CRC32) of the sections."""
     file.truncate(0)
     file.write(bytes(PROLOGUE.size))
@@ -123,8 +141,17 @@ def _write_body(catalog: Catalog, file: BinaryIO, recipe: Recipe, workers: int,
     with closing(_packed(paths, recipe, workers)) as pictures:
         bar = tqdm(pictures, total=len(paths), desc="pack", unit="img", mininterval=often, disable=not progress)
         for row, picture in enumerate(bar):
-            index[row] = (offset, len(picture.data), zlib.crc32(picture.data), index["label"][row], picture.height,
-                          picture.width, picture.source_size, picture.source_mtime, picture.source_crc)
+            index[row] = (
+                offset,
+                len(picture.data),
+                zlib.crc32(picture.data),
+                index["label"][row],
+                picture.height,
+                picture.width,
+                picture.source_size,
+                picture.source_mtime,
+                picture.source_crc,
+            )
             file.write(picture.data)
             offset += len(picture.data)
             if picture.reason:
@@ -133,9 +160,15 @@ def _write_body(catalog: Catalog, file: BinaryIO, recipe: Recipe, workers: int,
     if len(bad) == len(paths):
         raise UserError(f"{catalog.root}: none of the {len(paths):,} pictures could be read: the first is {paths[0]}")
     header = {
-        "dataset": catalog.dataset, "splits": [[split.name, len(split)] for split in catalog.splits()],
-        "catalog_sha256": catalog_digest(catalog), "resize": recipe.resize, "resize_size": recipe.resize_size,
-        "quality": recipe.quality, "subsampling": recipe.subsampling, "bad": bad, "class_names": catalog.class_names,
+        "dataset": catalog.dataset,
+        "splits": [[split.name, len(split)] for split in catalog.splits()],
+        "catalog_sha256": catalog_digest(catalog),
+        "resize": recipe.resize,
+        "resize_size": recipe.resize_size,
+        "quality": recipe.quality,
+        "subsampling": recipe.subsampling,
+        "bad": bad,
+        "class_names": catalog.class_names,
     }
     names = b"".join(os.fsencode(n) + b"\0" for split in catalog.splits() for n in relative_names(catalog, split))
     sections = []
@@ -153,7 +186,7 @@ def _packed(paths: list[str], recipe: Recipe, workers: int) -> Iterator[Packed]:
         return
     # Not forked: a fork of a process with threads (DALI, CUDA) may deadlock.
     context = multiprocessing.get_context("spawn")
-    chunks = [paths[i: i + CHUNK] for i in range(0, len(paths), CHUNK)]
+    chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
     pool = ProcessPoolExecutor(min(workers, len(chunks)), mp_context=context, initializer=_ignore_interrupt)
     tasks: deque = deque()
     try:
@@ -216,13 +249,17 @@ def _resize(encoded: bytes, recipe: Recipe) -> tuple[bytes, int, int]:
 
 
 def _recipe(resize: str, resize_size: int, quality: int, subsampling: str) -> Recipe:
-    for flag, value, good in (("--resize", resize, resize in ("square", "shorter")),
-                              ("--resize-size", resize_size, 1 <= resize_size <= 4096),
-                              ("--quality", quality, 1 <= quality <= 100),
-                              ("--subsampling", subsampling, subsampling in SUBSAMPLINGS)):
+    for flag, value, good in (
+        ("--resize", resize, resize in ("square", "shorter")),
+        ("--resize-size", resize_size, 1 <= resize_size <= 4096),
+        ("--quality", quality, 1 <= quality <= 100),
+        ("--subsampling", subsampling, subsampling in SUBSAMPLINGS),
+    ):
         if not good:
-            raise UserError(f"{flag} {value}: out of range: resize is square or shorter, its size 1 to 4096, "
-                            f"quality 1 to 100, subsampling {', '.join(SUBSAMPLINGS)}")
+            raise UserError(
+                f"{flag} {value}: out of range: resize is square or shorter, its size 1 to 4096, "
+                f"quality 1 to 100, subsampling {', '.join(SUBSAMPLINGS)}"
+            )
     return Recipe(resize, resize_size, quality, subsampling)
 
 

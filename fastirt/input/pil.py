@@ -34,7 +34,9 @@ class PilDecoder:
     def _one(self, encoded: np.ndarray, window: np.ndarray, flip: bool) -> np.ndarray | str:
         try:
             return view(decode(encoded), window, self.size, bool(flip))
-        except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and more, depending on format and damage
+        except (
+            Exception
+        ) as error:  # PIL raises OSError, SyntaxError, ValueError and more, depending on format and damage
             return reason(error)
 
 

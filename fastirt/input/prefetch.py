@@ -21,10 +21,14 @@ class Prefetch(Generic[T]):
     def __init__(self, items: Iterator[T], depth: int) -> None:
         self._queue: queue.Queue = queue.Queue(depth)
         stop = threading.Event()
-        self._thread = threading.Thread(target=_produce, args=(items, self._queue, stop), name="fastirt-input", daemon=True)
+        self._thread = threading.Thread(
+            target=_produce, args=(items, self._queue, stop), name="fastirt-input", daemon=True
+        )
         self._thread.start()
         self._halt = weakref.finalize(self, _halt, self._thread, stop)
-        atexit.register(self._halt)  # last registered runs first: before what the libraries that the thread uses take down
+        atexit.register(
+            self._halt
+        )  # last registered runs first: before what the libraries that the thread uses take down
 
     def __iter__(self) -> "Prefetch[T]":
         return self

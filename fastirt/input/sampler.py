@@ -115,7 +115,10 @@ def make_sampler(labels: np.ndarray, batch_size: int, m: int, seed: int) -> Shuf
         )
     if (sizes < m).any():
         logging.getLogger("fastirt").warning(
-            "%d of %d classes have fewer than m = %d pictures: theirs repeat within a batch", (sizes < m).sum(), len(sizes), m
+            "%d of %d classes have fewer than m = %d pictures: theirs repeat within a batch",
+            (sizes < m).sum(),
+            len(sizes),
+            m,
         )
     return ClassBalanced(labels, batch_size, m, seed)
 

@@ -31,11 +31,19 @@ MAGIC = b"fastirt\x89"
 VERSION = 1
 PROLOGUE = struct.Struct("<8sIQQQIQQIQQII4x")
 SECTIONS = ("index", "names", "header")
-ENTRY = np.dtype([
-    ("offset", "<u8"), ("length", "<u4"), ("crc", "<u4"),  # length 0: the source could not be read
-    ("label", "<i4"), ("height", "<u4"), ("width", "<u4"),
-    ("source_size", "<i8"), ("source_mtime", "<i8"), ("source_crc", "<u4"),  # bytes, nanoseconds
-])
+ENTRY = np.dtype(
+    [
+        ("offset", "<u8"),
+        ("length", "<u4"),
+        ("crc", "<u4"),  # length 0: the source could not be read
+        ("label", "<i4"),
+        ("height", "<u4"),
+        ("width", "<u4"),
+        ("source_size", "<i8"),
+        ("source_mtime", "<i8"),
+        ("source_crc", "<u4"),  # bytes, nanoseconds
+    ]
+)
 AGAIN = "make it again with `fastirt pack`"
 COMPARED = 64  # sources read in full by `check` where only their time of change differs
 
@@ -67,7 +75,7 @@ class PackedStore:
         sections = _read_prologue(path, mapped)
         parts = {}
         for name, (offset, length, crc) in zip(SECTIONS, sections):
-            parts[name] = mapped[offset: offset + length]
+            parts[name] = mapped[offset : offset + length]
             if len(parts[name]) != length or zlib.crc32(parts[name]) != crc:
                 raise UserError(f"{path}: its {name} is corrupt (checksum): {AGAIN}")
         index = np.frombuffer(parts["index"], dtype=ENTRY)
@@ -80,12 +88,16 @@ class PackedStore:
     def check(self, catalog: Catalog, resize: str, resize_size: int) -> None:
         """Raises UserError, naming the difference, unless the store was made from this catalogue, with this resize,
         and its sources have not changed since (size; where only the time of change differs, checksums of up to 64)."""
-        for what, mine, theirs in (("data set", self.header["dataset"], catalog.dataset),
-                                   ("--resize", self.header["resize"], resize),
-                                   ("--resize-size", self.header["resize_size"], resize_size)):
+        for what, mine, theirs in (
+            ("data set", self.header["dataset"], catalog.dataset),
+            ("--resize", self.header["resize"], resize),
+            ("--resize-size", self.header["resize_size"], resize_size),
+        ):
             if mine != theirs:
-                raise UserError(f"{self.path}: stale or foreign: {what} is {mine} in the store and {theirs} in this run: make it again "
-                                f"with `fastirt pack --resize {resize} --resize-size {resize_size}`")
+                raise UserError(
+                    f"{self.path}: stale or foreign: {what} is {mine} in the store and {theirs} in this run: make it again "
+                    f"with `fastirt pack --resize {resize} --resize-size {resize_size}`"
+                )
         if self.header["catalog_sha256"] != catalog_digest(catalog):
             raise UserError(f"{self.path}: stale or foreign: {self._difference(catalog)}: {AGAIN}")
         self._check_sources([path for split in catalog.splits() for path in split.paths])
@@ -99,10 +111,15 @@ class PackedStore:
             start += count
         else:
             raise UserError(f"{self.path}: has no split {split.name}: {AGAIN}")
-        tails = (name[name.rfind("../") + 3:] if name.startswith("../") else name
-                 for name in self.names[start: start + count])
-        if (count != len(split) or not np.array_equal(self.index["label"][start: start + count], split.labels)
-                or not all(path.endswith(tail) for path, tail in zip(split.paths, tails))):
+        tails = (
+            name[name.rfind("../") + 3 :] if name.startswith("../") else name
+            for name in self.names[start : start + count]
+        )
+        if (
+            count != len(split)
+            or not np.array_equal(self.index["label"][start : start + count], split.labels)
+            or not all(path.endswith(tail) for path, tail in zip(split.paths, tails))
+        ):
             raise UserError(f"{self.path}: its split {name} holds other pictures than the data set's: {AGAIN}")
         return PackedSplit(self, split, start)
 
@@ -119,7 +136,8 @@ class PackedStore:
                 theirs = (path, catalog.class_names[label])
                 if mine != theirs:
                     return "the store has '{}' of class '{}' where the data set has '{}' of class '{}'".format(
-                        *mine, *theirs)
+                        *mine, *theirs
+                    )
                 row += 1
         return "its class list is another"
 
@@ -128,8 +146,10 @@ class PackedStore:
         for row, path in enumerate(paths):
             size, modified = source_stat(path)
             if size != self.index["source_size"][row]:
-                raise UserError(f"{self.path}: stale: {path} has {size:,} bytes, it had "
-                                f"{self.index['source_size'][row]:,} when it was packed: {AGAIN}")
+                raise UserError(
+                    f"{self.path}: stale: {path} has {size:,} bytes, it had "
+                    f"{self.index['source_size'][row]:,} when it was packed: {AGAIN}"
+                )
             if modified != self.index["source_mtime"][row]:
                 changed.append(row)
         # A copied data set has new times and the same pictures; a picture edited in place has other bytes.
@@ -168,7 +188,7 @@ class PackedSplit:
         if length == 0:
             raise BadPicture(self.path(row), self.store.bad.get(self._start + row, "could not be packed"))
         offset = int(entry["offset"])
-        data = self.store._data[offset: offset + length]
+        data = self.store._data[offset : offset + length]
         if len(data) != length or zlib.crc32(data) != entry["crc"]:
             raise BadPicture(self.path(row), f"wrong checksum in {self.store.path}")
         return data
@@ -177,8 +197,9 @@ class PackedSplit:
 def relative_names(catalog: Catalog, split: Split) -> list[str]:
     """The split's paths relative to the data set's folder, with forward slashes."""
     prefix = catalog.root.rstrip(os.sep) + os.sep
-    return [path[len(prefix):] if path.startswith(prefix) else os.path.relpath(path, catalog.root)
-            for path in split.paths]
+    return [
+        path[len(prefix) :] if path.startswith(prefix) else os.path.relpath(path, catalog.root) for path in split.paths
+    ]
 
 
 def catalog_digest(catalog: Catalog) -> str:
@@ -222,4 +243,4 @@ def _read_prologue(path: Path, mapped: bytes | mmap.mmap) -> list[tuple[int, int
         raise UserError(f"{path}: its first {PROLOGUE.size} bytes are corrupt (checksum): {AGAIN}")
     if size != len(mapped):
         raise UserError(f"{path}: truncated or overwritten: {len(mapped):,} bytes, {size:,} belong there: {AGAIN}")
-    return [tuple(sections[i: i + 3]) for i in range(0, 9, 3)]
+    return [tuple(sections[i : i + 3]) for i in range(0, 9, 3)]

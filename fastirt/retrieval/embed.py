@@ -31,8 +31,18 @@ def normalization_constants(config: Config, encoder: Encoder) -> tuple[Sequence[
     return encoder.mean, encoder.std
 
 
-def embed(encoder: Encoder, loader: EvalLoader, paths: Sequence[str], *, mean: Sequence[float], std: Sequence[float], device: torch.device,
-          dtype: torch.dtype, name: str = "embed", progress: bool = True) -> Embeddings:
+def embed(
+    encoder: Encoder,
+    loader: EvalLoader,
+    paths: Sequence[str],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device,
+    dtype: torch.dtype,
+    name: str = "embed",
+    progress: bool = True,
+) -> Embeddings:
     """Embed everything that `loader` yields, in evaluation mode; the encoder's mode is restored.
 
     dtype: of the encoder's matrix products (bfloat16: autocast). Raises UserError for an embedding that is not finite.
@@ -41,22 +51,29 @@ def embed(encoder: Encoder, loader: EvalLoader, paths: Sequence[str], *, mean: S
     encoder.eval()
     vectors, rows = [], []
     try:
-        with torch.inference_mode(), tqdm(total=len(paths), desc=name, unit="img", disable=None if progress else True, leave=False) as bar:
+        with (
+            torch.inference_mode(),
+            tqdm(total=len(paths), desc=name, unit="img", disable=None if progress else True, leave=False) as bar,
+        ):
             for batch in loader:
                 images = normalise(batch.images, mean, std, dtype)
                 with autocast(dtype, device):
                     out = encoder(images)
-                vectors.append(out[:batch.valid])
-                rows.append(torch.as_tensor(batch.indices[:batch.valid], dtype=torch.int64))
+                vectors.append(out[: batch.valid])
+                rows.append(torch.as_tensor(batch.indices[: batch.valid], dtype=torch.int64))
                 bar.update(batch.valid)
     finally:
         encoder.train(training)
         loader.close()
     if not vectors:
         raise UserError(f"{name}: no picture could be read")
-    found = Embeddings(torch.cat(vectors).float().cpu(), torch.cat(rows))  # one copy: one per batch would stall a GPU each time
+    found = Embeddings(
+        torch.cat(vectors).float().cpu(), torch.cat(rows)
+    )  # one copy: one per batch would stall a GPU each time
     broken = ~torch.isfinite(found.vectors).all(dim=1)
     if broken.any():
         first = paths[int(found.rows[broken][0])]
-        raise UserError(f"{name}: {int(broken.sum())} embeddings are not finite, the first of {first}: check the weights, or try --precision fp32")
+        raise UserError(
+            f"{name}: {int(broken.sum())} embeddings are not finite, the first of {first}: check the weights, or try --precision fp32"
+        )
     return found

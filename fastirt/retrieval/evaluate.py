@@ -19,8 +19,16 @@ from fastirt.step import resolve_precision
 log = logging.getLogger("fastirt")
 
 
-def evaluate(encoder: Encoder, catalog: Catalog, config: Config, device: torch.device, *, stores: Optional[Mapping[str, Any]] = None,
-             csv_path: Optional[Path] = None, progress: bool = True) -> dict[str, Any]:
+def evaluate(
+    encoder: Encoder,
+    catalog: Catalog,
+    config: Config,
+    device: torch.device,
+    *,
+    stores: Optional[Mapping[str, Any]] = None,
+    csv_path: Optional[Path] = None,
+    progress: bool = True,
+) -> dict[str, Any]:
     """The content of `metrics.json`. stores: picture sources by split name, where a packed store is read. Unreadable pictures are
     named in the log and in `csv_path`, left out, and counted as `bad`. Raises UserError for a K larger than the gallery before
     anything is embedded, and for embeddings that are not finite."""
@@ -29,9 +37,25 @@ def evaluate(encoder: Encoder, catalog: Catalog, config: Config, device: torch.d
     dtype = resolve_precision(config.model.precision, device)
 
     def embeddings(split: Split) -> tuple[Embeddings, torch.Tensor]:
-        loader = EvalLoader(split, batch_size=config.eval.eval_batch_size, input=config.input, device=device,
-                            store=stores[split.name] if stores else None, csv_path=csv_path)
-        found = embed(encoder, loader, split.paths, mean=mean, std=std, device=device, dtype=dtype, name=split.name, progress=progress)
+        loader = EvalLoader(
+            split,
+            batch_size=config.eval.eval_batch_size,
+            input=config.input,
+            device=device,
+            store=stores[split.name] if stores else None,
+            csv_path=csv_path,
+        )
+        found = embed(
+            encoder,
+            loader,
+            split.paths,
+            mean=mean,
+            std=std,
+            device=device,
+            dtype=dtype,
+            name=split.name,
+            progress=progress,
+        )
         return found, torch.from_numpy(split.labels)[found.rows]
 
     query, query_labels = embeddings(catalog.query)
@@ -42,6 +66,14 @@ def evaluate(encoder: Encoder, catalog: Catalog, config: Config, device: torch.d
     ranks = [k for k in config.eval.rank if k <= reachable]
     if len(ranks) < len(config.eval.rank):
         log.warning("left out Recall@K for K above %d: so many gallery pictures could be read", reachable)
-    metrics = retrieval_metrics(query.vectors, query_labels, gallery.vectors, gallery_labels, ranks, same=catalog.gallery is None,
-                                backend=config.eval.search, device=device)
+    metrics = retrieval_metrics(
+        query.vectors,
+        query_labels,
+        gallery.vectors,
+        gallery_labels,
+        ranks,
+        same=catalog.gallery is None,
+        backend=config.eval.search,
+        device=device,
+    )
     return {**metrics, "bad": total - read}

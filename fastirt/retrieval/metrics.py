@@ -11,8 +11,17 @@ from fastirt.errors import UserError
 from fastirt.retrieval.search import search
 
 
-def retrieval_metrics(query: Tensor, query_labels: Tensor, gallery: Tensor, gallery_labels: Tensor, ranks: Sequence[int], *, same: bool,
-                      backend: str = "auto", device: torch.device | str = "cpu") -> dict[str, Any]:
+def retrieval_metrics(
+    query: Tensor,
+    query_labels: Tensor,
+    gallery: Tensor,
+    gallery_labels: Tensor,
+    ranks: Sequence[int],
+    *,
+    same: bool,
+    backend: str = "auto",
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
     """Metrics as fractions: `recall@K` for each K, `map@r`, `r_precision`, and the counts `queries`, `gallery`, `unmatched`.
 
     query (Q, D), gallery (G, D) float32; labels (Q,), (G,) int64. same: query i is gallery row i, left out of its own neighbours.
@@ -22,8 +31,10 @@ def retrieval_metrics(query: Tensor, query_labels: Tensor, gallery: Tensor, gall
     """
     reachable = gallery.shape[0] - (1 if same else 0)
     if max(ranks) > reachable:
-        raise UserError(f"--rank {max(ranks)}: the gallery has only {reachable} pictures{' beside the query' if same else ''}: "
-                        f"use K of at most {reachable}")
+        raise UserError(
+            f"--rank {max(ranks)}: the gallery has only {reachable} pictures{' beside the query' if same else ''}: "
+            f"use K of at most {reachable}"
+        )
     classes = int(max(query_labels.max(), gallery_labels.max())) + 1
     relevant = torch.bincount(gallery_labels, minlength=classes)[query_labels] - (1 if same else 0)  # (Q,) R
     matched = relevant > 0
@@ -45,5 +56,11 @@ def retrieval_metrics(query: Tensor, query_labels: Tensor, gallery: Tensor, gall
         running = within.cumsum(dim=1).double() / place
         average = average + ((running * within).sum(dim=1) / r).sum()
     count = int(matched.sum())
-    return {**{f"recall@{k}": hits[k] / count for k in sorted(ranks)}, "map@r": float(average) / count, "r_precision": float(precision) / count,
-            "queries": count, "gallery": gallery.shape[0], "unmatched": int((~matched).sum())}
+    return {
+        **{f"recall@{k}": hits[k] / count for k in sorted(ranks)},
+        "map@r": float(average) / count,
+        "r_precision": float(precision) / count,
+        "queries": count,
+        "gallery": gallery.shape[0],
+        "unmatched": int((~matched).sum()),
+    }

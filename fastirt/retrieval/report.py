@@ -67,8 +67,13 @@ def table(metrics: dict[str, Any], dataset: str, method: str, model: str, recipe
     rows = [[f"this run ({recipe})", method, model, *(f"{100 * metrics[name]:.2f}" for name in names)]]
     own = PUBLIC if recipe == "unofficial" else PAPER
     comparable = (method, TIMM_NAMES.get(model.partition(".")[0], model))
-    for row in sorted(PUBLISHED.get(dataset, []), key=lambda row: ((row.method, row.model) != comparable, row.source != own)):
-        known = {f"recall@{k}": f"{value:.{DECIMALS[row.source]}f}" for k, value in zip(PUBLISHED_RANKS[dataset], row.recalls)}
+    for row in sorted(
+        PUBLISHED.get(dataset, []), key=lambda row: ((row.method, row.model) != comparable, row.source != own)
+    ):
+        known = {
+            f"recall@{k}": f"{value:.{DECIMALS[row.source]}f}"
+            for k, value in zip(PUBLISHED_RANKS[dataset], row.recalls)
+        }
         rows.append([row.source, row.method, row.model, *(known.get(name, "") for name in names)])
     text = markdown([dataset, "method", "model", *(f"{name} %" for name in names)], rows)
     notes = [f"{metrics['queries']:,} queries, {metrics['gallery']:,} gallery pictures"]
@@ -80,7 +85,9 @@ def table(metrics: dict[str, Any], dataset: str, method: str, model: str, recipe
 def compare_runs(folders: Sequence[Path]) -> str:
     """One row a run folder: its configuration's method and its metrics. Raises UserError for a folder without metrics."""
     runs = [(folder, read_metrics(folder)) for folder in folders]
-    names = list(dict.fromkeys(name for _, metrics in runs for name in metrics if name.startswith("recall@"))) + ["map@r"]
+    names = list(dict.fromkeys(name for _, metrics in runs for name in metrics if name.startswith("recall@"))) + [
+        "map@r"
+    ]
     rows = []
     for folder, metrics in runs:
         config = _read_json(folder / "config.json")

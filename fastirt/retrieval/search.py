@@ -16,8 +16,15 @@ FAISS_GPU_MAX_K = 2048
 CHUNK_VALUES = 2**23  # similarities or neighbours held at once: 32 MiB in float32
 
 
-def search(query: Tensor, gallery: Tensor, k: int, *, exclude_self: bool = False, backend: str = "auto",
-           device: torch.device | str = "cpu") -> Iterator[tuple[int, Tensor, Tensor]]:
+def search(
+    query: Tensor,
+    gallery: Tensor,
+    k: int,
+    *,
+    exclude_self: bool = False,
+    backend: str = "auto",
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """The k most similar gallery rows of each query, in chunks of queries, so that memory stays bounded.
 
     query (Q, D) and gallery (G, D): float32, finite. Yields (first query of the chunk, similarities (C, k) float32,
@@ -36,7 +43,7 @@ def search(query: Tensor, gallery: Tensor, k: int, *, exclude_self: bool = False
     redo: Optional[_Torch] = None
     chunk = max(1, min(4096, CHUNK_VALUES // (rows if find.dense else wanted)))
     for first in range(0, query.shape[0], chunk):
-        part = query[first:first + chunk]
+        part = query[first : first + chunk]
         own = torch.arange(first, first + part.shape[0]) if exclude_self else None
         similarities, indices = distinct.expand(*find(part, depth), wanted)
         similarities, indices = _by_row(similarities, indices)
