@@ -49,6 +49,17 @@ class RunLog:
             if name != "step":
                 self._board.add_scalar(f"{'train' if 'loss' in row else 'eval'}/{name}", value, row["step"])
 
+    def losses(self, row: dict[str, Any], lambda_reg: float) -> None:
+        """The row of a log step, and a line of it for people."""
+        self.row(row)
+        text = (
+            f"loss {row['loss']:.4f} = batch {row['contrastive_batch']:.4f} + memory {row['contrastive_memory']:.4f} "
+            f"+ {lambda_reg:g} x koleo {row['koleo']:.4f}"
+        )
+        self.bar.set_postfix_str(f"{text}, {row['imgs_per_s']:.0f} imgs/s")
+        left = f"{int(row['seconds_left']) // 60}:{int(row['seconds_left']) % 60:02d}"
+        log.info("step %d/%d  %s  %.0f imgs/s  %s left", row["step"], self.bar.total, text, row["imgs_per_s"], left)
+
     def close(self) -> None:
         self.bar.close()
         self._redirect.__exit__(None, None, None)

@@ -21,37 +21,25 @@ from fastirt.input.loader import TrainLoader
 from fastirt.input.store import catalog_digest
 from fastirt.logs import RunLog, Throughput
 from fastirt.optim import load_optimizer
-from fastirt.step import LOSS_NAMES, TrainStep
+from fastirt.readout import Readout
+from fastirt.step import TrainStep
 from fastirt.stopping import Interrupted, Stopper
 
 log = logging.getLogger("fastirt")
 
 # May differ between a run and its resumption: they change neither the pictures nor the arithmetic.
-FREE_ON_RESUME = {
-    "output_dir",
-    "log_dir",
-    "logging_freq",
-    "save_freq",
-    "keep",
-    "resume",
-    "device",
-    "num_workers",
-    "pin_mem",
-    "max_bad",
-    "data_path",
-    "rank",
-    "eval_freq",
-    "eval_batch_size",
-    "search",
-    "weights",
-    "eval_descriptor",
-}
+FREE_ON_RESUME = set(
+    "output_dir log_dir logging_freq save_freq keep resume device num_workers pin_mem max_bad data_path "
+    "rank eval_freq eval_batch_size search weights eval_descriptor".split()
+)
 Evaluate = Callable[[Encoder], dict[str, Any]]
 
 
 class Trainer:
-    """Trains one encoder on one catalogue into one run folder. `run` returns the exit code: 0, with the final model's `metrics`, or
-    128 + signal."""
+    """Trains one encoder on one catalogue into one run folder.
+
+    `run` returns the exit code: 0, with the final model's `metrics`, or 128 + signal.
+    """
 
     def __init__(
         self,
@@ -92,23 +80,19 @@ class Trainer:
             csv_path=folder / "bad_pictures.csv",
             class_names=catalog.class_names,
         )
-        pinned = device.type == "cuda"
-        self._status = torch.full((), -1, dtype=torch.int64, pin_memory=pinned)  # the host's copy, never waited for
-        self._sums = torch.zeros(len(LOSS_NAMES), dtype=torch.float64, pin_memory=pinned)
-        self._pending: Optional[tuple[dict[str, Any], int, Any]] = None
+        self.readout = Readout(self.step_module, device)
 
     def run(self) -> int:
         """Train to `max_iter`, save the final model, leave the last checkpoint. Raises UserError for a non-finite loss."""
         config, total = self.config, self.config.optim.max_iter
         board = Path(config.run.log_dir) / config.data.dataset if config.run.log_dir else self.folder / "tensorboard"
+        # Resumed at a step whose evaluation may not have ended: it is done again.
         redo = self.last_good is not None and (self._due(config.eval.eval_freq) or self.step == total)
         self.log = RunLog(self.folder, board, self.step, total, redo)
         self.speed = Throughput(config.optim.batch_size)
         try:
             with Stopper() as stopper:
-                if (
-                    redo and self.step < total and not self._evaluate(stopper)
-                ):  # resumed at an evaluation that may not have ended
+                if redo and self.step < total and not self._evaluate(stopper):
                     return self._stop(stopper)
                 for batch in self.loader:
                     self.recent.append((batch.step, batch.indices))
@@ -117,7 +101,7 @@ class Trainer:
                     self.speed.tick()
                     self._watch()
                     if self.step % config.run.logging_freq == 0 or self.step == total:
-                        self._begin_report()
+                        self._ask()
                     if stopper.signal is not None:
                         return self._stop(stopper)
                     evaluates = self._due(config.eval.eval_freq)
@@ -140,8 +124,8 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of the present step; refuses to save past a non-finite one."""
-        self._finish_report(wait=True)
-        self._check(int(self.step_module.first_bad_step))
+        self._report(wait=True)
+        self._check(self.readout.first_bad_step(wait=True))
         path = self.folder / "checkpoints" / f"step_{self.step:08d}.safetensors"
         state = {
             "step": self.step,
@@ -198,28 +182,20 @@ class Trainer:
             return False
         self.metrics = metrics
         self.log.row({"step": self.step, **metrics})
-        name = f"recall@{min(self.config.eval.rank)}"
+        name = next(name for name in metrics if name.startswith("recall@"))
         if metrics[name] > self.best.get(name, -1.0):
             self.best = {"step": self.step, name: metrics[name]}
             if self.config.eval.eval_freq:
                 save_model(self.encoder, self.folder / "model_best.safetensors", self.config)
-        log.info(
-            "step %d: %s %.2f %% (best %.2f %% at step %d)",
-            self.step,
-            name,
-            100 * metrics[name],
-            100 * self.best[name],
-            self.best["step"],
-        )
+        now, best = 100 * metrics[name], 100 * self.best[name]
+        log.info("step %d: %s %.2f %% (best %.2f %% at step %d)", self.step, name, now, best, self.best["step"])
         self.speed.read(0)
         return True
 
     def _watch(self) -> None:
-        """Ask the device for the non-finite flag without waiting, act on the answer to an earlier question, finish a due report."""
-        seen = int(self._status)
-        self._status.copy_(self.step_module.first_bad_step, non_blocking=True)
-        self._check(int(self._status) if self.device.type == "cpu" else seen)
-        self._finish_report(wait=False)
+        """Act on what the device has said so far, without waiting for it."""
+        self._check(self.readout.first_bad_step())
+        self._report(wait=False)
         self.log.bar.update(self.step - self.log.bar.n)
 
     def _check(self, first_bad: int) -> None:
@@ -232,57 +208,23 @@ class Trainer:
         last = f"last good checkpoint: {self.last_good}" if self.last_good else "no checkpoint was saved before it"
         raise UserError(
             f"non-finite loss or gradient first in step {first_bad + 1}, no update since; its pictures: {', '.join(paths[:3])}"
-            f"{f' and {len(paths) - 3} more' if len(paths) > 3 else ''} (all in {report}); {last}; try a lower --lr, --clip-grad, or --precision fp32"
+            f"{f' and {len(paths) - 3} more' if len(paths) > 3 else ''} (all in {report}); {last}; "
+            "try a lower --lr, --clip-grad, or --precision fp32"
         )
 
-    def _begin_report(self) -> None:
-        """Copy the sums towards the host; the row is written when they have arrived."""
-        self._finish_report(wait=True)
-        module = self.step_module
+    def _ask(self) -> None:
+        """Begin a log row; it is written when its numbers have arrived."""
+        self._report(wait=True)
         rate, left = self.speed.read(self.config.optim.max_iter - self.step)
-        self._sums.copy_(module.sums, non_blocking=True)
-        arrived = None
-        if self.device.type == "cuda":
-            arrived = torch.cuda.Event()
-            arrived.record()
-        row = {
-            "step": self.step,
-            "lr": module.optimizer.param_groups[0]["lr"],
-            "imgs_per_s": round(rate, 1),
-            "seconds_left": round(left, 1),
-        }
-        self._pending = (row, module.counted, arrived)
-        module.sums.zero_()
-        module.counted = 0
-        self._finish_report(wait=self.step == self.config.optim.max_iter or self.device.type == "cpu")
+        rate, left = round(rate, 1), round(left, 1)
+        lr = self.step_module.optimizer.param_groups[0]["lr"]
+        self.readout.ask({"step": self.step, "lr": lr, "imgs_per_s": rate, "seconds_left": left})
+        self._report(wait=self.step == self.config.optim.max_iter)
 
-    def _finish_report(self, wait: bool) -> None:
-        if self._pending is None:
-            return
-        row, count, arrived = self._pending
-        if arrived is not None and not arrived.query():
-            if not wait:
-                return
-            arrived.synchronize()
-        self._pending = None
-        means = dict(zip(LOSS_NAMES, (self._sums / max(1, count)).tolist()))
-        self.log.row({**row, **means})
-        lambda_reg = self.config.objective.lambda_reg
-        text = (
-            f"loss {means['loss']:.4f} = batch {means['contrastive_batch']:.4f} + memory {means['contrastive_memory']:.4f} "
-            f"+ {lambda_reg:g} x koleo {means['koleo']:.4f}"
-        )
-        self.log.bar.set_postfix_str(f"{text}, {row['imgs_per_s']:.0f} imgs/s")
-        minutes, seconds = divmod(int(row["seconds_left"]), 60)
-        log.info(
-            "step %d/%d  %s  %.0f imgs/s  %d:%02d left",
-            row["step"],
-            self.config.optim.max_iter,
-            text,
-            row["imgs_per_s"],
-            minutes,
-            seconds,
-        )
+    def _report(self, wait: bool) -> None:
+        row = self.readout.answer(wait)
+        if row is not None:
+            self.log.losses(row, self.config.objective.lambda_reg)
 
 
 def compatible(saved: Config, now: Config, path: Path) -> None:

@@ -77,7 +77,9 @@ def test_a_killed_drawing_is_never_taken_for_a_whole_one(tmp_path):
     call = f"generate({str(out)!r}, classes=5000, workers=2, progress=False)"
     code = f"from fastirt.demo.generate import generate\nif __name__ == '__main__': {call}"
     (tmp_path / "draw.py").write_text(code)
-    process = subprocess.Popen([sys.executable, str(tmp_path / "draw.py")], env={**os.environ, "PYTHONPATH": str(Path.cwd())})
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "draw.py")], env={**os.environ, "PYTHONPATH": str(Path.cwd())}
+    )
     try:
         wait_until(lambda: any(partial.rglob("*.jpg")))
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -111,7 +113,9 @@ def test_large_pictures_weigh_what_photographs_do(tmp_path):
     assert 60_000 < np.mean([path.stat().st_size for path in pictures]) < 120_000
     with Image.open(pictures[0]) as picture:
         assert picture.size == (500, 375) and picture.mode == "RGB"
-    best = generate(tmp_path / "best", classes=2, views=2, width=500, height=375, workers=1, quality=(95, 95), progress=False)
+    best = generate(
+        tmp_path / "best", classes=2, views=2, width=500, height=375, workers=1, quality=(95, 95), progress=False
+    )
     name = "train/product00000/0000.jpg"
     assert (best / name).stat().st_size > (out / name).stat().st_size
 
@@ -129,7 +133,9 @@ def test_colour_helps_but_is_not_enough(tmp_path):
 def test_neighbouring_classes_share_palette_or_silhouette():
     products = [make_product(3, number) for number in range(4)]
     outlines = [np.asarray(p.front)[..., 3] for p in products]
-    assert np.array_equal(products[0].palette, products[1].palette) and not np.array_equal(products[1].palette, products[2].palette)
+    assert np.array_equal(products[0].palette, products[1].palette) and not np.array_equal(
+        products[1].palette, products[2].palette
+    )
     assert np.array_equal(outlines[1], outlines[2]) and not np.array_equal(outlines[0], outlines[1])
     assert not np.array_equal(np.asarray(products[0].front), np.asarray(products[1].front))
 
@@ -146,5 +152,8 @@ def test_colour_histogram(tmp_path):
 def test_baseline_writes_metrics(tmp_path):
     from fastirt.demo.baseline import main
 
-    main(str(generate(tmp_path / "demo", classes=12, views=4, width=32, height=32, workers=1, progress=False)), str(tmp_path / "out"))
+    main(
+        str(generate(tmp_path / "demo", classes=12, views=4, width=32, height=32, workers=1, progress=False)),
+        str(tmp_path / "out"),
+    )
     assert 0 < json.loads((tmp_path / "out/metrics.json").read_text())["recall@1"] <= 1

@@ -1,6 +1,6 @@
 """A colour histogram as a baseline: what can be found without looking at shape, texture or marks.
 
-    python -m fastirt.demo.baseline DATA FOLDER     writes FOLDER/metrics.json
+python -m fastirt.demo.baseline DATA FOLDER     writes FOLDER/metrics.json
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ def colour_histogram(paths: Sequence[str]) -> np.ndarray:
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB"))
         margin = [round(side * (1 - CENTRE) / 2) for side in pixels.shape[:2]]
-        centre = pixels[margin[0]:pixels.shape[0] - margin[0], margin[1]:pixels.shape[1] - margin[1]].reshape(-1, 3).astype(np.int64)
+        centre = (
+            pixels[margin[0] : pixels.shape[0] - margin[0], margin[1] : pixels.shape[1] - margin[1]]
+            .reshape(-1, 3)
+            .astype(np.int64)
+        )
         bins = centre * BINS // 256
         counts = np.bincount(bins @ np.array([BINS * BINS, BINS, 1]), minlength=BINS**3)
         histograms[row] = np.sqrt(counts / counts.sum())
@@ -40,7 +44,9 @@ def main(data: str, folder: str) -> None:
     split = load_catalog("demo", data).query
     vectors, labels = torch.from_numpy(colour_histogram(split.paths)), torch.from_numpy(split.labels)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    write_metrics(Path(folder) / "metrics.json", retrieval_metrics(vectors, labels, vectors, labels, (1, 2, 4, 8), same=True))
+    write_metrics(
+        Path(folder) / "metrics.json", retrieval_metrics(vectors, labels, vectors, labels, (1, 2, 4, 8), same=True)
+    )
 
 
 if __name__ == "__main__":

@@ -25,9 +25,19 @@ FORMAT = 2  # of the drawings: raise it when they change
 LARGEST = 4096  # pixels a side
 
 
-def generate(out: Path, *, classes: int = 225, views: int = 12, width: int = 64, height: int = 64, seed: int = 0,
-             quality: tuple[int, int] = (70, 95), train_classes: int | None = None, workers: int | None = None,
-             progress: bool = True) -> Path:
+def generate(
+    out: Path,
+    *,
+    classes: int = 225,
+    views: int = 12,
+    width: int = 64,
+    height: int = 64,
+    seed: int = 0,
+    quality: tuple[int, int] = (70, 95),
+    train_classes: int | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
     """Draw `classes` products x `views` pictures into out/train/CLASS/VIEW.jpg and out/test/CLASS/VIEW.jpg.
 
     The first `train_classes` (two thirds, unless given) train, the others are the test split. `quality` is the JPEG quality, from
@@ -37,8 +47,16 @@ def generate(out: Path, *, classes: int = 225, views: int = 12, width: int = 64,
     """
     out = Path(out)
     train_classes = classes * 2 // 3 if train_classes is None else train_classes
-    made_from = {"format": FORMAT, "classes": classes, "views": views, "width": width, "height": height, "seed": seed,
-                 "quality": list(quality), "train_classes": train_classes}
+    made_from = {
+        "format": FORMAT,
+        "classes": classes,
+        "views": views,
+        "width": width,
+        "height": height,
+        "seed": seed,
+        "quality": list(quality),
+        "train_classes": train_classes,
+    }
     _check(made_from, workers)
     if _already_there(out, made_from):
         log.info("%s: there already", out)
@@ -48,8 +66,10 @@ def generate(out: Path, *, classes: int = 225, views: int = 12, width: int = 64,
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        tasks = [(partial / ("train" if number < train_classes else "test") / f"product{number:05d}", number, made_from)
-                 for number in range(classes)]
+        tasks = [
+            (partial / ("train" if number < train_classes else "test") / f"product{number:05d}", number, made_from)
+            for number in range(classes)
+        ]
         with tqdm(total=classes * views, unit="img", desc="demo", disable=None if progress else True) as bar:
             for _ in _run(tasks, workers or len(os.sched_getaffinity(0))):
                 bar.update(views)
@@ -60,7 +80,9 @@ def generate(out: Path, *, classes: int = 225, views: int = 12, width: int = 64,
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror})") from error
     except BrokenProcessPool as error:
-        raise UserError(f"{out}: a drawing process was killed, perhaps for want of memory: try again with --workers 1") from error
+        raise UserError(
+            f"{out}: a drawing process was killed, perhaps for want of memory: try again with --workers 1"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
@@ -68,8 +90,10 @@ def generate(out: Path, *, classes: int = 225, views: int = 12, width: int = 64,
 
 def _check(p: dict[str, Any], workers: int | None) -> None:
     if not 0 < p["train_classes"] < p["classes"] or p["views"] < 2:
-        raise UserError(f"--classes {p['classes']} --views {p['views']}: at least 2 classes and 2 views are needed, and train classes "
-                        "between 1 and classes - 1")
+        raise UserError(
+            f"--classes {p['classes']} --views {p['views']}: at least 2 classes and 2 views are needed, and train classes "
+            "between 1 and classes - 1"
+        )
     if not (8 <= p["width"] <= LARGEST and 8 <= p["height"] <= LARGEST):
         raise UserError(f"--width {p['width']} --height {p['height']}: must be between 8 and {LARGEST}")
     if p["seed"] < 0:

@@ -47,7 +47,9 @@ def _palette(rng: np.random.Generator) -> np.ndarray:
     hue = rng.random()
     steps = (0, rng.uniform(0.15, 0.5), rng.uniform(0.5, 0.85))
     values = rng.permutation([rng.uniform(0.15, 0.4), rng.uniform(0.5, 0.7), rng.uniform(0.8, 1.0)])
-    colours = [colorsys.hsv_to_rgb((hue + step) % 1, rng.uniform(0.2, 0.95), value) for step, value in zip(steps, values)]
+    colours = [
+        colorsys.hsv_to_rgb((hue + step) % 1, rng.uniform(0.2, 0.95), value) for step, value in zip(steps, values)
+    ]
     return (np.array(colours) * 255).astype(np.uint8)
 
 
@@ -129,4 +131,6 @@ def _marks(front: Image.Image, rng: np.random.Generator, mark: tuple, base: tupl
     for row in range(5):
         for column in range(5):
             if half[row, min(column, 4 - column)]:
-                draw.rectangle([x + column * cell, y + row * cell, x + (column + 1) * cell, y + (row + 1) * cell], fill=mark)
+                draw.rectangle(
+                    [x + column * cell, y + row * cell, x + (column + 1) * cell, y + (row + 1) * cell], fill=mark
+                )

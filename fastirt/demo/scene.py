@@ -9,7 +9,9 @@ from PIL import Image, ImageDraw
 
 from fastirt.demo.product import SIDE, VIEW, Product, stream
 
-CAST = 0.36  # standard deviation of the log gain of each colour: with less, a colour histogram finds half of the products
+CAST = (
+    0.36  # standard deviation of the log gain of each colour: with less, a colour histogram finds half of the products
+)
 NOISE = 6.0  # standard deviation of the sensor noise, in levels of 255
 GRAIN = 22.0  # in large pictures, which weigh 80 KB with it and 30 KB without
 
@@ -27,7 +29,9 @@ def take_photo(product: Product, seed: int, number: int, view: int, width: int, 
     return _develop(rng, picture)
 
 
-def _placed(rng: np.random.Generator, product: Product, size: tuple[int, int]) -> tuple[Image.Image, tuple[int, int], Image.Image]:
+def _placed(
+    rng: np.random.Generator, product: Product, size: tuple[int, int]
+) -> tuple[Image.Image, tuple[int, int], Image.Image]:
     """The product as seen from somewhere: (picture, where to paste it, its mask)."""
     tall = rng.uniform(0.8, 1.0) * min(size)
     high, wide = tall / 2, tall * product.aspect / 2
@@ -41,7 +45,9 @@ def _placed(rng: np.random.Generator, product: Product, size: tuple[int, int]) -
     extent = np.ceil(corners.max(axis=0)).astype(int) - low + 1
     front = _front(product, max(1, int(SIDE / (1.2 * tall))))  # about as large as it is shown
     coefficients = _homography(corners - low, np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * front.size[0])
-    seen = front.transform(tuple(map(int, extent)), Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR)
+    seen = front.transform(
+        tuple(map(int, extent)), Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR
+    )
     seen = seen.convert("RGBA")
     return seen.convert("RGB"), (int(low[0]), int(low[1])), seen.getchannel("A")
 
@@ -77,10 +83,18 @@ def _occlude(rng: np.random.Generator, picture: Image.Image) -> None:
     size = np.array(picture.size)
     angle = rng.uniform(0, 2 * np.pi)
     centre = size / 2 + 0.33 * min(size) * np.array([np.cos(angle), np.sin(angle)])
-    _blob(rng, ImageDraw.Draw(picture), centre, rng.uniform(0.1, 0.22) * min(size), tuple(map(int, rng.integers(0, 256, 3))))
+    _blob(
+        rng,
+        ImageDraw.Draw(picture),
+        centre,
+        rng.uniform(0.1, 0.22) * min(size),
+        tuple(map(int, rng.integers(0, 256, 3))),
+    )
 
 
-def _blob(rng: np.random.Generator, draw: ImageDraw.ImageDraw, centre: np.ndarray, radius: float, colour: tuple) -> None:
+def _blob(
+    rng: np.random.Generator, draw: ImageDraw.ImageDraw, centre: np.ndarray, radius: float, colour: tuple
+) -> None:
     x, y = centre
     if rng.random() < 0.4:
         stretch = rng.uniform(0.4, 1.0)
@@ -100,7 +114,7 @@ def _develop(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
     light = 1 + across[None, :] + down[:, None]  # (H, W)
     tile = _noise_tile(height, width)
     y, x = rng.integers(0, tile.shape[1] - height + 1), rng.integers(0, tile.shape[2] - width + 1)
-    noise = tile[:, y:y + height, x:x + width] * np.float32(rng.uniform(0.5, 1.5))
+    noise = tile[:, y : y + height, x : x + width] * np.float32(rng.uniform(0.5, 1.5))
     bands = []  # one by one: NumPy is slow along an axis of three
     for band, band_gain, band_noise in zip(picture.split(), gain, noise):
         lit = np.asarray(band) * (light * band_gain)
