@@ -1,5 +1,10 @@
-"""The objective's mathematics, usable alone: contrastive loss over batch and memory, and KoLeo."""
+"""The objective's mathematics, usable alone: contrastive loss over batch and memory, and KoLeo, as Triton kernels and in plain PyTorch."""
 
-from fastirt.kernels.reference import PAIR_THRESHOLD, ContrastiveKoLeo, contrastive_koleo, koleo, nearest, pair_loss
+from fastirt.kernels.contrastive import contrastive_koleo
+from fastirt.kernels.parts import Nearest, PairStats, koleo_grad, nearest, pair_grad, pair_stats
+from fastirt.kernels.reference import PAIR_THRESHOLD, REDUCTIONS, ContrastiveKoLeo
 
-__all__ = ["PAIR_THRESHOLD", "ContrastiveKoLeo", "contrastive_koleo", "koleo", "nearest", "pair_loss"]
+__all__ = [
+    "PAIR_THRESHOLD", "REDUCTIONS", "ContrastiveKoLeo", "Nearest", "PairStats", "contrastive_koleo", "koleo_grad", "nearest",
+    "pair_grad", "pair_stats",
+]  # fmt: skip

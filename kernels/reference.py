@@ -44,39 +44,85 @@ def pair_loss(
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction {reduction!r}: choose one of {', '.join(REDUCTIONS)}")
+    row_valid = row_labels >= 0
+    similarity, positive, negative = _pairs(rows, row_labels, cols, col_labels, self_cols, margin, reduction)
+    pull, push = 1 - similarity, similarity - margin
+    if reduction == "anchor_sum":
+        total = torch.where(positive, pull, 0.0).sum() + torch.where(negative, push, 0.0).sum()
+        loss = total / row_valid.sum().clamp(min=1)
+    else:
+        loss = _mean_where(pull, positive) + _mean_where(push, negative)
+    return loss + similarity.detach().mul(0).sum()  # 0, or NaN where any similarity is not finite
+
+
+def _pairs(rows, row_labels, cols, col_labels, self_cols, margin, reduction) -> tuple[Tensor, Tensor, Tensor]:
+    """(similarity, positive, negative), each (N, M): inner products in float32, and the pairs whose loss counts."""
     row_valid, col_valid = row_labels >= 0, col_labels >= 0
     rows = torch.where(row_valid[:, None], rows.float(), 0.0)
     cols = torch.where(col_valid[:, None], cols.float(), 0.0)
     with torch.autocast(rows.device.type, enabled=False):
-        similarity = rows @ cols.T  # (N, M)
+        similarity = rows @ cols.T
     pair = row_valid[:, None] & col_valid[None, :]
     if self_cols is not None:
         pair = pair & (torch.arange(cols.shape[0], device=cols.device)[None, :] != self_cols[:, None])
     same = row_labels[:, None] == col_labels[None, :]
-    positive, negative = pair & same, pair & ~same
-    pull, push = 1 - similarity, similarity - margin
     if reduction == "anchor_sum":
-        total = torch.where(positive, pull, 0.0).sum() + torch.where(negative, push.clamp(min=0), 0.0).sum()
-        loss = total / row_valid.sum().clamp(min=1)
-    else:
-        loss = _mean_where(pull, positive & (pull > PAIR_THRESHOLD)) + _mean_where(
-            push, negative & (push > PAIR_THRESHOLD)
-        )
-    return loss + similarity.detach().mul(0).sum()  # 0, or NaN where any similarity is not finite
+        return similarity, pair & same, pair & ~same & (similarity > margin)
+    costly_pull, costly_push = 1 - similarity > PAIR_THRESHOLD, similarity - margin > PAIR_THRESHOLD
+    return similarity, pair & same & costly_pull, pair & ~same & costly_push
 
 
-def nearest(z: Tensor, labels: Optional[Tensor] = None) -> Tensor:
-    """(N,) int64: the other row with the highest inner product, the lowest index among equals; no gradient.
+def pair_stats(
+    rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, *, self_cols: Optional[Tensor], margin: float,
+    reduction: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Twin of `fastirt.kernels.pair_stats`: (pos_sum, pos_count, neg_sum, neg_count)."""
+    with torch.no_grad():
+        similarity, positive, negative = _pairs(rows, row_labels, cols, col_labels, self_cols, margin, reduction)
+        poison = similarity.mul(0).sum().double()
+        pos_sum = torch.where(positive, 1 - similarity, 0.0).sum(dtype=torch.float64) + poison
+        neg_sum = torch.where(negative, similarity - margin, 0.0).sum(dtype=torch.float64)
+        return pos_sum, positive.sum(), neg_sum, negative.sum()
 
-    Rows with a negative label are nobody's neighbour. Where a row has no other, the index is 0.
-    """
-    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-        vectors = z.detach().float()
-        similarity = vectors @ vectors.T
-        similarity.fill_diagonal_(float("-inf"))  # not -1: an antipode has -1 too
-        if labels is not None:
-            similarity.masked_fill_((labels < 0)[None, :], float("-inf"))
-        return similarity.argmax(dim=1)
+
+def pair_grad(
+    rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, *, self_cols: Optional[Tensor],
+    scale_pos: Tensor, scale_neg: Tensor, margin: float, reduction: str,
+) -> Tensor:  # fmt: skip
+    """Twin of `fastirt.kernels.pair_grad`."""
+    with torch.no_grad():
+        _, positive, negative = _pairs(rows, row_labels, cols, col_labels, self_cols, margin, reduction)
+        weight = torch.where(negative, scale_neg.float(), torch.where(positive, -scale_pos.float(), 0.0))
+        return (weight @ torch.where((col_labels >= 0)[:, None], cols.float(), 0.0)).to(rows.dtype)
+
+
+def nearest_column(
+    rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, row_offset: int = 0
+) -> Tensor:
+    """(N,) int64: the column with the highest inner product, other than the row itself (row + row_offset); lowest index among
+    equals, no gradient. Columns with a negative label are nobody's neighbour. Where a row has no other, or is padding: -1."""
+    with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
+        similarity = rows.float() @ cols.float().T
+        own = torch.arange(rows.shape[0], device=rows.device) + row_offset
+        candidate = (col_labels >= 0)[None, :] & (torch.arange(cols.shape[0], device=rows.device) != own[:, None])
+        similarity = torch.where(candidate, similarity, float("-inf"))  # not -1: an antipode has -1 too
+        if cols.shape[0] == 0:
+            return torch.full_like(own, -1)
+        return torch.where(candidate.any(dim=1) & (row_labels >= 0), similarity.argmax(dim=1), -1)
+
+
+def nearest(
+    rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, *, row_offset: int, distance_eps: float
+) -> tuple[Tensor, Tensor]:
+    """Twin of `fastirt.kernels.nearest`: (rho, index). Differentiable in rows and cols, the index held constant."""
+    index = nearest_column(rows, row_labels, cols, col_labels, row_offset)
+    valid = (row_labels >= 0)[:, None]
+    own = torch.where(valid, rows.float(), 0.0)
+    if cols.shape[0] == 0:
+        return own.sum(dim=1) * 0, index
+    other = torch.where(valid, cols.float()[index.clamp(min=0)], 0.0)
+    rho = torch.linalg.vector_norm(own - other + distance_eps, dim=1)
+    return torch.where(index >= 0, rho, 0.0) + own.detach().mul(0).sum(dim=1), index
 
 
 def koleo(
@@ -87,12 +133,24 @@ def koleo(
     z (N, D), any float dtype, L2-normalised. Rows with a negative label (padding) do not take part. Fewer than two rows: 0.
     The distance is taken from the difference of the vectors in float32, never from sqrt(2 - 2s); the gradient flows to both ends.
     """
-    valid = torch.ones(z.shape[0], dtype=torch.bool, device=z.device) if labels is None else labels >= 0
-    count = valid.sum()
-    vectors = torch.where(valid[:, None], z.float(), 0.0)
-    rho = torch.linalg.vector_norm(vectors - vectors[nearest(vectors, labels)] + distance_eps, dim=1)
-    terms = torch.where(valid & (count > 1), -torch.log(rho + eps), 0.0)
-    return terms.sum() / count.clamp(min=1) + vectors.detach().mul(0).sum()
+    labels = torch.zeros(z.shape[0], dtype=torch.int64, device=z.device) if labels is None else labels
+    rho, index = nearest(z, labels, z, labels, row_offset=0, distance_eps=distance_eps)
+    terms = torch.where(index >= 0, -torch.log(rho + eps), rho.detach() * 0)
+    return terms.sum() / (labels >= 0).sum().clamp(min=1)
+
+
+def koleo_grad(
+    rows: Tensor, cols: Tensor, rho: Tensor, index: Tensor, *, row_offset: int, scale: Tensor, koleo_eps: float,
+    distance_eps: float,
+) -> Tensor:  # fmt: skip
+    """Twin of `fastirt.kernels.koleo_grad`."""
+    with torch.no_grad():
+        vectors = cols.float()
+        pull = torch.where((index >= 0) & (rho > 0), -scale / ((rho + koleo_eps) * rho), 0.0)
+        ends = pull[:, None] * (vectors - vectors[index.clamp(min=0)] + distance_eps)
+        ends = torch.where((index >= 0)[:, None], ends, 0.0)
+        gradient = ends.index_add(0, index.clamp(min=0), -ends)
+        return gradient[row_offset : row_offset + rows.shape[0]].to(rows.dtype)
 
 
 def contrastive_koleo(

@@ -9,7 +9,7 @@ from conftest import TINY_KWARGS
 from fastirt.config import Config
 from fastirt.encoder import build_encoder
 from fastirt.input.loader import Batch
-from fastirt.kernels import koleo, pair_loss
+from fastirt.kernels.reference import koleo, pair_loss
 from fastirt.optim import learning_rate
 from fastirt.step import LOSS_NAMES, TrainStep
 
@@ -120,12 +120,12 @@ def test_a_non_finite_step_changes_nothing_and_stays_flagged(opt, where):
         step(make_batch(number))
     before = snapshot(step)
     if where == "loss":
-        original, step.objective.margin = step.objective.margin, float("nan")
+        original, step.objective.lambda_reg = step.objective.lambda_reg, float("nan")
     else:
         handle = step.encoder.vit.cls_token.register_hook(lambda grad: grad * float("inf"))
     step(make_batch(3))
     if where == "loss":
-        step.objective.margin = original
+        step.objective.lambda_reg = original
     else:
         handle.remove()
     step(make_batch(4))  # finite again, yet still held

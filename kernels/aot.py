@@ -1,0 +1,221 @@
+"""Compiles every kernel in every default configuration for GPUs that need not be here, and says what the compiler made of it.
+
+python -m fastirt.kernels.aot [--arch 80 90 100] [--kernel NAME]     exit code 1 where a row is at fault
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Optional
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastirt.kernels import finish, grad, stats
+from fastirt.kernels.configs import TABLE, Tile
+from fastirt.kernels.plan import cdiv, chunk
+from fastirt.kernels.tiles import INTERPRETED
+
+ARCHS = (80, 90, 100)
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a program may take
+INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+FP32_SPILL_LIMIT = 4096  # bytes; products without matrix instructions live in registers
+FLOAT_ATOMIC = re.compile(r"\b(?:atom|red)\.[\w.]*\.f(?:16|32|64)")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kernel with one set of constants for one target."""
+
+    kernel: str
+    arch: int
+    precision: str
+    dim: int
+    tile: Optional[Tile] = None
+    nonzero: bool = True
+
+    @property
+    def name(self) -> str:
+        tile = f" {self.tile.bm}x{self.tile.bn}x{self.tile.bd}" if self.tile else ""
+        return f"{self.kernel} sm_{self.arch} {self.precision} D={self.dim}{tile} {'nonzero_mean' if self.nonzero else 'anchor_sum'}"
+
+
+@dataclass
+class Report:
+    job: str
+    registers: int = 0
+    spill_bytes: int = 0
+    shared_bytes: int = 0
+    matrix: dict[str, int] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+
+def jobs(archs: tuple[int, ...] = ARCHS) -> list[Job]:
+    """Every row of the table at the largest D that it serves, and the kernels that need no tile."""
+    found = []
+    for arch in archs:
+        for row in TABLE:
+            if arch in row.arch:
+                dim = min(row.dim, 1024)
+                found.append(Job(row.kind, arch, row.precision, dim, row.tile, nonzero=True))
+        found += [Job(name, arch, "fp32", 384) for name in ("rows", "totals", "combine")]
+    return list(dict.fromkeys(found))
+
+
+def compile_job(job: Job) -> Report:
+    """Compile one job and read registers, spills, shared memory and instructions. A compiler's refusal is a fault."""
+    report = Report(job.name)
+    kernel, types, constants, options = _source(job)
+    names = [p.name for p in kernel.params]
+    signature = {name: "constexpr" if name in constants else types(name) for name in names}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if signature[name].startswith("*") or name.endswith("_stride")
+    }
+    try:
+        source = ASTSource(kernel, signature, constants, aligned)
+        compiled = triton.compile(source, target=GPUTarget("cuda", job.arch, 32), options=options)
+    except Exception as error:  # whatever the compiler raises is what the report is for
+        report.faults.append(f"does not compile: {' '.join(str(error).split())[:200]}")
+        return report
+    ptx = compiled.asm["ptx"]
+    report.shared_bytes = compiled.metadata.shared
+    report.matrix = {name: ptx.count(name) for name in INSTRUCTION.values() if name in ptx}
+    log = _assemble(ptx, job.arch)
+    report.registers = max((int(n) for n in re.findall(r"Used (\d+) registers", log)), default=0)
+    report.spill_bytes = sum(int(n) for n in re.findall(r"(\d+) bytes spill", log))
+    _judge(job, report, ptx, log)
+    return report
+
+
+def _judge(job: Job, report: Report, ptx: str, log: str) -> None:
+    exact = job.precision == "fp32"
+    if report.spill_bytes > (FP32_SPILL_LIMIT if exact else 0):
+        report.faults.append(f"spills {report.spill_bytes} bytes")
+    if report.shared_bytes > SHARED_LIMIT[job.arch]:
+        report.faults.append(f"shared memory {report.shared_bytes} > {SHARED_LIMIT[job.arch]}")
+    if "C7512" in log or ("wgmma" in log and "serializ" in log):
+        report.faults.append("wgmma is serialised")
+    if job.tile and not exact and not report.matrix:
+        report.faults.append("no matrix instruction")
+    elif job.tile and not exact and job.tile.bm >= 64 and INSTRUCTION[job.arch] not in report.matrix:
+        report.faults.append(f"no {INSTRUCTION[job.arch]}")
+    if FLOAT_ATOMIC.search(ptx):
+        report.faults.append("floating-point atomic")
+
+
+def _source(job: Job):
+    """(kernel, type of an argument by name, constants, options)."""
+    tile = job.tile
+    has = {"HAS_BATCH": True, "HAS_MEMORY": True}
+    if job.kernel in ("stats", "grad"):
+        bd = chunk(tile, job.dim)
+        constants = dict(
+            D=job.dim, BM=tile.bm, BN=tile.bn, BD=bd, CHUNKS=cdiv(job.dim, bd), NONZERO=job.nonzero, HAS_OWN=True,
+            PRECISION="bf16" if job.precision == "mixed" else job.precision, **has,
+        )  # fmt: skip
+        if job.kernel == "stats":
+            constants["PAIRS"] = True
+        else:
+            slices = cdiv(constants["CHUNKS"], tile.out)
+            constants.update(OUT=cdiv(constants["CHUNKS"], slices), SKIP=tile.skip)
+        kernel = stats.stats_kernel if job.kernel == "stats" else grad.grad_kernel
+        options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    elif job.kernel == "rows":
+        kernel, options = finish.rows_kernel, {}
+        constants = dict(D=job.dim, BD=128, BR=8, BS=32, PAIRS=True, **has)
+    elif job.kernel == "totals":
+        kernel, options = finish.totals_kernel, {}
+        constants = dict(NONZERO=True, BT=256, **has)
+    else:
+        kernel, options = grad.combine_kernel, {}
+        constants = dict(D=job.dim, BR=16, BD=128, BI=128, HAS_KOLEO=True)
+    vector = "*bf16" if job.precision == "bf16" else "*fp32"
+
+    def types(name: str) -> str:
+        if name in ("rows_ptr", "cols_ptr", "memory_ptr"):
+            return vector
+        if name in ("tile_sums_ptr",) or (name == "sums_ptr" and job.kernel == "totals"):
+            return "*fp64"
+        if name == "counts_ptr":
+            return "*i64" if job.kernel == "totals" else "*i32"
+        if name in ("best_col_ptr",):
+            return "*i32"
+        if "labels" in name or name in ("own_ptr", "index_ptr", "tile_counts_ptr"):
+            return "*i64"
+        if name.endswith("_ptr"):
+            return "*fp32"
+        return "fp32" if name in ("margin", "koleo_eps", "distance_eps") else "i32"
+
+    return kernel, types, constants, options
+
+
+def _assemble(ptx: str, arch: int) -> str:
+    """What ptxas says of a kernel."""
+    nvidia = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    ptxas = nvidia / ("ptxas-blackwell" if arch >= 100 and (nvidia / "ptxas-blackwell").exists() else "ptxas")
+    target = re.search(r"\.target (\w+)", ptx).group(1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx)
+        done = subprocess.run(
+            [str(ptxas), "-v", f"--gpu-name={target}", str(path), "-o", str(path.with_suffix(".cubin"))],
+            capture_output=True, text=True,
+        )  # fmt: skip
+    return done.stdout + done.stderr
+
+
+def reports(archs: tuple[int, ...] = ARCHS, only: Optional[str] = None, workers: Optional[int] = None) -> list[Report]:
+    """All reports; what was compiled before from the same sources is taken from Triton's cache folder."""
+    todo = [job for job in jobs(archs) if only is None or job.kernel == only]
+    here = Path(__file__).parent
+    text = "".join((here / name).read_text() for name in sorted(os.listdir(here)) if name.endswith(".py"))
+    source = hashlib.sha256((text + triton.__version__).encode()).hexdigest()[:16]
+    path = Path(triton.knobs.cache.dir) / f"fastirt-aot-{source}.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    missing = [job for job in todo if job.name not in known]
+    with ProcessPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        for job, report in zip(missing, pool.map(compile_job, missing)):
+            known[job.name] = asdict(report)
+    if missing:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(known))
+        temporary.replace(path)
+    return [Report(**known[job.name]) for job in todo]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", type=int, nargs="+", choices=ARCHS, default=ARCHS, help="compute capabilities (default: all)")
+    parser.add_argument("--kernel", choices=("stats", "grad", "rows", "totals", "combine"), help="only this one")
+    args = parser.parse_args()
+    if INTERPRETED:  # the kernels were made for the interpreter when they were imported: start again without it
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        os.execve(sys.executable, [sys.executable, "-m", "fastirt.kernels.aot", *sys.argv[1:]], environment)
+    found = reports(tuple(args.arch), args.kernel)
+    width = max(len(report.job) for report in found)
+    print(f"{'kernel':{width}}  registers  spill B  shared KiB  matrix instructions")
+    for r in found:
+        matrix = ", ".join(f"{name} x{count}" for name, count in r.matrix.items()) or "-"
+        fault = f"   FAULT: {'; '.join(r.faults)}" if r.faults else ""
+        print(f"{r.job:{width}}  {r.registers:9}  {r.spill_bytes:7}  {r.shared_bytes / 1024:10.1f}  {matrix}{fault}")
+    bad = sum(bool(report.faults) for report in found)
+    print(f"{len(found)} kernels, {bad} at fault")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""Backward: the similarities are computed again, tile by tile, and weighted columns are summed into each row's gradient."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fastirt.kernels.tiles import active_pairs, load_chunks, load_rows, operand, product, similarity
+
+
+@triton.jit
+def pair_weights(pos_scale, neg_scale, PRECISION: tl.constexpr):
+    """(unit, p, q) with pos_scale = unit * p and neg_scale = unit * q, where p and q are exact in the product's dtype.
+
+    The quotient of the scales has 24 bits and bf16 has 8: of 128 candidates for q, the one whose p rounds least is taken,
+    which leaves a relative error of about 2^-16 in p where plain rounding leaves 2^-9.
+    """
+    ratio = pos_scale / tl.where(neg_scale != 0.0, neg_scale, 1.0)
+    if PRECISION == "fp32":
+        p, q = ratio, 1.0
+    else:
+        candidates = (128 + tl.arange(0, 128)).to(tl.float32)
+        exact = candidates * ratio
+        rounded = operand(exact, "bf16").to(tl.float32)
+        chosen = tl.argmin(tl.abs(rounded - exact) / candidates, 0)
+        p = tl.sum(tl.where(tl.arange(0, 128) == chosen, rounded, 0.0), 0)
+        q = (128 + chosen).to(tl.float32)
+    if neg_scale != 0.0:
+        unit = neg_scale / q
+    else:
+        unit, p, q = pos_scale, 1.0, 0.0
+    return unit, p, q
+
+
+@triton.jit
+def _scan_grad(
+    rows, row_labels, own, cols_ptr, cols_stride, labels_ptr, M, first, last, margin, pos_scale, neg_scale, start,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr, OUT: tl.constexpr,
+    PRECISION: tl.constexpr, NONZERO: tl.constexpr, SKIP: tl.constexpr,
+):  # fmt: skip
+    """sum_j weight_ij * column_j over column tiles [first, last), as OUT chunks (BM, BD) from column `start` of D on."""
+    unit, p, q = pair_weights(pos_scale, neg_scale, PRECISION)
+    totals = ()
+    for k in tl.static_range(OUT):
+        totals = totals + (tl.zeros((BM, BD), tl.float32),)
+    for tile in range(first, last):
+        cols = tile * BN + tl.arange(0, BN)
+        col_labels = tl.load(labels_ptr + cols, mask=cols < M, other=-1)
+        chunks = load_chunks(
+            cols_ptr, cols_stride, tile * BN, col_labels >= 0, 0, D, BN, BD, CHUNKS, PRECISION
+        )
+        s = similarity(rows, chunks, BM, BN, CHUNKS, PRECISION)
+        positive, negative = active_pairs(s, row_labels, col_labels, own, cols, margin, NONZERO)
+        if OUT < CHUNKS:
+            chunks = load_chunks(
+                cols_ptr, cols_stride, tile * BN, col_labels >= 0, start, D, BN, BD, OUT, PRECISION
+            )
+        any_active = True
+        if SKIP:
+            any_active = tl.max(tl.max((positive | negative).to(tl.int32), 1), 0) > 0
+        if any_active:
+            weight = operand(tl.where(negative, q, tl.where(positive, -p, 0.0)), PRECISION)
+            next_totals = ()
+            for k in tl.static_range(OUT):
+                next_totals = next_totals + (product(weight, chunks[k], totals[k], PRECISION),)
+            totals = next_totals
+    scaled = ()
+    for k in tl.static_range(OUT):
+        scaled = scaled + (totals[k] * unit,)
+    return scaled
+
+
+@triton.jit(do_not_specialize=["N", "C", "M", "row_offset", "batch_splits", "batch_tiles", "memory_tiles"])
+def grad_kernel(
+    rows_ptr, rows_stride, row_labels_ptr,
+    cols_ptr, cols_stride, col_labels_ptr,
+    memory_ptr, memory_stride, memory_labels_ptr, own_ptr,
+    scales_ptr, grad_batch_ptr, grad_memory_ptr, partial_ptr,
+    N, C, M, row_offset, batch_splits, batch_tiles, memory_tiles, margin,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr, OUT: tl.constexpr,
+    PRECISION: tl.constexpr, NONZERO: tl.constexpr, SKIP: tl.constexpr, HAS_OWN: tl.constexpr,
+    HAS_BATCH: tl.constexpr, HAS_MEMORY: tl.constexpr,
+):  # fmt: skip
+    """Grid (row tiles, batch splits + memory splits, slices of D). Splits as in `stats_kernel`.
+
+    scales (4,) fp32: weight of a positive and a negative pair of the batch, then of the memory; grad_* 0-d fp32 multiply them.
+    A batch pair stands in two rows of the loss, hence its factor 2. Writes partial (splits, N, D) fp32.
+    """
+    index, inside, row_labels = load_rows(row_labels_ptr, N, BM)
+    rows = load_chunks(
+        rows_ptr, rows_stride, tl.program_id(0) * BM, row_labels >= 0, 0, D, BM, BD, CHUNKS, PRECISION
+    )
+    split = tl.program_id(1)
+    start = tl.program_id(2) * OUT * BD
+    if HAS_BATCH:
+        if split < batch_splits:
+            first = split * batch_tiles
+            grad = 2.0 * tl.load(grad_batch_ptr)
+            totals = _scan_grad(
+                rows, row_labels, index + row_offset, cols_ptr, cols_stride, col_labels_ptr, C,
+                first, min(first + batch_tiles, tl.cdiv(C, BN)), margin,
+                grad * tl.load(scales_ptr), grad * tl.load(scales_ptr + 1), start,
+                D, BM, BN, BD, CHUNKS, OUT, PRECISION, NONZERO, SKIP,
+            )  # fmt: skip
+            _store(partial_ptr, split, index, inside, start, N, totals, D, BD, OUT)
+    if HAS_MEMORY:
+        if split >= batch_splits:
+            own = tl.full((BM,), -1, tl.int32)
+            if HAS_OWN:
+                own = tl.load(own_ptr + index, mask=inside, other=-1).to(tl.int32)
+            first = (split - batch_splits) * memory_tiles
+            grad = tl.load(grad_memory_ptr)
+            totals = _scan_grad(
+                rows, row_labels, own, memory_ptr, memory_stride, memory_labels_ptr, M,
+                first, min(first + memory_tiles, tl.cdiv(M, BN)), margin,
+                grad * tl.load(scales_ptr + 2), grad * tl.load(scales_ptr + 3), start,
+                D, BM, BN, BD, CHUNKS, OUT, PRECISION, NONZERO, SKIP,
+            )  # fmt: skip
+            _store(partial_ptr, split, index, inside, start, N, totals, D, BD, OUT)
+
+
+@triton.jit
+def _store(
+    partial_ptr, split, index, inside, start, N, totals, D: tl.constexpr, BD: tl.constexpr, OUT: tl.constexpr
+):
+    for k in tl.static_range(OUT):
+        d = start + k * BD + tl.arange(0, BD)
+        at = (split.to(tl.int64) * N + index)[:, None] * D + d[None, :]
+        tl.store(partial_ptr + at, totals[k], mask=inside[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def koleo_pull(rho, koleo_eps, scale):
+    """d(loss)/d(rho) / rho for rows at distance rho of their neighbour; 0 where rho is 0, as for a norm at 0."""
+    return tl.where(rho > 0.0, -scale / ((rho + koleo_eps) * tl.where(rho > 0.0, rho, 1.0)), 0.0)
+
+
+@triton.jit(do_not_specialize=["N", "C", "splits", "row_offset"])
+def combine_kernel(
+    partial_ptr, splits, rows_ptr, rows_stride, cols_ptr, cols_stride, rho_ptr, index_ptr,
+    scales_ptr, grad_koleo_ptr, out_ptr,
+    N, C, row_offset, koleo_eps, distance_eps,
+    D: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr, BI: tl.constexpr, HAS_KOLEO: tl.constexpr,
+):  # fmt: skip
+    """Grid (row tiles, chunks of D). out (N, D) = sum of partial (splits, N, D) + KoLeo's gradient.
+
+    rho and index (C,) belong to the columns, among which row i is column i + row_offset: a row is pulled by its own
+    neighbour and by every column whose neighbour it is, taken in order of the columns, always as differences of the vectors.
+    """
+    index = tl.program_id(0) * BR + tl.arange(0, BR)
+    inside = index < N
+    d = tl.program_id(1) * BD + tl.arange(0, BD)
+    mask = inside[:, None] & (d < D)[None, :]
+    total = tl.zeros((BR, BD), tl.float32)
+    for split in range(0, splits):
+        at = (tl.cast(split, tl.int64) * N + index)[:, None] * D + d[None, :]
+        total += tl.load(partial_ptr + at, mask=mask, other=0.0)
+    if HAS_KOLEO:
+        scale = tl.load(grad_koleo_ptr) * tl.load(scales_ptr + 4)
+        column = index + row_offset
+        nearest = tl.load(index_ptr + column, mask=inside, other=-1)
+        keep = (nearest >= 0)[:, None] & mask
+        own = tl.load(rows_ptr + index.to(tl.int64)[:, None] * rows_stride + d[None, :], mask=mask, other=0.0)
+        own = own.to(tl.float32)
+        other = tl.load(cols_ptr + nearest[:, None] * cols_stride + d[None, :], mask=keep, other=0.0).to(tl.float32)
+        pull = koleo_pull(tl.load(rho_ptr + column, mask=inside, other=0.0), koleo_eps, scale)
+        total += tl.where(keep, pull[:, None] * (own - other + distance_eps), 0.0)
+        for start in range(0, C, BI):
+            i = start + tl.arange(0, BI)
+            neighbours = tl.load(index_ptr + i, mask=i < C, other=-1)
+            left = neighbours[None, :] == column[:, None]  # (BR, BI)
+            while tl.max(tl.max(left.to(tl.int32), 1), 0) > 0:
+                lowest = tl.min(tl.where(left, i[None, :], C), 1)
+                found = lowest < C
+                left = left & (i[None, :] != lowest[:, None])
+                puller = tl.load(
+                    cols_ptr + lowest.to(tl.int64)[:, None] * cols_stride + d[None, :],
+                    mask=found[:, None] & mask, other=0.0,
+                ).to(tl.float32)  # fmt: skip
+                pull = koleo_pull(tl.load(rho_ptr + lowest, mask=found, other=0.0), koleo_eps, scale)
+                total -= tl.where(found[:, None] & mask, pull[:, None] * (puller - own + distance_eps), 0.0)
+    tl.store(out_ptr + index.to(tl.int64)[:, None] * D + d[None, :], total, mask=mask)

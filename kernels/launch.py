@@ -1,0 +1,173 @@
+"""Launches the kernels over a plan: five launches for forward and backward of all three losses."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+from fastirt.kernels.finish import rows_kernel, totals_kernel
+from fastirt.kernels.grad import combine_kernel, grad_kernel
+from fastirt.kernels.configs import Tile
+from fastirt.kernels.plan import cdiv, plan
+from fastirt.kernels.stats import stats_kernel
+from fastirt.kernels.tiles import INTERPRETED
+
+
+class Columns(NamedTuple):
+    """Vectors (C, D) and labels (C,); `own` (N,) says which column is the row itself, or `offset` does: row + offset."""
+
+    vectors: Tensor
+    labels: Tensor
+    own: Optional[Tensor] = None
+    offset: int = 0
+
+
+class Forward(NamedTuple):
+    batch: Tensor  # 0-d float32
+    memory: Tensor  # 0-d float32
+    koleo: Tensor  # 0-d float32
+    scales: Tensor  # (5,) float32: what a pair weighs in its loss (batch +, batch -, memory +, memory -), KoLeo's 1/N
+    rho: Tensor  # (N,) float32
+    index: Tensor  # (N,) int64, -1 = none
+    sums: Tensor  # (5,) float64: batch +, batch -, memory +, memory -, log(rho + eps)
+    counts: Tensor  # (5,) int64: the four pair counts, rows
+
+
+def forward(
+    rows: Tensor,
+    row_labels: Tensor,
+    batch: Optional[Columns],
+    memory: Optional[Columns],
+    *,
+    margin: float,
+    nonzero: bool,
+    koleo_eps: float,
+    distance_eps: float,
+    precision: str,
+    pairs: bool = True,
+    tile: Optional[Tile] = None,
+) -> Forward:
+    """Three launches. Without `pairs` two: only rho and index are written. All tensors valid and on one device."""
+    count, dim = rows.shape
+    device = rows.device
+    p = plan(
+        "stats", _table_key(precision, rows, batch, memory), count, batch.labels.numel() if batch else 0, memory.labels.numel() if memory else 0, dim,
+        device, tile,
+    )  # fmt: skip
+    sums = torch.empty(p.splits, 2, count, dtype=torch.float32, device=device)
+    counts = torch.empty(p.splits, 2, count, dtype=torch.int32, device=device)
+    best = torch.empty(p.batch_splits, count, dtype=torch.float32, device=device)
+    best_col = torch.empty(p.batch_splits, count, dtype=torch.int32, device=device)
+    rho = torch.empty(count, dtype=torch.float32, device=device)
+    index = torch.empty(count, dtype=torch.int64, device=device)
+    rows_at_once = 256 if INTERPRETED else 8
+    tiles = cdiv(count, rows_at_once)
+    tile_sums = torch.empty(tiles, 5, dtype=torch.float64, device=device)
+    tile_counts = torch.empty(tiles, 5, dtype=torch.int64, device=device)
+    has = {"HAS_BATCH": batch is not None, "HAS_MEMORY": memory is not None}
+    b, m = batch or _nothing(rows, row_labels), memory or _nothing(rows, row_labels)
+    if count and p.splits:
+        stats_kernel[(p.row_tiles, p.splits)](
+            rows, rows.stride(0), row_labels, b.vectors, b.vectors.stride(0), b.labels,
+            m.vectors, m.vectors.stride(0), m.labels, m.own if m.own is not None else row_labels,
+            sums, counts, best, best_col,
+            count, b.labels.numel(), m.labels.numel(), b.offset, p.batch_splits, p.batch_tiles, p.memory_tiles, margin,
+            D=dim, BM=p.tile.bm, BN=p.tile.bn, BD=p.bd, CHUNKS=p.chunks, PRECISION=precision, NONZERO=nonzero,
+            PAIRS=pairs, HAS_OWN=m.own is not None, **has, **p.options,
+        )  # fmt: skip
+    if count:
+        rows_kernel[(tiles,)](
+            rows, rows.stride(0), row_labels, b.vectors, b.vectors.stride(0), sums, counts, best, best_col,
+            rho, index, tile_sums, tile_counts, count, b.labels.numel(), p.batch_splits, p.splits, koleo_eps, distance_eps,
+            D=dim, BD=_finish_chunk(dim), BR=rows_at_once, BS=32, PAIRS=pairs, **has,
+        )  # fmt: skip
+    losses = [torch.empty((), dtype=torch.float32, device=device) for _ in range(3)]
+    scales = torch.empty(5, dtype=torch.float32, device=device)
+    all_sums = torch.empty(5, dtype=torch.float64, device=device)
+    all_counts = torch.empty(5, dtype=torch.int64, device=device)
+    if pairs:
+        totals_kernel[(1,)](
+            tile_sums, tile_counts, all_sums, all_counts, scales, *losses, tiles, NONZERO=nonzero, BT=256, **has
+        )
+    return Forward(*losses, scales, rho, index, all_sums, all_counts)
+
+
+def backward(
+    rows: Tensor,
+    row_labels: Tensor,
+    batch: Optional[Columns],
+    memory: Optional[Columns],
+    *,
+    scales: Tensor,
+    grads: tuple[Tensor, Tensor, Tensor],
+    rho: Tensor,
+    index: Tensor,
+    margin: float,
+    nonzero: bool,
+    koleo_eps: float,
+    distance_eps: float,
+    precision: str,
+    pairs: bool = True,
+    koleo: bool = True,
+    tile: Optional[Tile] = None,
+) -> Tensor:
+    """Two launches: the gradient (N, D) in the rows' dtype. grads: 0-d float32, of the batch, memory and KoLeo loss.
+
+    rho, index: of the batch's columns. `pairs`, `koleo`: which terms to take.
+    """
+    count, dim = rows.shape
+    device = rows.device
+    b, m = batch or _nothing(rows, row_labels), memory or _nothing(rows, row_labels)
+    p = plan(
+        "grad", _table_key(precision, rows, batch, memory), count, batch.labels.numel() if batch and pairs else 0,
+        memory.labels.numel() if memory and pairs else 0, dim, device, tile,
+    )  # fmt: skip
+    out = torch.empty(count, dim, dtype=rows.dtype, device=device)
+    if out.numel() == 0:
+        return out
+    partial = torch.empty(p.splits, count, dim, dtype=torch.float32, device=device)
+    if p.splits:
+        grad_kernel[(p.row_tiles, p.splits, p.slices)](
+            rows, rows.stride(0), row_labels, b.vectors, b.vectors.stride(0), b.labels,
+            m.vectors, m.vectors.stride(0), m.labels, m.own if m.own is not None else row_labels,
+            scales, grads[0], grads[1], partial,
+            count, b.labels.numel(), m.labels.numel(), b.offset, p.batch_splits, p.batch_tiles, p.memory_tiles, margin,
+            D=dim, BM=p.tile.bm, BN=p.tile.bn, BD=p.bd, CHUNKS=p.chunks, OUT=p.out_chunks, PRECISION=precision,
+            NONZERO=nonzero, SKIP=p.tile.skip, HAS_OWN=m.own is not None,
+            HAS_BATCH=p.batch_splits > 0, HAS_MEMORY=p.memory_splits > 0, **p.options,
+        )  # fmt: skip
+    width = _finish_chunk(dim)
+    rows_at_once = 256 if INTERPRETED else 4 if count <= 512 else 16
+    combine_kernel[(cdiv(count, rows_at_once), cdiv(dim, width))](
+        partial, p.splits, rows, rows.stride(0), b.vectors, b.vectors.stride(0), rho, index, scales, grads[2], out,
+        count, b.labels.numel(), b.offset, koleo_eps, distance_eps,
+        D=dim, BR=rows_at_once, BD=width, BI=1024 if INTERPRETED else 128, HAS_KOLEO=koleo,
+    )  # fmt: skip
+    return out
+
+
+def _table_key(precision: str, rows: Tensor, batch: Optional[Columns], memory: Optional[Columns]) -> str:
+    """bf16 products of anything else than bf16 vectors need room for both."""
+    vectors = [rows, *(c.vectors for c in (batch, memory) if c is not None)]
+    return "mixed" if precision == "bf16" and any(v.dtype != torch.bfloat16 for v in vectors) else precision
+
+
+def _finish_chunk(dim: int) -> int:
+    return min(1024 if INTERPRETED else 128, max(16, 1 << (dim - 1).bit_length()))
+
+
+def _nothing(rows: Tensor, labels: Tensor) -> Columns:
+    """Stands in for an absent set of columns; the kernels do not read it."""
+    return Columns(rows, labels[:0])
+
+
+def dense(vectors: Tensor) -> Tensor:
+    """The same vectors with neighbouring numbers side by side; rows may be any distance apart."""
+    return vectors if vectors.stride(1) == 1 or vectors.shape[1] == 1 else vectors.contiguous()
+
+
+def columns(vectors: Tensor, labels: Tensor, own: Optional[Tensor] = None, offset: int = 0) -> Columns:
+    """Any strides made fit for the kernels."""
+    return Columns(dense(vectors), labels.contiguous(), None if own is None else own.contiguous(), offset)

@@ -1,0 +1,92 @@
+"""What a call will launch: tile sizes, how the columns are split over programs, and the bytes and operations that follow."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+
+from fastirt.kernels.configs import Tile, lookup
+from fastirt.kernels.tiles import INTERPRETED
+
+INTERPRETER_PROGRAMS = 6  # enough to have several splits, few enough to be quick
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def chunk(tile: Tile, dim: int) -> int:
+    """Columns of D in one operand: no more than D, rounded up to a power of two of at least 16, needs."""
+    return min(tile.bd, max(16, 1 << (dim - 1).bit_length()))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Splits of the columns for one pass: `batch_splits` of `batch_tiles` column tiles each, and the same for the memory."""
+
+    tile: Tile
+    rows: int
+    dim: int
+    row_tiles: int
+    batch_splits: int
+    batch_tiles: int
+    memory_splits: int
+    memory_tiles: int
+    slices: int  # of D, in the backward: each recomputes the similarities
+
+    @property
+    def splits(self) -> int:
+        return self.batch_splits + self.memory_splits
+
+    @property
+    def bd(self) -> int:
+        return chunk(self.tile, self.dim)
+
+    @property
+    def chunks(self) -> int:
+        return cdiv(self.dim, self.bd)
+
+    @property
+    def out_chunks(self) -> int:
+        return cdiv(self.chunks, self.slices)
+
+    @property
+    def options(self) -> dict[str, int]:
+        return {"num_warps": self.tile.warps, "num_stages": self.tile.stages}
+
+
+def plan(
+    kind: str, precision: str, rows: int, batch: int, memory: int, dim: int, device: torch.device, tile: Optional[Tile] = None
+) -> Plan:
+    """kind: "stats" or "grad". precision: a key of the table, see `configs.Row`. rows N, batch C and memory M columns of `dim` numbers; M or C may be 0.
+
+    Splits are as many as give every multiprocessor `tile.waves` programs, in proportion to the columns.
+    """
+    arch, processors = machine(device)
+    tile = tile or lookup(kind, arch, precision, dim, rows)
+    row_tiles = max(1, cdiv(rows, tile.bm))
+    batch_cols, memory_cols = cdiv(batch, tile.bn), cdiv(memory, tile.bn)
+    slices = 1
+    if kind == "grad":
+        slices = cdiv(cdiv(dim, chunk(tile, dim)), tile.out)
+    programs = max(1, tile.waves * processors // (row_tiles * slices))
+    per_program = max(1, cdiv(batch_cols + memory_cols, programs))
+    batch_splits, memory_splits = cdiv(batch_cols, per_program), cdiv(memory_cols, per_program)
+    return Plan(
+        tile, rows, dim, row_tiles,
+        batch_splits, cdiv(batch_cols, max(1, batch_splits)),
+        memory_splits, cdiv(memory_cols, max(1, memory_splits)),
+        slices,
+    )  # fmt: skip
+
+
+@functools.cache
+def machine(device: torch.device) -> tuple[int, int]:
+    """(compute capability as 80, 90, 100; multiprocessors); (0, a few) under the interpreter."""
+    if INTERPRETED or device.type != "cuda":
+        return 0, INTERPRETER_PROGRAMS
+    properties = torch.cuda.get_device_properties(device)
+    return properties.major * 10 + properties.minor, properties.multi_processor_count

@@ -1,0 +1,107 @@
+"""Forward: one pass over the columns gives every row its pair sums, pair counts and nearest other row."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fastirt.kernels.tiles import active_pairs, load_chunks, load_rows, similarity
+
+
+@triton.jit
+def _scan(
+    rows, row_labels, own, cols_ptr, cols_stride, labels_ptr, M, first, last, margin,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
+    PRECISION: tl.constexpr, NONZERO: tl.constexpr, PAIRS: tl.constexpr, NEAREST: tl.constexpr,
+):  # fmt: skip
+    """Column tiles [first, last) against one tile of rows."""
+    pos_sum = tl.zeros((BM,), tl.float32)
+    neg_sum = tl.zeros((BM,), tl.float32)
+    everything = tl.zeros((BM,), tl.float32)
+    pos_count = tl.zeros((BM,), tl.int32)
+    neg_count = tl.zeros((BM,), tl.int32)
+    best = tl.full((BM,), float("-inf"), tl.float32)
+    best_col = tl.zeros((BM,), tl.int32)
+    for tile in range(first, last):
+        cols = tile * BN + tl.arange(0, BN)
+        col_labels = tl.load(labels_ptr + cols, mask=cols < M, other=-1)
+        chunks = load_chunks(
+            cols_ptr, cols_stride, tile * BN, col_labels >= 0, 0, D, BN, BD, CHUNKS, PRECISION
+        )
+        s = similarity(rows, chunks, BM, BN, CHUNKS, PRECISION)
+        if PAIRS:
+            everything += tl.sum(s, 1)
+            positive, negative = active_pairs(s, row_labels, col_labels, own, cols, margin, NONZERO)
+            pos_sum += tl.sum(tl.where(positive, 1.0 - s, 0.0), 1)
+            neg_sum += tl.sum(tl.where(negative, s - margin, 0.0), 1)
+            # both counts in one reduction: a tile has fewer than 2^16 columns
+            counts = tl.sum(positive.to(tl.int32) + (negative.to(tl.int32) << 16), 1)
+            pos_count += counts & 0xFFFF
+            neg_count += counts >> 16
+        if NEAREST:
+            candidate = (col_labels >= 0)[None, :] & (own[:, None] != cols[None, :])
+            tile_best, where = tl.max(
+                tl.where(candidate, s, float("-inf")), 1, return_indices=True, return_indices_tie_break_left=True
+            )
+            closer = tile_best > best  # strictly: the lowest index wins a tie
+            best = tl.where(closer, tile_best, best)
+            best_col = tl.where(closer, tile * BN + where, best_col)
+    # Any value that is not finite has made `everything` inf or NaN, whichever pairs it is in: it must show in the loss.
+    return pos_sum + everything * 0.0, neg_sum, pos_count, neg_count, best, best_col
+
+
+@triton.jit
+def _write(sums_ptr, counts_ptr, split, index, inside, N, pos_sum, neg_sum, pos_count, neg_count):
+    at = split.to(tl.int64) * 2 * N + index
+    tl.store(sums_ptr + at, pos_sum, mask=inside)
+    tl.store(sums_ptr + at + N, neg_sum, mask=inside)
+    tl.store(counts_ptr + at, pos_count, mask=inside)
+    tl.store(counts_ptr + at + N, neg_count, mask=inside)
+
+
+@triton.jit(do_not_specialize=["N", "C", "M", "row_offset", "batch_splits", "batch_tiles", "memory_tiles"])
+def stats_kernel(
+    rows_ptr, rows_stride, row_labels_ptr,
+    cols_ptr, cols_stride, col_labels_ptr,
+    memory_ptr, memory_stride, memory_labels_ptr, own_ptr,
+    sums_ptr, counts_ptr, best_ptr, best_col_ptr,
+    N, C, M, row_offset, batch_splits, batch_tiles, memory_tiles, margin,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
+    PRECISION: tl.constexpr, NONZERO: tl.constexpr, PAIRS: tl.constexpr, HAS_OWN: tl.constexpr,
+    HAS_BATCH: tl.constexpr, HAS_MEMORY: tl.constexpr,
+):  # fmt: skip
+    """Grid (row tiles, batch splits + memory splits). Split k < batch_splits takes `batch_tiles` tiles of the columns
+    (C, D), whose column row + row_offset is the row itself; the others take `memory_tiles` tiles of the memory (M, D) each,
+    whose slot own[row] is the row itself.
+
+    Writes sums (splits, 2, N) fp32, counts (splits, 2, N) int32, best (batch splits, N) fp32 and best_col int32.
+    """
+    index, inside, row_labels = load_rows(row_labels_ptr, N, BM)
+    rows = load_chunks(
+        rows_ptr, rows_stride, tl.program_id(0) * BM, row_labels >= 0, 0, D, BM, BD, CHUNKS, PRECISION
+    )
+    split = tl.program_id(1)
+    if HAS_BATCH:
+        if split < batch_splits:
+            first = split * batch_tiles
+            pos_sum, neg_sum, pos_count, neg_count, best, best_col = _scan(
+                rows, row_labels, index + row_offset, cols_ptr, cols_stride, col_labels_ptr, C,
+                first, min(first + batch_tiles, tl.cdiv(C, BN)), margin,
+                D, BM, BN, BD, CHUNKS, PRECISION, NONZERO, PAIRS, True,
+            )  # fmt: skip
+            if PAIRS:
+                _write(sums_ptr, counts_ptr, split, index, inside, N, pos_sum, neg_sum, pos_count, neg_count)
+            tl.store(best_ptr + split.to(tl.int64) * N + index, best, mask=inside)
+            tl.store(best_col_ptr + split.to(tl.int64) * N + index, best_col, mask=inside)
+    if HAS_MEMORY:
+        if split >= batch_splits:
+            own = tl.full((BM,), -1, tl.int32)
+            if HAS_OWN:
+                own = tl.load(own_ptr + index, mask=inside, other=-1).to(tl.int32)
+            first = (split - batch_splits) * memory_tiles
+            pos_sum, neg_sum, pos_count, neg_count, _best, _best_col = _scan(
+                rows, row_labels, own, memory_ptr, memory_stride, memory_labels_ptr, M,
+                first, min(first + memory_tiles, tl.cdiv(M, BN)), margin,
+                D, BM, BN, BD, CHUNKS, PRECISION, NONZERO, PAIRS, False,
+            )  # fmt: skip
+            _write(sums_ptr, counts_ptr, split, index, inside, N, pos_sum, neg_sum, pos_count, neg_count)
