@@ -76,6 +76,14 @@ class ObjectiveConfig:
     contrastive: str = option("anchor_sum", "normalisation of the contrastive term", ("anchor_sum", "nonzero_mean"))
     margin: float = option(0.5, "cosine above which a negative pair is pushed apart (beta)")
     lambda_reg: float = option(0.7, "weight of the KoLeo term (lambda)")
+    loss_impl: str = option(
+        "auto", "fused Triton kernels, or plain PyTorch; auto: Triton on a GPU", ("auto", "triton", "reference")
+    )
+    loss_precision: str = option(
+        "auto",
+        "of the similarities; auto: tf32 where the encoder runs in bf16, else fp32",
+        ("auto", "bf16", "tf32", "fp32"),
+    )
 
 
 @dataclass(frozen=True)

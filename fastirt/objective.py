@@ -6,8 +6,8 @@ from typing import NamedTuple, Optional
 
 from torch import Tensor, nn
 
-from fastirt.kernels import contrastive_koleo
-from fastirt.kernels.reference import REDUCTIONS
+from fastirt.kernels import REDUCTIONS, contrastive_koleo
+from fastirt.kernels.checks import IMPLEMENTATIONS, PRECISIONS, check_choice
 
 
 class Losses(NamedTuple):
@@ -24,13 +24,23 @@ class RetrievalLoss(nn.Module):
 
     margin: cosine above which a negative pair is pushed apart. contrastive: `anchor_sum` (the paper) or `nonzero_mean`
     (pytorch-metric-learning's default reducer). lambda_reg: weight of KoLeo; it means something else under each normalisation.
+    impl: `triton`, `reference` (plain PyTorch, always float32), or `auto`: Triton on a GPU that has it. precision: of the kernels' products.
     """
 
-    def __init__(self, margin: float = 0.5, contrastive: str = "anchor_sum", lambda_reg: float = 0.7) -> None:
+    def __init__(
+        self,
+        margin: float = 0.5,
+        contrastive: str = "anchor_sum",
+        lambda_reg: float = 0.7,
+        impl: str = "auto",
+        precision: str = "auto",
+    ) -> None:
         super().__init__()
-        if contrastive not in REDUCTIONS:
-            raise ValueError(f"contrastive {contrastive!r}: choose one of {', '.join(REDUCTIONS)}")
+        check_choice("contrastive", contrastive, REDUCTIONS)
+        check_choice("impl", impl, IMPLEMENTATIONS)
+        check_choice("precision", precision, PRECISIONS)
         self.margin, self.contrastive, self.lambda_reg = margin, contrastive, lambda_reg
+        self.impl, self.precision = impl, precision
 
     def forward(
         self,
@@ -50,8 +60,13 @@ class RetrievalLoss(nn.Module):
             memory_self=memory_self,
             margin=self.margin,
             reduction=self.contrastive,
+            impl=self.impl,
+            precision=self.precision,
         )
         return Losses(parts.batch + parts.memory + self.lambda_reg * parts.koleo, *parts)
 
     def extra_repr(self) -> str:
-        return f"margin={self.margin}, contrastive={self.contrastive!r}, lambda_reg={self.lambda_reg}"
+        return (
+            f"margin={self.margin}, contrastive={self.contrastive!r}, lambda_reg={self.lambda_reg}, "
+            f"impl={self.impl!r}, precision={self.precision!r}"
+        )

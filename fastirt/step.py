@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from fastirt.config import Config
 from fastirt.encoder import Encoder, make_twin, momentum_update
+from fastirt.errors import UserError
 from fastirt.input.loader import Batch
 from fastirt.input.normalise import normalise
+from fastirt.kernels.checks import choose
 from fastirt.memory import Memory
 from fastirt.objective import RetrievalLoss
 from fastirt.optim import build_optimizer, held_step, learning_rate
@@ -48,12 +50,19 @@ class TrainStep(nn.Module):
         size = memory_size(config, train_size)
         dtype = torch.bfloat16 if config.memory.memory_dtype == "bf16" else torch.float32
         self.memory = Memory(size, encoder.embed_dim, dtype, device) if size else None
+        self.dtype = resolve_precision(config.model.precision, device)
+        objective, precision = config.objective, config.objective.loss_precision
+        if precision == "auto":
+            precision = "tf32" if self.dtype == torch.bfloat16 else "fp32"
+        try:
+            choose(objective.loss_impl, torch.empty(0, encoder.embed_dim, device=device))
+        except ValueError as error:
+            raise UserError(f"--loss-impl: {error}") from None
         self.objective = RetrievalLoss(
-            config.objective.margin, config.objective.contrastive, config.objective.lambda_reg
+            objective.margin, objective.contrastive, objective.lambda_reg, objective.loss_impl, precision
         )
         self.optimizer = build_optimizer(self.encoder.vit, config.optim)
         self.parameters_list = [p for p in self.encoder.parameters() if p.requires_grad]
-        self.dtype = resolve_precision(config.model.precision, device)
         self.register_buffer("first_bad_step", torch.full((), -1, dtype=torch.int64, device=device))
         self.register_buffer("sums", torch.zeros(len(LOSS_NAMES), dtype=torch.float64, device=device))
         self.counted = 0

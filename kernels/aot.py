@@ -101,7 +101,7 @@ def compile_job(job: Job) -> Report:
 
 
 def _judge(job: Job, report: Report, ptx: str, log: str) -> None:
-    exact = job.precision == "fp32"
+    exact = job.tile is not None and job.precision == "fp32"
     if report.spill_bytes > (FP32_SPILL_LIMIT if exact else 0):
         report.faults.append(f"spills {report.spill_bytes} bytes")
     if report.shared_bytes > SHARED_LIMIT[job.arch]:
@@ -141,7 +141,7 @@ def _source(job: Job):
         constants = dict(NONZERO=True, BT=256, **has)
     else:
         kernel, options = grad.combine_kernel, {}
-        constants = dict(D=job.dim, BR=16, BD=128, BI=128, HAS_KOLEO=True)
+        constants = dict(D=job.dim, BR=8, BD=128, BI=128, HAS_KOLEO=True)
     vector = "*bf16" if job.precision == "bf16" else "*fp32"
 
     def types(name: str) -> str:

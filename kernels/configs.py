@@ -16,7 +16,7 @@ class Tile:
     warps: int
     stages: int
     out: int = 0
-    skip: bool = True
+    skip: bool = False  # in the backward: whether tiles without an active pair are left out
     waves: int = 1
     source: str = "aot"
 
@@ -32,18 +32,57 @@ class Row:
 
 
 ANY = 1 << 40
+A100, HOPPER, BLACKWELL = (80,), (90,), (100, 103)
 TABLE = [
+    # bf16: mma.sync, wgmma and tcgen05. Up to 256 rows the memory's bandwidth is the limit and a tile of 64 rows reads it
+    # once; beyond, taller tiles read it less often from L2, and tiles without an active pair are skipped in the backward.
+    Row("stats", A100, "bf16", 384, 256, Tile(64, 64, 128, 4, 2)),
+    Row("stats", HOPPER, "bf16", 384, 256, Tile(64, 64, 128, 4, 2)),
+    Row("stats", BLACKWELL, "bf16", 384, ANY, Tile(64, 64, 128, 8, 2)),
+    Row("stats", A100, "bf16", 384, ANY, Tile(128, 64, 64, 8, 2)),
+    Row("stats", HOPPER, "bf16", 384, ANY, Tile(128, 64, 64, 8, 3)),
+    Row("stats", A100 + HOPPER + BLACKWELL, "bf16", 1024, ANY, Tile(64, 16, 128, 4, 2)),
+    Row("grad", A100 + HOPPER, "bf16", 384, 256, Tile(64, 64, 128, 8, 2, out=3)),
+    Row("grad", A100 + HOPPER, "bf16", 384, ANY, Tile(64, 32, 128, 8, 3, out=3, skip=True)),
+    Row("grad", BLACKWELL, "bf16", 384, ANY, Tile(64, 32, 128, 8, 2, out=3)),
+    Row("grad", HOPPER, "bf16", 1024, ANY, Tile(64, 16, 64, 8, 2, out=4)),
+    Row("grad", A100 + BLACKWELL, "bf16", 1024, ANY, Tile(32, 32, 128, 8, 2, out=4)),
+    # bf16 products of float32 vectors: tiles hold both.
+    Row("stats", A100 + HOPPER + BLACKWELL, "mixed", 384, ANY, Tile(64, 32, 128, 4, 2)),
+    Row("stats", HOPPER, "mixed", 1024, ANY, Tile(64, 16, 128, 4, 2)),
+    Row("stats", A100 + BLACKWELL, "mixed", 1024, ANY, Tile(32, 16, 64, 4, 2)),
+    Row("grad", A100 + BLACKWELL, "mixed", 384, ANY, Tile(64, 32, 128, 8, 2, out=3)),
+    Row("grad", HOPPER, "mixed", 384, ANY, Tile(64, 16, 64, 8, 2, out=6)),
+    Row("grad", A100 + HOPPER + BLACKWELL, "mixed", 1024, ANY, Tile(32, 16, 64, 8, 2, out=8)),
+    # tf32: also what float16 vectors take.
+    Row("stats", A100 + HOPPER + BLACKWELL, "tf32", 384, ANY, Tile(64, 32, 128, 4, 2)),
+    Row("stats", HOPPER + BLACKWELL, "tf32", 1024, ANY, Tile(32, 16, 64, 4, 2)),
+    Row("stats", A100, "tf32", 1024, ANY, Tile(16, 16, 64, 4, 2)),
+    Row("grad", A100, "tf32", 384, ANY, Tile(64, 32, 128, 8, 2, out=3)),
+    Row("grad", HOPPER, "tf32", 384, ANY, Tile(32, 32, 128, 8, 2, out=3)),
+    Row("grad", BLACKWELL, "tf32", 384, ANY, Tile(64, 16, 64, 8, 2, out=6)),
+    Row("grad", HOPPER + BLACKWELL, "tf32", 1024, ANY, Tile(32, 16, 64, 8, 2, out=4)),
+    Row("grad", A100, "tf32", 1024, ANY, Tile(16, 16, 64, 4, 2, out=8)),
+    # fp32: no matrix instruction has it.
+    Row("stats", A100 + HOPPER + BLACKWELL, "fp32", 384, ANY, Tile(32, 32, 64, 8, 2)),
+    Row("stats", A100 + HOPPER + BLACKWELL, "fp32", 1024, ANY, Tile(16, 16, 64, 4, 1)),
+    Row("grad", A100 + HOPPER + BLACKWELL, "fp32", 384, ANY, Tile(32, 32, 64, 8, 2, out=3)),
+    Row("grad", A100 + HOPPER + BLACKWELL, "fp32", 1024, ANY, Tile(16, 16, 64, 4, 1, out=4)),
+    # The interpreter: whatever has few programs.
     Row("stats", (0,), "any", ANY, ANY, Tile(128, 256, 256, 4, 1, source="interpreter")),
-    Row("grad", (0,), "any", ANY, ANY, Tile(128, 256, 256, 4, 1, out=2, source="interpreter")),
+    Row("grad", (0,), "any", ANY, ANY, Tile(128, 256, 256, 4, 1, out=2, skip=True, source="interpreter")),
 ]
 
 
+def served(arch: int) -> bool:
+    """Whether the table has tiles for a compute capability (0 = interpreter). Others of a generation have less shared memory."""
+    return any(arch in row.arch for row in TABLE)
+
+
 def lookup(kind: str, arch: int, precision: str, dim: int, rows: int) -> Tile:
-    """The tile for a compute capability (0 = interpreter); an unknown one takes that of the nearest older one."""
-    known = sorted({a for row in TABLE for a in row.arch if a <= arch})
-    arch = known[-1] if arch and known and known[-1] else arch
+    """The first row of the table that fits. Raises ValueError where there is none."""
     for row in TABLE:
         fits = row.kind == kind and arch in row.arch and row.precision in ("any", precision)
         if fits and dim <= row.dim and rows <= row.rows:
             return row.tile
-    raise ValueError(f"no tile for {kind}, compute capability {arch / 10}, {precision}, D = {dim}: needs 8.0 or newer")
+    raise ValueError(f"no tile for {kind}, compute capability {arch / 10}, {precision}, D = {dim}")

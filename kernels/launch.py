@@ -139,7 +139,7 @@ def backward(
             HAS_BATCH=p.batch_splits > 0, HAS_MEMORY=p.memory_splits > 0, **p.options,
         )  # fmt: skip
     width = _finish_chunk(dim)
-    rows_at_once = 256 if INTERPRETED else 4 if count <= 512 else 16
+    rows_at_once = 256 if INTERPRETED else 4 if count <= 512 else 8
     combine_kernel[(cdiv(count, rows_at_once), cdiv(dim, width))](
         partial, p.splits, rows, rows.stride(0), b.vectors, b.vectors.stride(0), rho, index, scales, grads[2], out,
         count, b.labels.numel(), b.offset, koleo_eps, distance_eps,

@@ -27,6 +27,7 @@ def chunk(tile: Tile, dim: int) -> int:
 class Plan:
     """Splits of the columns for one pass: `batch_splits` of `batch_tiles` column tiles each, and the same for the memory."""
 
+    kind: str
     tile: Tile
     rows: int
     dim: int
@@ -53,6 +54,29 @@ class Plan:
     def out_chunks(self) -> int:
         return cdiv(self.chunks, self.slices)
 
+    def passes(self) -> int:
+        """How often the columns are read, from L2 at best: once for each tile of rows and slice of D."""
+        return self.row_tiles * self.slices
+
+    def bytes_from_memory(self, columns: int, column_bytes: int, row_bytes: int) -> int:
+        """Bytes that this pass must move at least, with every column read once: columns (of `columns` rows) and their
+        int64 labels, the rows with their labels, and what the programs write for the next kernel to read."""
+        vectors = columns * (self.dim * column_bytes + 8) + self.rows * (self.dim * row_bytes + 8)
+        return vectors + 2 * self.scratch_bytes
+
+    @property
+    def scratch_bytes(self) -> int:
+        """What the programs leave for the next kernel: per split and row 16 bytes of sums and counts and, of the batch, 8 of the
+        nearest; in the backward a partial gradient."""
+        if self.kind == "grad":
+            return self.splits * self.rows * self.dim * 4
+        return self.splits * self.rows * 16 + self.batch_splits * self.rows * 8
+
+    def flops(self, columns: int) -> int:
+        """Operations of the matrix products: the similarities in each slice, and in the backward the weighted sums."""
+        similarities = 2 * self.rows * columns * self.dim * self.slices
+        return similarities + (2 * self.rows * columns * self.dim if self.kind == "grad" else 0)
+
     @property
     def options(self) -> dict[str, int]:
         return {"num_warps": self.tile.warps, "num_stages": self.tile.stages}
@@ -76,7 +100,7 @@ def plan(
     per_program = max(1, cdiv(batch_cols + memory_cols, programs))
     batch_splits, memory_splits = cdiv(batch_cols, per_program), cdiv(memory_cols, per_program)
     return Plan(
-        tile, rows, dim, row_tiles,
+        kind, tile, rows, dim, row_tiles,
         batch_splits, cdiv(batch_cols, max(1, batch_splits)),
         memory_splits, cdiv(memory_cols, max(1, memory_splits)),
         slices,
