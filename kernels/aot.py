@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastirt.kernels import finish, grad, stats
-from fastirt.kernels.configs import TABLE, Tile
+from fastirt.kernels.configs import TABLE, Tile, lookup
 from fastirt.kernels.plan import cdiv, chunk
 from fastirt.kernels.tiles import INTERPRETED
 
@@ -47,7 +47,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        tile = f" {self.tile.bm}x{self.tile.bn}x{self.tile.bd}" if self.tile else ""
+        t = self.tile
+        tile = f" {t.bm}x{t.bn}x{t.bd} warps={t.warps} stages={t.stages} out={t.out} skip={int(t.skip)}" if t else ""
         return f"{self.kernel} sm_{self.arch} {self.precision} D={self.dim}{tile} {'nonzero_mean' if self.nonzero else 'anchor_sum'}"
 
 
@@ -62,13 +63,15 @@ class Report:
 
 
 def jobs(archs: tuple[int, ...] = ARCHS) -> list[Job]:
-    """Every row of the table at the largest D that it serves, and the kernels that need no tile."""
+    """Every row of the table at the largest D that it serves, the 16-bit ones at ViT-B's 768 too, and the kernels without a tile."""
     found = []
     for arch in archs:
         for row in TABLE:
             if arch in row.arch:
-                dim = min(row.dim, 1024)
-                found.append(Job(row.kind, arch, row.precision, dim, row.tile, nonzero=True))
+                dims = {row.dim, 768} if row.dim == 1024 and row.precision in ("bf16", "mixed") else {row.dim}
+                for dim in sorted(dims):
+                    if lookup(row.kind, arch, row.precision, dim, row.rows) == row.tile:
+                        found.append(Job(row.kind, arch, row.precision, dim, row.tile))
         found += [Job(name, arch, "fp32", 384) for name in ("rows", "totals", "combine")]
     return list(dict.fromkeys(found))
 

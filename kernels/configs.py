@@ -42,10 +42,12 @@ TABLE = [
     Row("stats", A100, "bf16", 384, ANY, Tile(128, 64, 64, 8, 2)),
     Row("stats", HOPPER, "bf16", 384, ANY, Tile(128, 64, 64, 8, 3)),
     Row("stats", A100 + HOPPER + BLACKWELL, "bf16", 1024, ANY, Tile(64, 16, 128, 4, 2)),
-    Row("grad", A100 + HOPPER, "bf16", 384, 256, Tile(64, 64, 128, 8, 2, out=3)),
-    Row("grad", A100 + HOPPER, "bf16", 384, ANY, Tile(64, 32, 128, 8, 3, out=3, skip=True)),
+    Row("grad", HOPPER, "bf16", 384, 256, Tile(64, 64, 128, 8, 2, out=3)),
+    Row("grad", HOPPER, "bf16", 384, ANY, Tile(64, 32, 128, 8, 3, out=3, skip=True)),
+    Row("grad", A100, "bf16", 384, ANY, Tile(64, 64, 128, 8, 2, out=3)),
     Row("grad", BLACKWELL, "bf16", 384, ANY, Tile(64, 32, 128, 8, 2, out=3)),
     Row("grad", HOPPER, "bf16", 1024, ANY, Tile(64, 16, 64, 8, 2, out=4)),
+    Row("grad", A100, "bf16", 768, ANY, Tile(32, 32, 128, 8, 2, out=3)),
     Row("grad", A100 + BLACKWELL, "bf16", 1024, ANY, Tile(32, 32, 128, 8, 2, out=4)),
     # bf16 products of float32 vectors: tiles hold both.
     Row("stats", A100 + HOPPER + BLACKWELL, "mixed", 384, ANY, Tile(64, 32, 128, 4, 2)),
@@ -53,6 +55,7 @@ TABLE = [
     Row("stats", A100 + BLACKWELL, "mixed", 1024, ANY, Tile(32, 16, 64, 4, 2)),
     Row("grad", A100 + BLACKWELL, "mixed", 384, ANY, Tile(64, 32, 128, 8, 2, out=3)),
     Row("grad", HOPPER, "mixed", 384, ANY, Tile(64, 16, 64, 8, 2, out=6)),
+    Row("grad", A100, "mixed", 768, ANY, Tile(32, 16, 64, 8, 2, out=4)),
     Row("grad", A100 + HOPPER + BLACKWELL, "mixed", 1024, ANY, Tile(32, 16, 64, 8, 2, out=8)),
     # tf32: also what float16 vectors take.
     Row("stats", A100 + HOPPER + BLACKWELL, "tf32", 384, ANY, Tile(64, 32, 128, 4, 2)),

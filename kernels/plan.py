@@ -107,9 +107,14 @@ def plan(
     )  # fmt: skip
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def machine(device: torch.device) -> tuple[int, int]:
     """(compute capability as 80, 90, 100; multiprocessors); (0, a few) under the interpreter."""
+    return _machine(device)
+
+
+@functools.cache
+def _machine(device: torch.device) -> tuple[int, int]:
     if INTERPRETED or device.type != "cuda":
         return 0, INTERPRETER_PROGRAMS
     properties = torch.cuda.get_device_properties(device)
