@@ -10,7 +10,7 @@ from benchmarks.timing import alternate
 def ceilings(device: torch.device, repeats: int = 10) -> dict[str, float]:
     """GB/s of a copy (read + write), and TFLOP/s of square products by precision: "bf16", "tf32", "fp32"."""
     on_gpu = device.type == "cuda"
-    source = torch.empty((2 << 30) if on_gpu else (64 << 20), dtype=torch.uint8, device=device)
+    source = torch.empty((2 << 30) if on_gpu else (256 << 20), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     side = 8192 if on_gpu else 512
     a, b = (torch.randn(side, side, device=device) for _ in range(2))

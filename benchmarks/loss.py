@@ -5,20 +5,19 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
+import sys
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from benchmarks.ceilings import ceilings
+from benchmarks.peers import captured, inputs, kernels_missing, losses, step
 from benchmarks.timing import Timing, alternate, environment
-from fastirt.kernels import REDUCTIONS, contrastive_koleo
-from fastirt.kernels.checks import choose
-from fastirt.kernels.reference import koleo as plain_koleo
+from fastirt.kernels import REDUCTIONS
 
-LAMBDA = 0.7
+PEER_BYTES = 32  # of memory that a peer is taken to need for each pair: eight matrices of float32
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -33,84 +32,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="JSON file")
 
 
-def inputs(rows: int, slots: int, dim: int, dtype: torch.dtype, device: torch.device) -> dict[str, Optional[Tensor]]:
-    """Clustered unit vectors, two rows a class; the batch stands in the first slots."""
-    generator = torch.Generator(device).manual_seed(0)
-    classes = max(2, max(rows, slots) // 5)
-    centres = torch.randn(classes, dim, device=device, generator=generator)
-
-    def draw(labels: Tensor) -> Tensor:
-        noise = torch.randn(len(labels), dim, device=device, generator=generator)
-        return F.normalize(centres[labels] + noise, dim=1).to(dtype)
-
-    labels = torch.arange(rows, device=device) // 2 % classes
-    z = draw(labels)
-    if slots == 0:
-        return dict(z=z, labels=labels, memory=None, memory_labels=None, memory_self=None)
-    memory_labels = torch.randint(classes, (slots,), device=device, generator=generator)
-    memory = draw(memory_labels)
-    shared = min(rows, slots)
-    memory[:shared], memory_labels[:shared] = z[:shared], labels[:shared]
-    own = torch.where(torch.arange(rows, device=device) < shared, torch.arange(rows, device=device), -1)
-    return dict(z=z, labels=labels, memory=memory, memory_labels=memory_labels, memory_self=own)
-
-
-def step(given: dict[str, Any], loss: Callable[..., Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
-    """A call that computes (loss, its gradient at z)."""
-    z = given["z"].detach().requires_grad_()
-    others = [given[name] for name in ("labels", "memory", "memory_labels", "memory_self")]
-
-    def call() -> tuple[Tensor, Tensor]:
-        value = loss(z, *others)
-        return value.detach(), torch.autograd.grad(value, z)[0]
-
-    return call
-
-
-def losses(reduction: str, device: torch.device) -> dict[str, Callable[..., Tensor]]:
-    """Every way to compute batch + memory + LAMBDA * koleo, by name. pytorch-metric-learning has no own-slot rule, so its value
-    differs where the batch stands in the memory."""
-
-    def ours(impl: str) -> Callable[..., Tensor]:
-        def loss(z, labels, memory, memory_labels, own):
-            parts = contrastive_koleo(z, labels, memory, memory_labels, memory_self=own, reduction=reduction, impl=impl)
-            return parts.batch + parts.memory + LAMBDA * parts.koleo
-
-        return loss
-
-    found = {"plain": ours("reference"), "compiled": torch.compile(ours("reference"), dynamic=False)}
-    try:
-        choose("triton", torch.empty(1, 64, device=device))
-        found = {"fastirt": ours("triton"), **found}
-    except ValueError:
-        pass
-    if reduction == "nonzero_mean":
-        from pytorch_metric_learning.distances import CosineSimilarity
-        from pytorch_metric_learning.losses import ContrastiveLoss
-
-        contrastive = ContrastiveLoss(pos_margin=1, neg_margin=0.5, distance=CosineSimilarity())
-
-        def metric_learning(z, labels, memory, memory_labels, own):
-            value = contrastive(z, labels) + LAMBDA * plain_koleo(z)
-            return value if memory is None else value + contrastive(z, labels, ref_emb=memory, ref_labels=memory_labels)
-
-        found["metric-learning"] = metric_learning
-    return found
-
-
-def captured(call: Callable[[], Any]) -> Callable[[], Any]:
-    """The same call as one CUDA graph."""
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
-
-
 def counts(rows: int, slots: int, dim: int, item: int) -> tuple[int, int]:
     """(bytes, operations) that forward and backward need at least: batch, memory and labels read in each, the gradient written;
     similarities in each, and the weighted sums."""
@@ -118,29 +39,52 @@ def counts(rows: int, slots: int, dim: int, item: int) -> tuple[int, int]:
     return passes, 3 * 2 * rows * (rows + slots) * dim
 
 
-def measure(args: argparse.Namespace, limits: dict[str, float], device: torch.device) -> list[dict[str, Any]]:
+def free_bytes(device: torch.device) -> int:
+    """Memory that a new allocation could take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure(
+    reduction: str,
+    dtype: str,
+    dim: int,
+    rows: int,
+    slots: int,
+    *,
+    limits: dict[str, float],
+    device: torch.device,
+    repeats: int,
+) -> list[dict[str, Any]]:
+    """One row of results for each way to compute the loss."""
+    given = inputs(rows, slots, dim, DTYPES[dtype], device)
+    torch.compiler.reset()
+    calls = {name: step(given, loss) for name, loss in losses(reduction, device, dim).items()}
+    skipped = {}
+    if device.type != "cuda":
+        calls.pop("fastirt", None)  # the interpreter
+    elif "fastirt" in calls:
+        calls = {"fastirt graph": captured(calls["fastirt"]), **calls}
+    if rows * (rows + slots) * PEER_BYTES > free_bytes(device):
+        skipped = {name: "not tried: too little free memory" for name in calls if not name.startswith("fastirt")}
+    timed = alternate(
+        {name: call for name, call in calls.items() if name not in skipped}, device, repeats, graphs=("fastirt graph",)
+    )
+    moved, operations = counts(rows, slots, dim, DTYPES[dtype].itemsize)
+    limit = max(moved / limits["GB/s"] / 1e6, operations / limits[dtype] / 1e9)
+    own = timed.get("fastirt")
     table = []
-    grid = itertools.product(args.reduction, args.dtype, args.dim, args.rows, args.slots)
-    for reduction, dtype, dim, rows, slots in grid:
-        given = inputs(rows, slots, dim, DTYPES[dtype], device)
-        torch.compiler.reset()
-        calls = {name: step(given, loss) for name, loss in losses(reduction, device).items()}
-        if device.type == "cuda" and "fastirt" in calls:
-            calls = {"fastirt graph": captured(calls["fastirt"]), **calls}
-        timed = alternate(calls, device, args.repeats)
-        moved, operations = counts(rows, slots, dim, DTYPES[dtype].itemsize)
-        limit = max(moved / limits["GB/s"] / 1e6, operations / limits[dtype] / 1e9)
-        best = next((timed[name] for name in ("fastirt graph", "fastirt") if isinstance(timed.get(name), Timing)), None)
-        for name, timing in timed.items():
-            row = dict(reduction=reduction, dtype=dtype, D=dim, N=rows, M=slots, name=name, limit_ms=limit)
-            if isinstance(timing, str):
-                table.append({**row, "failed": timing})
-                continue
-            row |= dict(median_ms=timing.median, p20_ms=timing.p20, p80_ms=timing.p80, peak_bytes=timing.peak_bytes)
-            row |= {"GB/s": moved / timing.median / 1e6, "TFLOP/s": operations / timing.median / 1e9}
-            row |= dict(share_of_limit=limit / timing.median, times_fastirt=best and timing.median / best.median)
-            table.append(row)
-        print(_lines(table[-len(timed) :]), flush=True)
+    for name, timing in {**timed, **skipped}.items():
+        row = dict(reduction=reduction, dtype=dtype, D=dim, N=rows, M=slots, name=name, limit_ms=limit)
+        if isinstance(timing, str):
+            table.append({**row, "failed": timing})
+            continue
+        row |= dict(loss=float(calls[name]()[0]), median_ms=timing.median, p20_ms=timing.p20, p80_ms=timing.p80)
+        row |= {"GB/s": moved / timing.median / 1e6, "TFLOP/s": operations / timing.median / 1e9}
+        row |= dict(share_of_limit=limit / timing.median, peak_bytes=timing.peak_bytes)
+        row |= dict(times_fastirt=timing.median / own.median if isinstance(own, Timing) else None)
+        table.append(row)
     return table
 
 
@@ -162,14 +106,28 @@ def _lines(rows: list[dict[str, Any]]) -> str:
 
 def main(args: argparse.Namespace) -> int:
     device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print(f"--device {args.device}: there is no GPU here", file=sys.stderr)
+        return 1
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     limits = ceilings(device)
-    print("limits here: " + ", ".join(f"{name} {value:,.1f}" for name, value in limits.items()) + " (products in TFLOP/s)")
+    said = ", ".join(f"{name} {value:,.1f}" for name, value in limits.items())
+    print(f"limits here: {said} (products in TFLOP/s)")
     if device.type != "cuda":
         print("no GPU: the kernels are left out, their interpreter is not worth timing")
-    table = measure(args, limits, device)
+    else:
+        missing = {kernels_missing(device, dim) for dim in args.dim} - {""}
+        print("".join(f"the kernels are left out: {why}\n" for why in sorted(missing)), end="")
+    about, table = environment(device), []
+    for setup in itertools.product(args.reduction, args.dtype, args.dim, args.rows, args.slots):
+        found = measure(*setup, limits=limits, device=device, repeats=args.repeats)
+        print(_lines(found), flush=True)
+        table += found
+        if args.out:  # after every setup: a run that is cut off leaves what it has
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            result = {"environment": about, "limits": limits, "rows": table}
+            args.out.write_text(json.dumps(result, indent=1) + "\n")
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        result = {"environment": environment(device), "limits": limits, "rows": table}
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
         print(f"wrote {args.out}")
     return 0

@@ -63,12 +63,12 @@ class Report:
 
 
 def jobs(archs: tuple[int, ...] = ARCHS) -> list[Job]:
-    """Every row of the table at the largest D that it serves, the 16-bit ones at ViT-B's 768 too, and the kernels without a tile."""
+    """Every row of the table at the largest D that it serves, the bf16 ones at ViT-B's 768 too, and the kernels without a tile."""
     found = []
     for arch in archs:
         for row in TABLE:
             if arch in row.arch:
-                dims = {row.dim, 768} if row.dim == 1024 and row.precision in ("bf16", "mixed") else {row.dim}
+                dims = {row.dim, 768} if row.dim == 1024 and row.precision == "bf16" else {row.dim}
                 for dim in sorted(dims):
                     if lookup(row.kind, arch, row.precision, dim, row.rows) == row.tile:
                         found.append(Job(row.kind, arch, row.precision, dim, row.tile))
@@ -202,7 +202,9 @@ def reports(archs: tuple[int, ...] = ARCHS, only: Optional[str] = None, workers:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", type=int, nargs="+", choices=ARCHS, default=ARCHS, help="compute capabilities (default: all)")
+    parser.add_argument(
+        "--arch", type=int, nargs="+", choices=ARCHS, default=ARCHS, help="compute capabilities (default: all)"
+    )
     parser.add_argument("--kernel", choices=("stats", "grad", "rows", "totals", "combine"), help="only this one")
     args = parser.parse_args()
     if INTERPRETED:  # the kernels were made for the interpreter when they were imported: start again without it

@@ -50,7 +50,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def choose(impl: str, rows: Tensor) -> str:
-    """"triton" or "reference": `auto` takes Triton on a GPU that `configs` has tiles for, where D fits. Raises ValueError where `impl` cannot run."""
+    """ "triton" or "reference": `auto` takes Triton on a GPU that `configs` has tiles for, where D fits. Raises ValueError where `impl` cannot run."""
     check_choice("impl", impl, IMPLEMENTATIONS)
     fits = rows.shape[1] <= LARGEST_DIM
     arch, _ = machine(rows.device)
@@ -58,7 +58,9 @@ def choose(impl: str, rows: Tensor) -> str:
         return "triton" if rows.is_cuda and fits and served(arch) else "reference"
     if impl == "triton":
         if not rows.is_cuda and not INTERPRETED:
-            raise ValueError("impl 'triton': the tensors are on the CPU: use a GPU, or set TRITON_INTERPRET=1 before Python starts")
+            raise ValueError(
+                "impl 'triton': the tensors are on the CPU: use a GPU, or set TRITON_INTERPRET=1 before Python starts"
+            )
         if not served(arch):
             raise ValueError(f"impl 'triton': no tiles for compute capability {arch / 10}: use impl='reference'")
         if not fits:

@@ -68,9 +68,9 @@ TABLE = [
     Row("grad", A100, "tf32", 1024, ANY, Tile(16, 16, 64, 4, 2, out=8)),
     # fp32: no matrix instruction has it.
     Row("stats", A100 + HOPPER + BLACKWELL, "fp32", 384, ANY, Tile(32, 32, 64, 8, 2)),
-    Row("stats", A100 + HOPPER + BLACKWELL, "fp32", 1024, ANY, Tile(16, 16, 64, 4, 1)),
+    Row("stats", A100 + HOPPER + BLACKWELL, "fp32", 1024, ANY, Tile(16, 16, 64, 8, 1)),
     Row("grad", A100 + HOPPER + BLACKWELL, "fp32", 384, ANY, Tile(32, 32, 64, 8, 2, out=3)),
-    Row("grad", A100 + HOPPER + BLACKWELL, "fp32", 1024, ANY, Tile(16, 16, 64, 4, 1, out=4)),
+    Row("grad", A100 + HOPPER + BLACKWELL, "fp32", 1024, ANY, Tile(16, 16, 64, 8, 1, out=4)),
     # The interpreter: whatever has few programs.
     Row("stats", (0,), "any", ANY, ANY, Tile(128, 256, 256, 4, 1, source="interpreter")),
     Row("grad", (0,), "any", ANY, ANY, Tile(128, 256, 256, 4, 1, out=2, skip=True, source="interpreter")),

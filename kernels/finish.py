@@ -60,17 +60,18 @@ def rows_kernel(
             closer = value > best
             best = tl.where(closer, value, best)
             nearest = tl.where(closer, tl.load(best_col_ptr + at, mask=inside, other=0), nearest)
+        has_other = valid & (best > float("-inf"))
         square = tl.zeros((BR,), tl.float32)
         poison = tl.zeros((BR,), tl.float32)
         for start in range(0, D, BD):
             d = start + tl.arange(0, BD)
             keep = valid[:, None] & (d < D)[None, :]
             own = tl.load(rows_ptr + index.to(tl.int64)[:, None] * rows_stride + d[None, :], mask=keep, other=0.0)
-            other = tl.load(cols_ptr + nearest.to(tl.int64)[:, None] * cols_stride + d[None, :], mask=keep, other=0.0)
+            at = nearest.to(tl.int64)[:, None] * cols_stride + d[None, :]
+            other = tl.load(cols_ptr + at, mask=has_other[:, None] & keep, other=0.0)
             difference = own.to(tl.float32) - other.to(tl.float32) + tl.where(keep, distance_eps, 0.0)
             square += tl.sum(difference * difference, 1)
             poison += tl.sum(own.to(tl.float32) * 0.0, 1)
-        has_other = valid & (best > float("-inf"))
         rho = tl.sqrt(square)
         logarithm = tl.where(has_other, tl.log(rho + koleo_eps), 0.0) + poison
         tl.store(rho_ptr + index, tl.where(has_other, rho, 0.0) + poison, mask=inside)

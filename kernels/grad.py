@@ -46,15 +46,11 @@ def _scan_grad(
     for tile in range(first, last):
         cols = tile * BN + tl.arange(0, BN)
         col_labels = tl.load(labels_ptr + cols, mask=cols < M, other=-1)
-        chunks = load_chunks(
-            cols_ptr, cols_stride, tile * BN, col_labels >= 0, 0, D, BN, BD, CHUNKS, PRECISION
-        )
+        chunks = load_chunks(cols_ptr, cols_stride, tile * BN, col_labels >= 0, 0, D, BN, BD, CHUNKS, PRECISION)
         s = similarity(rows, chunks, BM, BN, CHUNKS, PRECISION)
         positive, negative = active_pairs(s, row_labels, col_labels, own, cols, margin, NONZERO)
         if OUT < CHUNKS:
-            chunks = load_chunks(
-                cols_ptr, cols_stride, tile * BN, col_labels >= 0, start, D, BN, BD, OUT, PRECISION
-            )
+            chunks = load_chunks(cols_ptr, cols_stride, tile * BN, col_labels >= 0, start, D, BN, BD, OUT, PRECISION)
         any_active = True
         if SKIP:
             any_active = tl.max(tl.max((positive | negative).to(tl.int32), 1), 0) > 0
@@ -87,9 +83,7 @@ def grad_kernel(
     A batch pair stands in two rows of the loss, hence its factor 2. Writes partial (splits, N, D) fp32.
     """
     index, inside, row_labels = load_rows(row_labels_ptr, N, BM)
-    rows = load_chunks(
-        rows_ptr, rows_stride, tl.program_id(0) * BM, row_labels >= 0, 0, D, BM, BD, CHUNKS, PRECISION
-    )
+    rows = load_chunks(rows_ptr, rows_stride, tl.program_id(0) * BM, row_labels >= 0, 0, D, BM, BD, CHUNKS, PRECISION)
     split = tl.program_id(1)
     start = tl.program_id(2) * OUT * BD
     if HAS_BATCH:
@@ -120,9 +114,7 @@ def grad_kernel(
 
 
 @triton.jit
-def _store(
-    partial_ptr, split, index, inside, start, N, totals, D: tl.constexpr, BD: tl.constexpr, OUT: tl.constexpr
-):
+def _store(partial_ptr, split, index, inside, start, N, totals, D: tl.constexpr, BD: tl.constexpr, OUT: tl.constexpr):
     for k in tl.static_range(OUT):
         d = start + k * BD + tl.arange(0, BD)
         at = (split.to(tl.int64) * N + index)[:, None] * D + d[None, :]
@@ -159,7 +151,7 @@ def combine_kernel(
         scale = tl.load(grad_koleo_ptr) * tl.load(scales_ptr + 4)
         column = index + row_offset
         nearest = tl.load(index_ptr + column, mask=inside, other=-1)
-        keep = (nearest >= 0)[:, None] & mask
+        keep = ((nearest >= 0) & (nearest < C))[:, None] & mask
         own = tl.load(rows_ptr + index.to(tl.int64)[:, None] * rows_stride + d[None, :], mask=mask, other=0.0)
         own = own.to(tl.float32)
         other = tl.load(cols_ptr + nearest[:, None] * cols_stride + d[None, :], mask=keep, other=0.0).to(tl.float32)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
+import contextlib
+import functools
+from typing import Any, Callable, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -35,6 +37,18 @@ class Forward(NamedTuple):
     counts: Tensor  # (5,) int64: the four pair counts, rows
 
 
+def on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the GPU of the first argument current: kernels start there, whichever it was."""
+
+    @functools.wraps(function)
+    def guarded(rows: Tensor, *args: Any, **options: Any) -> Any:
+        with torch.cuda.device(rows.device) if rows.is_cuda else contextlib.nullcontext():
+            return function(rows, *args, **options)
+
+    return guarded
+
+
+@on_its_device
 def forward(
     rows: Tensor,
     row_labels: Tensor,
@@ -94,6 +108,7 @@ def forward(
     return Forward(*losses, scales, rho, index, all_sums, all_counts)
 
 
+@on_its_device
 def backward(
     rows: Tensor,
     row_labels: Tensor,

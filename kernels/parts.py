@@ -152,7 +152,9 @@ def koleo_grad(
     if rho.shape != index.shape or rho.dtype != torch.float32 or rho.device != rows.device:
         raise ValueError("rho: needs float32, one for each column, on the rows' device")
     if not 0 <= row_offset <= cols.shape[0] - rows.shape[0]:
-        raise ValueError(f"row_offset {row_offset}: {rows.shape[0]} rows do not fit into {cols.shape[0]} columns from there")
+        raise ValueError(
+            f"row_offset {row_offset}: {rows.shape[0]} rows do not fit into {cols.shape[0]} columns from there"
+        )
     if choose(impl, rows) == "reference":
         return reference.koleo_grad(
             rows, cols, rho, index, row_offset=row_offset, scale=scale, koleo_eps=koleo_eps, distance_eps=distance_eps

@@ -82,13 +82,19 @@ class Plan:
         return {"num_warps": self.tile.warps, "num_stages": self.tile.stages}
 
 
+@functools.lru_cache(maxsize=1024)
 def plan(
-    kind: str, precision: str, rows: int, batch: int, memory: int, dim: int, device: torch.device, tile: Optional[Tile] = None
+    kind: str,
+    precision: str,
+    rows: int,
+    batch: int,
+    memory: int,
+    dim: int,
+    device: torch.device,
+    tile: Optional[Tile] = None,
 ) -> Plan:
-    """kind: "stats" or "grad". precision: a key of the table, see `configs.Row`. rows N, batch C and memory M columns of `dim` numbers; M or C may be 0.
-
-    Splits are as many as give every multiprocessor `tile.waves` programs, in proportion to the columns.
-    """
+    """kind: "stats" or "grad". precision: a key of the table, see `configs.Row`. rows N, batch C and memory M columns of `dim` numbers;
+    M or C may be 0. Splits are in proportion to the columns."""
     arch, processors = machine(device)
     tile = tile or lookup(kind, arch, precision, dim, rows)
     row_tiles = max(1, cdiv(rows, tile.bm))
@@ -96,8 +102,7 @@ def plan(
     slices = 1
     if kind == "grad":
         slices = cdiv(cdiv(dim, chunk(tile, dim)), tile.out)
-    programs = max(1, tile.waves * processors // (row_tiles * slices))
-    per_program = max(1, cdiv(batch_cols + memory_cols, programs))
+    per_program = _tiles_per_program(batch_cols, memory_cols, row_tiles * slices, tile.waves * processors)
     batch_splits, memory_splits = cdiv(batch_cols, per_program), cdiv(memory_cols, per_program)
     return Plan(
         kind, tile, rows, dim, row_tiles,
@@ -105,6 +110,21 @@ def plan(
         memory_splits, cdiv(memory_cols, max(1, memory_splits)),
         slices,
     )  # fmt: skip
+
+
+def _tiles_per_program(batch: int, memory: int, rows: int, programs: int) -> int:
+    """Column tiles for one program, where each of `rows` tiles of rows has `batch` + `memory` of them and `programs` run at once:
+    what ends first. A program more than fit waits for another to end, which leaves half a program's time idle on average. Beyond one
+    round at most five splits, since each costs scratch, and one where there are rounds enough."""
+
+    def time(tiles: int) -> float:
+        if rows * (cdiv(batch, tiles) + cdiv(memory, tiles)) <= programs:
+            return tiles
+        return rows * (batch + memory) / programs + tiles / 2
+
+    most = max(5, programs // rows) if rows < 4 * programs else 1
+    splits = range(1, most + 1)
+    return min((max(1, cdiv(batch + memory, n)) for n in splits), key=time)
 
 
 @torch.compiler.assume_constant_result

@@ -96,9 +96,7 @@ def pair_grad(
         return (weight @ torch.where((col_labels >= 0)[:, None], cols.float(), 0.0)).to(rows.dtype)
 
 
-def nearest_column(
-    rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, row_offset: int = 0
-) -> Tensor:
+def nearest_column(rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, row_offset: int = 0) -> Tensor:
     """(N,) int64: the column with the highest inner product, other than the row itself (row + row_offset); lowest index among
     equals, no gradient. Columns with a negative label are nobody's neighbour. Where a row has no other, or is padding: -1."""
     with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):

@@ -25,9 +25,7 @@ def _scan(
     for tile in range(first, last):
         cols = tile * BN + tl.arange(0, BN)
         col_labels = tl.load(labels_ptr + cols, mask=cols < M, other=-1)
-        chunks = load_chunks(
-            cols_ptr, cols_stride, tile * BN, col_labels >= 0, 0, D, BN, BD, CHUNKS, PRECISION
-        )
+        chunks = load_chunks(cols_ptr, cols_stride, tile * BN, col_labels >= 0, 0, D, BN, BD, CHUNKS, PRECISION)
         s = similarity(rows, chunks, BM, BN, CHUNKS, PRECISION)
         if PAIRS:
             everything += tl.sum(s, 1)
@@ -77,9 +75,7 @@ def stats_kernel(
     Writes sums (splits, 2, N) fp32, counts (splits, 2, N) int32, best (batch splits, N) fp32 and best_col int32.
     """
     index, inside, row_labels = load_rows(row_labels_ptr, N, BM)
-    rows = load_chunks(
-        rows_ptr, rows_stride, tl.program_id(0) * BM, row_labels >= 0, 0, D, BM, BD, CHUNKS, PRECISION
-    )
+    rows = load_chunks(rows_ptr, rows_stride, tl.program_id(0) * BM, row_labels >= 0, 0, D, BM, BD, CHUNKS, PRECISION)
     split = tl.program_id(1)
     if HAS_BATCH:
         if split < batch_splits:

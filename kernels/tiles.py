@@ -20,7 +20,9 @@ def operand(x, PRECISION: tl.constexpr):
     """x as a factor of a product: bf16 for "bf16", else fp32 (of which "tf32" drops bits inside the product)."""
     x_float = x.to(tl.float32)
     if PRECISION == "bf16":
-        if _INTERPRETED:  # round to nearest even by hand and multiply in fp32, which is what the hardware's product gives
+        if (
+            _INTERPRETED
+        ):  # round to nearest even by hand and multiply in fp32, which is what the hardware's product gives
             bits = x_float.to(tl.uint32, bitcast=True)
             rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
             return tl.where(x_float == x_float, rounded, x_float)
@@ -53,9 +55,7 @@ def load_chunks(
 
 
 @triton.jit
-def similarity(
-    rows, cols, BM: tl.constexpr, BN: tl.constexpr, CHUNKS: tl.constexpr, PRECISION: tl.constexpr
-):
+def similarity(rows, cols, BM: tl.constexpr, BN: tl.constexpr, CHUNKS: tl.constexpr, PRECISION: tl.constexpr):
     """(BM, BN) fp32 inner products of two tuples of chunks."""
     s = tl.zeros((BM, BN), tl.float32)
     for k in tl.static_range(CHUNKS):

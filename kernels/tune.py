@@ -6,27 +6,63 @@ python -m fastirt.kernels.tune --rows 64 --slots 59551 --dim 384 --precision bf1
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import sys
-from typing import Iterator
+from dataclasses import fields
+from typing import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 import triton
+from triton.errors import TritonError
 
 from fastirt.kernels import launch
 from fastirt.kernels.configs import Tile
-from fastirt.kernels.plan import machine
+from fastirt.kernels.plan import cdiv, machine
 from fastirt.kernels.tiles import INTERPRETED
 
+BYTES = {"bf16": 2, "mixed": 4, "tf32": 4, "fp32": 4}  # of one number of a vector
+SAFE = Tile(16, 16, 64, 4, 1, out=1)  # fits everywhere: for what the backward needs from a forward pass
+PER_THREAD = 128  # of a thread's 255 registers, those that a tile's sums may take: beyond, they spill
 
-def candidates(kind: str, dim: int) -> Iterator[Tile]:
-    """Tiles worth a try; those that do not fit are found by trying."""
-    for bm, bn, bd, warps, stages, waves in itertools.product((32, 64, 128), (16, 32, 64, 128), (64, 128), (4, 8), (1, 2, 3), (1, 2)):
-        chunks = -(-dim // bd)
-        outs = sorted({chunks, -(-chunks // 2)}) if kind == "grad" else [0]
-        for out, skip in itertools.product(outs, (False, True) if kind == "grad" else (False,)):
-            yield Tile(bm, bn, bd, warps, stages, out=out, skip=skip, waves=waves)
+
+def candidates(kind: str, precision: str, dim: int, shared: int) -> Iterator[Tile]:
+    """Tiles worth a try on a GPU with `shared` bytes a program; of those, the ones that do not fit are found by trying."""
+    for bm, bn, bd, warps, stages, waves in itertools.product(
+        (32, 64, 128), (16, 32, 64, 128), (64, 128), (4, 8), (2, 3), (1, 2)
+    ):
+        chunks = cdiv(dim, bd)
+        if (bm + bn * (stages - 1)) * chunks * bd * BYTES[precision] > shared:
+            continue
+        for out in {chunks, chunks // 2 if chunks % 2 == 0 else chunks} if kind == "grad" else (0,):
+            if bm * max(bn, out * bd) > PER_THREAD * 32 * warps:
+                continue
+            for skip in (False, True) if kind == "grad" else (False,):
+                yield Tile(bm, bn, bd, warps, stages, out=out, skip=skip, waves=waves)
+
+
+def said(tile: Tile) -> str:
+    """The tile as `configs.TABLE` writes it: sizes by position, the rest where it differs from its default."""
+    sizes = [getattr(tile, name) for name in ("bm", "bn", "bd", "warps", "stages")]
+    others = [field for field in fields(Tile) if field.name in ("out", "skip", "waves")]
+    named = [f"{f.name}={getattr(tile, f.name)}" for f in others if getattr(tile, f.name) != f.default]
+    return ", ".join([*map(str, sizes), *named])
+
+
+def row(kind: str, arch: int, precision: str, dim: int, rows: int, tile: Tile, gpu: str) -> str:
+    """A line of `configs.TABLE`."""
+    return f'Row("{kind}", ({arch},), "{precision}", {dim}, {rows}, Tile({said(tile)}, source="{gpu}")),'
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    """Median on the device alone, with a cold L2: the call is replayed as a CUDA graph, without the host's launches."""
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return triton.testing.do_bench(graph.replay, warmup=5, rep=20, return_mode="median")
 
 
 def main() -> int:
@@ -34,45 +70,63 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=64, help="N")
     parser.add_argument("--slots", type=int, default=59551, help="M")
     parser.add_argument("--dim", type=int, default=384, help="D")
-    parser.add_argument("--precision", choices=("bf16", "tf32", "fp32"), default="bf16")
+    parser.add_argument("--precision", choices=BYTES, default="bf16", help="mixed: bf16 products of float32 vectors")
     parser.add_argument("--kind", choices=("stats", "grad"), nargs="+", default=["stats", "grad"])
+    parser.add_argument("--margin", type=float, default=0.5, help="-2: every pair costs, as early in training")
     args = parser.parse_args()
     if not torch.cuda.is_available() or INTERPRETED:
         print("fastirt.kernels.tune: needs a GPU, and TRITON_INTERPRET unset", file=sys.stderr)
         return 1
     device = torch.device("cuda")
+    call = problem(args, device)
+    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    for kind in args.kind:
+        best, tried, failed = None, 0, 0
+        for tile in candidates(kind, args.precision, args.dim, shared):
+            tried += 1
+            try:
+                time = milliseconds(functools.partial(call, kind, tile))
+            except (TritonError, RuntimeError):  # too large for this GPU, or refused by the compiler
+                failed += 1
+                continue
+            if best is None or time < best[0]:
+                best = time, tile
+                print(f"# {time:.4f} ms  {said(tile)}", file=sys.stderr, flush=True)
+        if best is None:
+            print(f"fastirt.kernels.tune: none of {tried} tiles ran for {kind}", file=sys.stderr)
+            return 1
+        print(
+            f"# {best[0]:.4f} ms, the fastest of {tried - failed} tiles ({failed} did not run) "
+            f"at N = {args.rows}, M = {args.slots}, margin {args.margin}"
+        )
+        gpu = torch.cuda.get_device_name(device)
+        print(row(kind, machine(device)[0], args.precision, args.dim, args.rows, best[1], gpu))
+    return 0
+
+
+def problem(args: argparse.Namespace, device: torch.device) -> Callable[[str, Tile], object]:
+    """A call (kind, tile) that runs one pass over random vectors, two rows a class, and five slots a class in any order."""
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     z, memory = (F.normalize(torch.randn(n, args.dim, device=device), dim=1).to(dtype) for n in (args.rows, args.slots))
-    labels, memory_labels = torch.arange(args.rows, device=device) // 2, torch.arange(args.slots, device=device) // 5
+    labels = torch.arange(args.rows, device=device) // 2
+    memory_labels = torch.randperm(args.slots, device=device) // 5
     batch, against = launch.Columns(z, labels), launch.Columns(memory, memory_labels)
-    options = dict(margin=0.5, nonzero=True, koleo_eps=1e-8, distance_eps=1e-6, precision=args.precision)
-    found = launch.forward(z, labels, batch, against, **options)
+    options = dict(
+        margin=args.margin, nonzero=True, koleo_eps=1e-8, distance_eps=1e-6,
+        precision="bf16" if args.precision == "mixed" else args.precision,
+    )  # fmt: skip
+    found = launch.forward(z, labels, batch, against, tile=SAFE, **options)
     one = torch.ones((), device=device)
 
-    def call(kind: str, tile: Tile) -> None:
+    def call(kind: str, tile: Tile) -> object:
         if kind == "stats":
-            launch.forward(z, labels, batch, against, tile=tile, **options)
-        else:
-            launch.backward(
-                z, labels, batch, against, scales=found.scales, grads=(one, one, one), rho=found.rho, index=found.index,
-                tile=tile, **options,
-            )  # fmt: skip
+            return launch.forward(z, labels, batch, against, tile=tile, **options)
+        return launch.backward(
+            z, labels, batch, against, scales=found.scales, grads=(one, one, one), rho=found.rho, index=found.index,
+            tile=tile, **options,
+        )  # fmt: skip
 
-    for kind in args.kind:
-        timed = []
-        for tile in candidates(kind, args.dim):
-            try:
-                timed.append((triton.testing.do_bench(lambda: call(kind, tile), warmup=5, rep=20), tile))
-            except (triton.runtime.errors.OutOfResources, triton.compiler.errors.CompilationError, RuntimeError):
-                continue  # too large for this GPU, or refused by the compiler
-        time, tile = min(timed, key=lambda pair: pair[0])
-        options_said = f"out={tile.out}, waves={tile.waves}, skip={tile.skip}, source={torch.cuda.get_device_name()!r}"
-        print(f"# {time:.4f} ms of {len(timed)} tiles at N = {args.rows}, M = {args.slots}")
-        print(
-            f'Row("{kind}", ({machine(device)[0]},), "{args.precision}", {args.dim}, {args.rows}, '
-            f"Tile({tile.bm}, {tile.bn}, {tile.bd}, {tile.warps}, {tile.stages}, {options_said})),"
-        )
-    return 0
+    return call
 
 
 if __name__ == "__main__":

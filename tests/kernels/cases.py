@@ -92,7 +92,9 @@ def exact(case: Case, reduction: str, margin: float = 0.5) -> tuple[list[Tensor]
         koleo = -(torch.linalg.vector_norm(kept - kept[similarity.argmax(1)] + 1e-6, dim=1) + 1e-8).log().mean()
     losses = [batch, memory, koleo]
     gradients = [
-        torch.zeros_like(z) if not loss.requires_grad else torch.nan_to_num(torch.autograd.grad(loss, z, retain_graph=True)[0])
+        torch.zeros_like(z)
+        if not loss.requires_grad
+        else torch.nan_to_num(torch.autograd.grad(loss, z, retain_graph=True)[0])
         for loss in losses
     ]
     return [loss.detach() for loss in losses], gradients, close + close_too
@@ -108,5 +110,7 @@ def _term(z, labels, cols, col_labels, own, reduction, margin, count):
     pull, push = (1 - s)[pair & same], (s - margin)[pair & ~same]
     if reduction == "anchor_sum":
         return (pull.sum() + push.relu().sum()) / max(1, count), int((push.abs() < 1e-6).sum())
-    loss = sum(part[part > PAIR_THRESHOLD].mean() if (part > PAIR_THRESHOLD).any() else part.sum() * 0 for part in (pull, push))
+    loss = sum(
+        part[part > PAIR_THRESHOLD].mean() if (part > PAIR_THRESHOLD).any() else part.sum() * 0 for part in (pull, push)
+    )
     return loss, int(sum(((part - PAIR_THRESHOLD).abs() < 1e-6).sum() for part in (pull, push)))

@@ -72,7 +72,9 @@ def test_a_whole_batch_of_one_vector_is_finite(reduction):
     rho, index = nearest(z, impl="triton")
     assert index.tolist() == [1] + [0] * 69
     torch.testing.assert_close(rho, torch.full_like(rho, 1e-5), rtol=1e-5, atol=0)
-    losses, gradients = run(Case(z, torch.arange(70, device=DEVICE) % 3, z, torch.arange(70, device=DEVICE) % 3, None), reduction)
+    losses, gradients = run(
+        Case(z, torch.arange(70, device=DEVICE) % 3, z, torch.arange(70, device=DEVICE) % 3, None), reduction
+    )
     assert all(torch.isfinite(torch.tensor(losses))) and all(torch.isfinite(gradient).all() for gradient in gradients)
     pull = -1 / 70 / ((1e-5 + 1e-8) * 1e-5) * 1e-6  # each row pulls on its neighbour by this much per component
     expected = torch.full_like(z, pull)

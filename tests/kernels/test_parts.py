@@ -18,7 +18,9 @@ def test_virtual_ranks_compute_what_one_does(reduction, ranks, impl):
     mine = [slice(rank * share, (rank + 1) * share) for rank in range(ranks)]
     batch = [pair_stats(case.z[s], case.labels[s], case.z, case.labels, row_offset=s.start, **options) for s in mine]
     memory = [
-        pair_stats(case.z[s], case.labels[s], case.memory, case.memory_labels, self_slots=case.memory_self[s], **options)
+        pair_stats(
+            case.z[s], case.labels[s], case.memory, case.memory_labels, self_slots=case.memory_self[s], **options
+        )
         for s in mine
     ]
     batch, memory = ([sum(parts) for parts in zip(*stats)] for stats in (batch, memory))
@@ -67,10 +69,17 @@ def test_counts_are_integers_and_equal_the_definition():
 def call(**changed):
     case = make(4, 6, 64)
     given = dict(
-        z=torch.nan_to_num(case.z), labels=case.labels, memory=case.memory, memory_labels=case.memory_labels, memory_self=None, impl="triton"
+        z=torch.nan_to_num(case.z),
+        labels=case.labels,
+        memory=case.memory,
+        memory_labels=case.memory_labels,
+        memory_self=None,
+        impl="triton",
     )
     given.update(changed)
-    return contrastive_koleo(given.pop("z"), given.pop("labels"), given.pop("memory"), given.pop("memory_labels"), **given)
+    return contrastive_koleo(
+        given.pop("z"), given.pop("labels"), given.pop("memory"), given.pop("memory_labels"), **given
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,7 +92,10 @@ def call(**changed):
         ({"labels": torch.zeros(4)}, "labels: needs .* int32 or int64"),
         ({"memory": torch.zeros(6, 32)}, "memory: has D = 32, the rows have D = 64"),
         ({"memory_labels": None}, "memory and memory_labels"),
-        ({"memory": None, "memory_labels": None, "memory_self": torch.zeros(4, dtype=torch.int64)}, "there is no memory"),
+        (
+            {"memory": None, "memory_labels": None, "memory_self": torch.zeros(4, dtype=torch.int64)},
+            "there is no memory",
+        ),
         ({"memory_self": torch.zeros(4, dtype=torch.int32)}, "memory_self: needs .* int64"),
         ({"reduction": "mean"}, "reduction 'mean': choose one of anchor_sum, nonzero_mean"),
         ({"precision": "fp8"}, "precision 'fp8': choose"),
@@ -112,6 +124,13 @@ def test_parts_refuse_two_ways_to_say_self():
     with pytest.raises(ValueError, match="give one of them"):
         pair_stats(case.z, case.labels, case.z, case.labels, row_offset=0, self_slots=case.memory_self)
     with pytest.raises(ValueError, match="do not fit"):
-        koleo_grad(case.z, case.z, torch.zeros(4, device=DEVICE), case.memory_self, row_offset=1, scale=torch.ones((), device=DEVICE))
+        koleo_grad(
+            case.z,
+            case.z,
+            torch.zeros(4, device=DEVICE),
+            case.memory_self,
+            row_offset=1,
+            scale=torch.ones((), device=DEVICE),
+        )
     with pytest.raises(ValueError, match="0-d tensor"):
         pair_grad(case.z, case.labels, case.z, case.labels, scale_pos=1.0, scale_neg=1.0)

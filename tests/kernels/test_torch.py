@@ -69,15 +69,15 @@ def test_the_same_bits_every_time(reduction):
         loss = total(z, *case[1:], reduction=reduction)
         results.append((loss, *torch.autograd.grad(loss, z)))
     for loss, gradient in results[1:]:
-        assert torch.equal(loss, results[0][0]) and torch.equal(gradient.view(torch.int16), results[0][1].view(torch.int16))
+        assert torch.equal(loss, results[0][0]) and torch.equal(
+            gradient.view(torch.int16), results[0][1].view(torch.int16)
+        )
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_any_tile_gives_the_same_within_rounding(reduction):
     case = make(65, 700, 192)
-    options = dict(
-        margin=0.5, nonzero=reduction == "nonzero_mean", koleo_eps=1e-8, distance_eps=1e-6, precision="fp32"
-    )
+    options = dict(margin=0.5, nonzero=reduction == "nonzero_mean", koleo_eps=1e-8, distance_eps=1e-6, precision="fp32")
     rows = launch.Columns(case.z, case.labels)
     memory = launch.Columns(case.memory, case.memory_labels, case.memory_self)
     one = torch.ones((), device=DEVICE)

@@ -15,7 +15,14 @@ def losses_and_gradients(case, reduction, impl, **options):
     """The three losses, and the gradient of each and of their weighted sum."""
     z = case.z.detach().clone().requires_grad_()
     found = contrastive_koleo(
-        z, case.labels, case.memory, case.memory_labels, memory_self=case.memory_self, reduction=reduction, impl=impl, **options
+        z,
+        case.labels,
+        case.memory,
+        case.memory_labels,
+        memory_self=case.memory_self,
+        reduction=reduction,
+        impl=impl,
+        **options,
     )
     together = sum(weight * loss for weight, loss in zip(WEIGHTS, found))
     wanted = [together] if len(z) > LARGE else [*found, together]
@@ -65,7 +72,9 @@ def test_without_a_memory():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("rows, slots, dim, reduction", all_pairs((7, 65, 100), (1, 1000), (100, 384, 1024), REDUCTIONS))
+@pytest.mark.parametrize(
+    "rows, slots, dim, reduction", all_pairs((7, 65, 100), (1, 1000), (100, 384, 1024), REDUCTIONS)
+)
 def test_16_bits_are_as_good_as_plain_pytorch_in_16_bits(rows, slots, dim, reduction, dtype):
     """Error against float64 on the same rounded inputs. The twin multiplies in float32, so it is nearly exact: what is allowed
     beyond it is a gradient's last rounding to its dtype, and 2^-15 for the weights of pairs, which are rounded together."""
@@ -78,7 +87,9 @@ def test_16_bits_are_as_good_as_plain_pytorch_in_16_bits(rows, slots, dim, reduc
         assert abs(ours - truth) <= abs(theirs - truth) + 2e-6 * max(1.0, abs(truth.item())) + 0.1 * ambiguous
     for ours, theirs, truth in zip(gradients, plain_gradients, slopes):
         assert ours.dtype == dtype
-        allowed = torch.nan_to_num(theirs.double() - truth).norm() + (last_bit + 2**-15) * truth.norm() + 1e-7 + ambiguous
+        allowed = (
+            torch.nan_to_num(theirs.double() - truth).norm() + (last_bit + 2**-15) * truth.norm() + 1e-7 + ambiguous
+        )
         assert (ours.double() - truth).norm() <= allowed
 
 
