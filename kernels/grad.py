@@ -41,7 +41,7 @@ def _scan_grad(
     """sum_j weight_ij * column_j over column tiles [first, last), as OUT chunks (BM, BD) from column `start` of D on."""
     unit, p, q = pair_weights(pos_scale, neg_scale, PRECISION)
     totals = ()
-    for k in tl.static_range(OUT):
+    for _ in tl.static_range(OUT):
         totals = totals + (tl.zeros((BM, BD), tl.float32),)
     for tile in range(first, last):
         cols = tile * BN + tl.arange(0, BN)

@@ -9,9 +9,9 @@ from typing import Any, Callable, NamedTuple, Optional
 import torch
 from torch import Tensor
 
+from fastirt.kernels.configs import Tile
 from fastirt.kernels.finish import rows_kernel, totals_kernel
 from fastirt.kernels.grad import combine_kernel, grad_kernel
-from fastirt.kernels.configs import Tile
 from fastirt.kernels.plan import cdiv, plan
 from fastirt.kernels.stats import stats_kernel
 from fastirt.kernels.tiles import INTERPRETED

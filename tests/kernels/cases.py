@@ -34,13 +34,13 @@ def all_pairs(*choices: tuple) -> list[tuple]:
         for a, b in itertools.product(one, other)
     }
     found = []
+
+    def pairs(row: tuple) -> set:
+        return set(itertools.combinations(enumerate(row), 2))
+
     while missing:
-
-        def gain(row: tuple) -> int:
-            return sum(pair in missing for pair in itertools.combinations(enumerate(row), 2))
-
-        best = max(itertools.product(*choices), key=gain)
-        missing -= set(itertools.combinations(enumerate(best), 2))
+        best = max(itertools.product(*choices), key=lambda row, missing=missing: len(missing & pairs(row)))
+        missing = missing - pairs(best)
         found.append(best)
     return found
 

@@ -20,9 +20,9 @@ def test_all_compile_for_sm_80_90_and_100_without_a_fault():
         assert all(instruction in line for line in lines if f"{arch} bf16 D=384" in line)
 
 
-def faults(precision="bf16", ptx="", log="", tile=Tile(64, 64, 64, 4, 2), **measured):
+def faults(precision="bf16", ptx="", log="", **measured):
     report = Report("job", **{"matrix": {"wgmma.mma_async": 1}, **measured})
-    _judge(Job("stats", 90, precision, 384, tile), report, ptx, log)
+    _judge(Job("stats", 90, precision, 384, Tile(64, 64, 64, 4, 2)), report, ptx, log)
     return report.faults
 
 

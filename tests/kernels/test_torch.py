@@ -7,8 +7,8 @@ from cases import DEVICE, REDUCTIONS, make
 from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.losses import ContrastiveLoss
 
-from fastirt.kernels import contrastive_koleo, launch
 from fastirt.kernels import contrastive as module
+from fastirt.kernels import contrastive_koleo, launch
 from fastirt.kernels.configs import Tile
 
 needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
