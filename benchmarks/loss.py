@@ -98,8 +98,8 @@ def _lines(rows: list[dict[str, Any]]) -> str:
         peak = "" if r["peak_bytes"] is None else f"  peak {r['peak_bytes'] / 2**20:8.1f} MiB"
         ratio = f"  {r['times_fastirt']:6.2f} x fastirt" if r["times_fastirt"] else ""
         lines.append(
-            f"{head} {r['median_ms']:9.3f} ms ({r['p20_ms']:.3f}-{r['p80_ms']:.3f})  {r['GB/s']:7.1f} GB/s  "
-            f"{r['TFLOP/s']:7.2f} TFLOP/s  {100 * r['share_of_limit']:5.1f} % of the limit{peak}{ratio}"
+            f"{head} {r['median_ms']:9.3f} ms ({r['p20_ms']:.3f}-{r['p80_ms']:.3f})  {r['GB/s']:8.4g} GB/s  "
+            f"{r['TFLOP/s']:8.4g} TFLOP/s  {100 * r['share_of_limit']:5.1f} % of the limit{peak}{ratio}"
         )
     return "\n".join(lines)
 
@@ -112,7 +112,7 @@ def main(args: argparse.Namespace) -> int:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     limits = ceilings(device)
-    said = ", ".join(f"{name} {value:,.1f}" for name, value in limits.items())
+    said = ", ".join(f"{name} {value:.4g}" for name, value in limits.items())
     print(f"limits here: {said} (products in TFLOP/s)")
     if device.type != "cuda":
         print("no GPU: the kernels are left out, their interpreter is not worth timing")
