@@ -16,6 +16,16 @@ _PAIR_THRESHOLD = tl.constexpr(PAIR_THRESHOLD)
 
 
 @triton.jit
+def without_last_bits(x, BITS: tl.constexpr):
+    """fp32 x rounded to nearest even in its last BITS bits: 16 leave a bf16 number, 13 a tf32 number."""
+    bits = x.to(tl.uint32, bitcast=True)
+    half: tl.constexpr = (1 << (BITS - 1)) - 1
+    kept: tl.constexpr = 0x100000000 - (1 << BITS)
+    rounded = ((bits + half + ((bits >> BITS) & 1)) & kept).to(tl.float32, bitcast=True)
+    return tl.where(x == x, rounded, x)
+
+
+@triton.jit
 def operand(x, PRECISION: tl.constexpr):
     """x as a factor of a product: bf16 for "bf16", else fp32 (of which "tf32" drops bits inside the product)."""
     x_float = x.to(tl.float32)

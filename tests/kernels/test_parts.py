@@ -134,3 +134,20 @@ def test_parts_refuse_two_ways_to_say_self():
         )
     with pytest.raises(ValueError, match="0-d tensor"):
         pair_grad(case.z, case.labels, case.z, case.labels, scale_pos=1.0, scale_neg=1.0)
+
+
+@pytest.mark.parametrize("precision, tolerance", [("bf16", 2**-13), ("tf32", 2**-15), ("fp32", 1e-6)])
+def test_the_weights_of_pairs_are_finer_than_the_products_dtype(precision, tolerance):
+    """One positive and one negative along axes of their own, so that the gradient shows each weight; plain rounding would be 2^-9 or
+    2^-12 off."""
+    axes = torch.eye(3, 64, device=DEVICE)
+    z, cols, col_labels = axes.sum(0)[None], axes[1:], torch.tensor([7, 8], device=DEVICE)
+    ratios = torch.exp(torch.linspace(-8, 8, 40))
+    for pos, neg in [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (-3.0, 1.0), *((ratio.item(), 1.0) for ratio in ratios)]:
+        pos, neg = torch.tensor(pos, device=DEVICE), torch.tensor(neg, device=DEVICE)
+        gradient = pair_grad(
+            z, col_labels[:1], cols, col_labels, scale_pos=pos, scale_neg=neg, impl="triton", precision=precision
+        )
+        assert gradient[0, 1].item() == pytest.approx(-pos.item(), rel=tolerance, abs=1e-30)
+        assert gradient[0, 2].item() == pytest.approx(neg.item(), rel=1e-6, abs=1e-30)
+        assert (gradient[0, 3:] == 0).all() and gradient[0, 0] == 0
