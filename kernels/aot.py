@@ -72,7 +72,7 @@ def jobs(archs: tuple[int, ...] = ARCHS) -> list[Job]:
                 for dim in sorted(dims):
                     if lookup(row.kind, arch, row.precision, dim, row.rows) == row.tile:
                         found.append(Job(row.kind, arch, row.precision, dim, row.tile))
-        found += [Job(name, arch, "fp32", 384) for name in ("rows", "totals", "combine")]
+        found += [Job(name, arch, "fp32", 384) for name in ("rows", "totals", "combine", "combine few")]
     return list(dict.fromkeys(found))
 
 
@@ -144,7 +144,8 @@ def _source(job: Job):
         constants = dict(NONZERO=True, BT=256, **has)
     else:
         kernel, options = grad.combine_kernel, {}
-        constants = dict(D=job.dim, BR=8, BD=128, BI=128, HAS_KOLEO=True)
+        rows, splits = (1, 16) if job.kernel == "combine few" else (8, 4)
+        constants = dict(D=job.dim, BR=rows, BD=128, BI=128, BS=splits, HAS_KOLEO=True)
     vector = "*bf16" if job.precision == "bf16" else "*fp32"
 
     def types(name: str) -> str:
@@ -182,7 +183,7 @@ def _assemble(ptx: str, arch: int) -> str:
 
 def reports(archs: tuple[int, ...] = ARCHS, only: Optional[str] = None, workers: Optional[int] = None) -> list[Report]:
     """All reports; what was compiled before from the same sources is taken from Triton's cache folder."""
-    todo = [job for job in jobs(archs) if only is None or job.kernel == only]
+    todo = [job for job in jobs(archs) if only is None or job.kernel.split()[0] == only]
     here = Path(__file__).parent
     text = "".join((here / name).read_text() for name in sorted(os.listdir(here)) if name.endswith(".py"))
     source = hashlib.sha256((text + triton.__version__).encode()).hexdigest()[:16]

@@ -133,7 +133,8 @@ def combine_kernel(
     partial_ptr, splits, rows_ptr, rows_stride, cols_ptr, cols_stride, rho_ptr, index_ptr,
     scales_ptr, grad_koleo_ptr, out_ptr,
     N, C, row_offset, koleo_eps, distance_eps,
-    D: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr, BI: tl.constexpr, HAS_KOLEO: tl.constexpr,
+    D: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr, BI: tl.constexpr, BS: tl.constexpr,
+    HAS_KOLEO: tl.constexpr,
 ):  # fmt: skip
     """Grid (row tiles, chunks of D). out (N, D) = sum of partial (splits, N, D) + KoLeo's gradient.
 
@@ -145,9 +146,12 @@ def combine_kernel(
     d = tl.program_id(1) * BD + tl.arange(0, BD)
     mask = inside[:, None] & (d < D)[None, :]
     total = tl.zeros((BR, BD), tl.float32)
-    for split in range(0, splits):
-        at = (tl.cast(split, tl.int64) * N + index)[:, None] * D + d[None, :]
-        total += tl.load(partial_ptr + at, mask=mask, other=0.0)
+    for first in range(0, splits, BS):  # several at once: one after the other each would wait for the last
+        split = first + tl.arange(0, BS)
+        at = (split.to(tl.int64)[:, None, None] * N + index[None, :, None]) * D + d[None, None, :]
+        total += tl.sum(
+            tl.load(partial_ptr + at, mask=(split < splits)[:, None, None] & mask[None, :, :], other=0.0), 0
+        )
     if HAS_KOLEO:
         scale = tl.load(grad_koleo_ptr) * tl.load(scales_ptr + 4)
         column = index + row_offset

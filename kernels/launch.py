@@ -154,11 +154,13 @@ def backward(
             HAS_BATCH=p.batch_splits > 0, HAS_MEMORY=p.memory_splits > 0, **p.options,
         )  # fmt: skip
     width = _finish_chunk(dim)
-    rows_at_once = 256 if INTERPRETED else 4 if count <= 512 else 8
+    # Few rows have many splits: a program for each, sixteen splits at once.
+    rows_at_once, splits_at_once = (256, 4) if INTERPRETED else (1, 16) if count <= 512 else (8, 4)
     combine_kernel[(cdiv(count, rows_at_once), cdiv(dim, width))](
         partial, p.splits, rows, rows.stride(0), b.vectors, b.vectors.stride(0), rho, index, scales, grads[2], out,
         count, b.labels.numel(), b.offset, koleo_eps, distance_eps,
-        D=dim, BR=rows_at_once, BD=width, BI=1024 if INTERPRETED else 128, HAS_KOLEO=koleo,
+        D=dim, BR=rows_at_once, BD=width, BI=1024 if INTERPRETED else 128, BS=splits_at_once,
+        HAS_KOLEO=koleo,
     )  # fmt: skip
     return out
 
