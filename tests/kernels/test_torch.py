@@ -118,6 +118,24 @@ def test_nonzero_mean_is_pytorch_metric_learnings_contrastive_loss(with_memory):
     assert (slope - expected_slope).norm() <= 1e-5 * expected_slope.norm()
 
 
+def test_forward_and_backward_of_all_three_losses_are_five_launches(monkeypatch):
+    started = []
+
+    class Counted:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            started.append(self.kernel)
+            return self.kernel[grid]
+
+    for name in ("stats_kernel", "rows_kernel", "totals_kernel", "grad_kernel", "combine_kernel"):
+        monkeypatch.setattr(launch, name, Counted(getattr(launch, name)))
+    case = make(64, 300, 64)
+    total(case.z.requires_grad_(), *case[1:]).backward()
+    assert len(started) == len(set(started)) == 5
+
+
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_cuda_graph_replays_it(dtype):
