@@ -1,5 +1,7 @@
 """The eager step: against the arithmetic written out, held back by non-finite values, silent towards the host."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -30,11 +32,10 @@ def config_with(**flat):
     return Config().replace(**{**base, **flat})
 
 
-def make_step(config, train_size=20):
+def make_step(config, train_size=20, device="cpu"):
     torch.manual_seed(0)
-    return TrainStep(
-        build_encoder(config.model, config.input.input_size), config, train_size, MEAN, STD, torch.device("cpu")
-    )
+    encoder = build_encoder(config.model, config.input.input_size)
+    return TrainStep(encoder, config, train_size, MEAN, STD, torch.device(device))
 
 
 def make_batch(step, size=8):
@@ -198,13 +199,15 @@ def test_weight_decay_spares_biases_norms_tokens_and_positions():
 @pytest.mark.parametrize("contrastive", ["anchor_sum", "nonzero_mean"])
 def test_training_on_the_kernels_follows_the_reference(contrastive):
     """Eight steps with a memory that wraps: the losses differ by rounding, which the optimiser passes on, not by more."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # there in the interpreter
     curves = []
     for impl in ("reference", "triton"):
-        step = make_step(config_with(contrastive=contrastive, loss_impl=impl, memory_start=2))
+        step = make_step(config_with(contrastive=contrastive, loss_impl=impl, memory_start=2), device=device)
         curve = []
         for number in range(8):
             before = step.sums.clone()
-            step(make_batch(number))
+            batch = make_batch(number)
+            step(dataclasses.replace(batch, images=batch.images.to(device), labels=batch.labels.to(device)))
             curve.append(step.sums - before)
         curves.append(torch.stack(curve))
         assert step.first_bad_step == -1 and (curves[-1][3:, LOSS_NAMES.index("contrastive_memory")] > 0).all()
