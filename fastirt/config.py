@@ -46,6 +46,11 @@ class InputConfig:
     loader: str = option("dali", "DALI pipeline, or its plain PIL twin", ("dali", "pil"))
     num_workers: int = option(16, "threads that read and decode; at most the cores there are")
     pin_mem: bool = option(True, "stage batches for a GPU in page-locked memory")
+    cache: str = option(
+        "auto",
+        "decode each picture once and keep it, resized, in the GPU's or the host's memory; auto: where it fits",
+        ("auto", "device", "host", "none"),
+    )
     max_bad: int = option(100, "stop after this many distinct unreadable pictures")
 
 
@@ -105,7 +110,13 @@ class OptimConfig:
     max_iter: int = option(2000, "optimiser steps; 0: evaluate only")
     batch_size: int = option(64, "pictures per step, over all processes")
     lr: float = option(3e-5, "peak learning rate")
-    opt: str = option("adamw", "optimiser, by its timm name")
+    engine: str = option(
+        "auto",
+        "how a step runs: eager PyTorch, torch.compile, or one CUDA graph; auto: graph on a GPU, compile where the optimiser "
+        "cannot be captured, eager on a CPU",
+        ("auto", "eager", "compile", "graph"),
+    )
+    opt: str = option("adamw", "optimiser, by its timm name, or apex-fused-adam, apex-fused-lamb (NVIDIA apex)")
     opt_eps: Optional[float] = option(1e-8, "optimiser epsilon")
     opt_betas: OPTIONAL_FLOATS = option(None, "optimiser betas; default: the optimiser's own")
     clip_grad: Optional[float] = option(None, "clip the gradient to this global norm")
@@ -139,6 +150,7 @@ class RunConfig:
     resume: Optional[str] = option(
         None, "go on from a run folder or checkpoint; without a value: from --output-dir, where it has one"
     )
+    profile: int = option(0, "trace this many steps with torch's profiler and print where their time went")
     device: Optional[str] = option(None, "cuda, cuda:1, cpu; default: a GPU where there is one")
     seed: int = option(0, "seed of everything random")
 

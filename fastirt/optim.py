@@ -1,33 +1,54 @@
-"""The optimiser by its timm name, the learning-rate schedule, and a step that can be held back on the device."""
+"""The optimiser by its name, the learning-rate schedule, and a step that can be held back on the device."""
 
 from __future__ import annotations
 
 import difflib
 import math
-from typing import Any
+from typing import Any, Sequence
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from torch import Tensor, nn
 
 from fastirt.config import OptimConfig
 from fastirt.errors import UserError
 
 FUSED = ("adam", "adamw", "sgd", "momentum", "nesterov")  # torch's own, which take `fused=True` and `found_inf`
+APEX = {"apex-fused-adam": "FusedAdam", "apex-fused-lamb": "FusedLAMB"}
+APEX_BUILD = (
+    "git clone https://github.com/NVIDIA/apex && cd apex && "
+    "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v --no-build-isolation ."
+)
+OF_THE_ENGINE = ("lr", "fused", "foreach", "capturable")  # settings of a group that belong to how it runs
 
 
-def build_optimizer(vit: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """timm's factory, with its groups: no weight decay on biases, norms, tokens and position embeddings."""
+def capturable(name: str) -> bool:
+    """Whether a CUDA graph can hold this optimiser's step: its rate and step count must be tensors on the device."""
+    return name.lower() in (*FUSED, "apex-fused-adam")
+
+
+def build_optimizer(vit: nn.Module, config: OptimConfig, capture: bool = False) -> torch.optim.Optimizer:
+    """timm's factory, with its groups: no weight decay on biases, norms, tokens and position embeddings; or NVIDIA apex's.
+
+    capture: ready for a CUDA graph, each group's rate a 0-d float32 tensor on the weights' GPU. Raises UserError for a name
+    or settings that cannot be had.
+    """
     name = config.opt.lower()
-    base = name.split("_")[-1]  # timm: lookahead_adamw
-    if base not in list_optimizers():
-        close = difflib.get_close_matches(base, list_optimizers(), n=3)
-        raise UserError(f"--opt {config.opt}: no such optimiser in timm; close names: {', '.join(close) or 'none'}")
-    extra = {"fused": True} if name in FUSED else {}
+    extra: dict[str, Any] = {}
     if config.opt_betas is not None:
         extra["betas"] = tuple(config.opt_betas)
     if config.opt_eps is not None:
         extra["eps"] = config.opt_eps
+    if name in APEX:
+        return _apex(vit, config, extra, capture)
+    base = name.split("_")[-1]  # timm: lookahead_adamw
+    if base not in list_optimizers():
+        close = difflib.get_close_matches(base, [*list_optimizers(), *APEX], n=3)
+        raise UserError(f"--opt {config.opt}: no such optimiser in timm; close names: {', '.join(close) or 'none'}")
+    if name in FUSED:
+        extra["fused"] = True
+        if capture and name.startswith("adam"):
+            extra["capturable"] = True
     try:
         optimizer = create_optimizer_v2(
             vit, name, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, **extra
@@ -42,7 +63,34 @@ def build_optimizer(vit: nn.Module, config: OptimConfig) -> torch.optim.Optimize
         ) from error
     if getattr(optimizer, "is_second_order", False):
         raise UserError(f"--opt {config.opt}: needs second derivatives, which fused attention has not: choose another")
+    if capture:
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(config.lr, dtype=torch.float32, device=group["params"][0].device)
     return optimizer
+
+
+def _apex(vit: nn.Module, config: OptimConfig, extra: dict[str, Any], capture: bool) -> torch.optim.Optimizer:
+    """NVIDIA apex's fused optimiser over timm's groups. LAMB's own clipping is off: --clip-grad does that for all alike."""
+    try:
+        from apex import optimizers
+    except Exception:  # absent, or the other package of that name, which fails in its own ways
+        raise UserError(
+            f"--opt {config.opt}: needs NVIDIA apex, which is not on PyPI; build it: {APEX_BUILD}"
+        ) from None
+    if not next(vit.parameters()).is_cuda:
+        raise UserError(f"--opt {config.opt}: runs on a GPU only: use --opt adamw or lamb")
+    name = config.opt.lower()
+    if name == "apex-fused-lamb":
+        extra["max_grad_norm"] = 1e30
+    elif capture:
+        extra["capturable"] = True
+    spared = vit.no_weight_decay() if hasattr(vit, "no_weight_decay") else ()
+    groups = param_groups_weight_decay(vit, config.weight_decay, spared)
+    try:
+        return getattr(optimizers, APEX[name])(groups, lr=config.lr, weight_decay=0.0, **extra)
+    except (ImportError, RuntimeError, TypeError, AttributeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--opt {config.opt}: apex cannot make it ({reason}); build it anew: {APEX_BUILD}") from error
 
 
 def learning_rate(step: int, config: OptimConfig) -> float:
@@ -53,6 +101,25 @@ def learning_rate(step: int, config: OptimConfig) -> float:
         return config.lr
     share = (step - config.warmup_iter) / max(1, config.max_iter - config.warmup_iter)
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give the rate to every group, in place where it is a tensor on the device; no synchronisation."""
+    for group in optimizer.param_groups:
+        scaled = rate * group.get("lr_scale", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(scaled)
+        else:
+            group["lr"] = scaled
+
+
+def clip_gradients(weights: Sequence[Tensor], largest: float | None) -> Tensor:
+    """Scale all gradients so that their global norm is at most `largest`; returns the norm before. None: only the norm."""
+    gradients = [p.grad for p in weights if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    if largest is not None:
+        torch.nn.utils.clip_grads_with_norm_(weights, largest, norm, foreach=True)
+    return norm
 
 
 def held_step(optimizer: torch.optim.Optimizer, hold: Tensor) -> None:
@@ -74,9 +141,25 @@ def held_step(optimizer: torch.optim.Optimizer, hold: Tensor) -> None:
             p.copy_(torch.where(hold, old, p))
 
 
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """`state_dict` without what belongs to the engine, so that a checkpoint fits any engine."""
+    state = optimizer.state_dict()
+    groups = [{k: v for k, v in group.items() if k not in OF_THE_ENGINE} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
+
+
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """`load_state_dict`, then each state tensor in its weight's memory layout, which torch's fused kernels take for granted."""
-    optimizer.load_state_dict(state)
+    """`load_state_dict`, then each state tensor in its weight's memory layout, which torch's fused kernels take for granted.
+
+    The optimiser keeps its own engine settings, whatever engine wrote the state.
+    """
+    own = [{k: group[k] for k in OF_THE_ENGINE if k in group} for group in optimizer.param_groups]
+    groups = [{**saved, **mine} for saved, mine in zip(state["param_groups"], own, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for group in optimizer.param_groups:
+        for name, value in group.items():
+            if isinstance(value, Tensor):
+                group[name] = value.to(group["params"][0].device)
     for weight, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():

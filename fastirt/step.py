@@ -1,8 +1,9 @@
-"""One optimiser step, in plain eager PyTorch: the reference for every faster engine."""
+"""One optimiser step. `TrainStep.body` is all of its arithmetic; the engines run it as it is, compiled, or captured."""
 
 from __future__ import annotations
 
 import contextlib
+from typing import Callable
 
 import numpy as np
 import torch
@@ -10,15 +11,17 @@ from torch import Tensor, nn
 
 from fastirt.config import Config
 from fastirt.encoder import Encoder, make_twin, momentum_update
+from fastirt.engine import Capture, choose_engine, compiled
 from fastirt.errors import UserError
 from fastirt.input.loader import Batch
-from fastirt.input.normalise import normalise
+from fastirt.input.stage import Stage
 from fastirt.kernels.checks import choose
 from fastirt.memory import Memory
-from fastirt.objective import RetrievalLoss
-from fastirt.optim import build_optimizer, held_step, learning_rate
+from fastirt.objective import Losses, RetrievalLoss
+from fastirt.optim import build_optimizer, clip_gradients, held_step, learning_rate, set_learning_rate
 
 LOSS_NAMES = ("loss", "contrastive_batch", "contrastive_memory", "koleo", "grad_norm")
+PHASES = ("copy", "forward", "objective", "backward", "optimiser")  # of a step, in the order in which they end
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -36,85 +39,121 @@ def autocast(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractCon
 class TrainStep(nn.Module):
     """Encoder, twin, memory, objective and optimiser; calling it does one step and never waits for the device.
 
-    The first non-finite loss or gradient sets `first_bad_step` (0-d int64 on the device, -1 = none), which from then on holds
-    back every update of weights, twin and memory. `sums` (5,) float64 adds up the values named in LOSS_NAMES over `counted` steps.
+    `engine` is how: "eager", "compile" (encoder, twin and objective under torch.compile) or "graph" (all of `body` in one
+    CUDA graph as well). The first non-finite loss or gradient sets `first_bad_step` (0-d int64 on the device, -1 = none), which from
+    then on holds back every update of weights, twin and memory. `sums` (5,) float64 adds up the values named in LOSS_NAMES
+    over `counted` steps. `mark` is called with the name of each phase as it ends.
     """
 
     def __init__(
         self, encoder: Encoder, config: Config, train_size: int, mean: tuple, std: tuple, device: torch.device
     ) -> None:
         super().__init__()
-        self.config, self.device, self.mean, self.std = config, device, mean, std
+        self.config, self.device = config, device
+        self.engine = choose_engine(config.optim.engine, device, config.optim.opt)
         self.encoder = encoder.to(device, memory_format=torch.channels_last).train()
         self.twin = make_twin(self.encoder) if config.memory.encoder_momentum is not None else None
         size = memory_size(config, train_size)
         dtype = torch.bfloat16 if config.memory.memory_dtype == "bf16" else torch.float32
         self.memory = Memory(size, encoder.embed_dim, dtype, device) if size else None
         self.dtype = resolve_precision(config.model.precision, device)
-        objective, precision = config.objective, config.objective.loss_precision
-        if precision == "auto":
-            precision = "tf32" if self.dtype == torch.bfloat16 else "fp32"
-        try:
-            choose(objective.loss_impl, torch.empty(0, encoder.embed_dim, device=device))
-        except ValueError as error:
-            raise UserError(f"--loss-impl: {error}") from None
-        self.objective = RetrievalLoss(
-            objective.margin, objective.contrastive, objective.lambda_reg, objective.loss_impl, precision
-        )
-        self.optimizer = build_optimizer(self.encoder.vit, config.optim)
-        self.parameters_list = [p for p in self.encoder.parameters() if p.requires_grad]
+        self.stage = Stage(mean, std, self.dtype, device)
+        self.objective = _objective(config, encoder.embed_dim, self.dtype, device)
+        self.optimizer = build_optimizer(self.encoder.vit, config.optim, capture=self.engine == "graph")
+        self.weights = [p for p in self.encoder.parameters() if p.requires_grad]
         self.register_buffer("first_bad_step", torch.full((), -1, dtype=torch.int64, device=device))
         self.register_buffer("sums", torch.zeros(len(LOSS_NAMES), dtype=torch.float64, device=device))
+        self.register_buffer("number", torch.zeros((), dtype=torch.int64, device=device), persistent=False)
         self.counted = 0
+        self.mark: Callable[[str], None] = lambda phase: None
+        self._rate: float | None = None
+        self._with_memory = False
+        self._embed, self._embed_keys, self._compare = self._run_encoder, self._run_encoder, self._run_objective
+        if self.engine != "eager":
+            self._embed, self._embed_keys = compiled(self._run_encoder), compiled(self._run_encoder)
+            self._compare = compiled(self._run_objective)
+        self.capture = Capture(device) if self.engine == "graph" else None
 
     def forward(self, batch: Batch) -> None:
-        """One step on a batch of uint8 pictures (B, S, S, 3) with labels (B,), both on the device."""
+        """One step on a batch of uint8 pictures (B, S, S, 3), or views of cached ones, with labels (B,), all on the device."""
         config, step = self.config, batch.step
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, config.optim) * group.get("lr_scale", 1.0)
-        images = normalise(batch.images, self.mean, self.std, self.dtype)
-        torch.manual_seed(
-            int(np.random.SeedSequence([config.run.seed, step]).generate_state(1)[0])
-        )  # for dropout of any kind
-        self.encoder.draw_masks(config.run.seed, step, len(images), stream="student")
-        with autocast(self.dtype, self.device):
-            embeddings = self.encoder(images)
+        with_memory = self.memory is not None and step >= config.memory.memory_start
+        moved = self.stage.load(batch)
+        if self.capture is not None and (moved or with_memory != self._with_memory):
+            self.capture.forget()
+        self._with_memory = with_memory
+        self.number.fill_(step)
+        rate = learning_rate(step, config.optim)
+        if rate != self._rate:
+            set_learning_rate(self.optimizer, rate)
+            self._rate = rate
+        # For dropout of any kind:
+        torch.manual_seed(int(np.random.SeedSequence([config.run.seed, step]).generate_state(1)[0]))
+        self.encoder.draw_masks(config.run.seed, step, len(batch), stream="student")
+        if self.twin is not None and with_memory:
+            self.twin.draw_masks(config.run.seed, step, len(batch), stream="twin")
+        if self.capture is not None:
+            self.capture(self.body)
+        else:
+            self.body()
+        self.counted += 1
+
+    def body(self) -> None:
+        """The step on what `forward` put in place: device work only, the same for every step of a run."""
+        for weight in self.weights:
+            weight.grad = None
+        images, labels = self.stage.fill(), self.stage.labels
+        self.mark("copy")
+        embeddings = self._embed(self.encoder, images)
 
         written, against = None, ()
-        if self.memory is not None and step >= config.memory.memory_start:
-            written = self.memory.write(self._keys(images, step, embeddings), batch.labels)
-            own_slots = (
-                written.slots if self.twin is None else None
-            )  # the twin's view of a picture is a positive like any other
+        if self._with_memory:
+            keys = embeddings.detach()
+            if self.twin is not None:
+                with torch.no_grad():
+                    keys = self._embed_keys(self.twin, images)
+            written = self.memory.write(keys, labels)
+            # The twin's view of a picture is a positive like any other; without a twin, it would be the anchor itself.
+            own_slots = written.slots if self.twin is None else None
             against = (self.memory.embeddings, self.memory.labels, own_slots)
-        losses = self.objective(embeddings, batch.labels, *against)
-
-        self.optimizer.zero_grad(set_to_none=True)
+        self.mark("forward")
+        losses = self._compare(embeddings, labels, *against)
+        self.mark("objective")
         losses.total.backward()
-        gradients = [p.grad for p in self.parameters_list if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-        if config.optim.clip_grad is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters_list, config.optim.clip_grad, norm, foreach=True)
+        self.mark("backward")
 
+        norm = clip_gradients(self.weights, self.config.optim.clip_grad)
         with torch.no_grad():
             bad = ~(torch.isfinite(losses.total) & torch.isfinite(norm))
-            self.first_bad_step.copy_(torch.where(bad & (self.first_bad_step < 0), step, self.first_bad_step))
+            self.first_bad_step.copy_(torch.where(bad & (self.first_bad_step < 0), self.number, self.first_bad_step))
             hold = self.first_bad_step >= 0
             held_step(self.optimizer, hold)
             if self.twin is not None:
-                momentum_update(self.twin, self.encoder, config.memory.encoder_momentum, hold)
+                momentum_update(self.twin, self.encoder, self.config.memory.encoder_momentum, hold)
             if written is not None:
                 self.memory.undo(written, hold)
             self.sums += torch.stack([*losses, norm]).double()
-            self.counted += 1
+        self.mark("optimiser")
 
-    def _keys(self, images: Tensor, step: int, embeddings: Tensor) -> Tensor:
-        """What goes into the memory: the twin's embeddings where there is one, else the encoder's own, without gradient."""
-        if self.twin is None:
-            return embeddings.detach()
-        self.twin.draw_masks(self.config.run.seed, step, len(images), stream="twin")
-        with torch.no_grad(), autocast(self.dtype, self.device):
-            return self.twin(images)
+    def _run_encoder(self, encoder: Encoder, images: Tensor) -> Tensor:
+        with autocast(self.dtype, self.device):
+            return encoder(images)
+
+    def _run_objective(self, *given: Tensor) -> Losses:
+        return self.objective(*given)
+
+
+def _objective(config: Config, dim: int, dtype: torch.dtype, device: torch.device) -> RetrievalLoss:
+    """Raises UserError where the implementation asked for cannot run."""
+    given = config.objective
+    precision = given.loss_precision
+    if precision == "auto":
+        precision = "tf32" if dtype == torch.bfloat16 else "fp32"
+    try:
+        choose(given.loss_impl, torch.empty(0, dim, device=device))
+    except ValueError as error:
+        raise UserError(f"--loss-impl: {error}") from None
+    return RetrievalLoss(given.margin, given.contrastive, given.lambda_reg, given.loss_impl, precision)
 
 
 def memory_size(config: Config, train_size: int) -> int:

@@ -20,7 +20,7 @@ from fastirt.errors import UserError
 from fastirt.input.loader import TrainLoader
 from fastirt.input.store import catalog_digest
 from fastirt.logs import RunLog, Throughput
-from fastirt.optim import load_optimizer
+from fastirt.optim import learning_rate, load_optimizer, optimizer_state
 from fastirt.readout import Readout
 from fastirt.step import TrainStep
 from fastirt.stopping import Interrupted, Stopper
@@ -30,7 +30,7 @@ log = logging.getLogger("fastirt")
 # May differ between a run and its resumption: they change neither the pictures nor the arithmetic.
 FREE_ON_RESUME = set(
     "output_dir log_dir logging_freq save_freq keep resume device num_workers pin_mem max_bad data_path "
-    "rank eval_freq eval_batch_size search weights eval_descriptor".split()
+    "rank eval_freq eval_batch_size search weights eval_descriptor engine cache profile".split()
 )
 Evaluate = Callable[[Encoder], dict[str, Any]]
 
@@ -132,7 +132,7 @@ class Trainer:
             "config": self.config.to_dict(),
             "catalog": self.digest,
             "module": self.step_module.state_dict(),
-            "optimizer": self.step_module.optimizer.state_dict(),
+            "optimizer": optimizer_state(self.step_module.optimizer),
             "counted": self.step_module.counted,
             "best": self.best,
             "bad": sorted(int(i) for i in self.loader.bad),
@@ -217,7 +217,7 @@ class Trainer:
         self._report(wait=True)
         rate, left = self.speed.read(self.config.optim.max_iter - self.step)
         rate, left = round(rate, 1), round(left, 1)
-        lr = self.step_module.optimizer.param_groups[0]["lr"]
+        lr = learning_rate(self.step - 1, self.config.optim)
         self.readout.ask({"step": self.step, "lr": lr, "imgs_per_s": rate, "seconds_left": left})
         self._report(wait=self.step == self.config.optim.max_iter)
 

@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastirt.kernels import finish, grad, stats
+from fastirt.kernels import finish, gather, grad, stats
 from fastirt.kernels.configs import TABLE, Tile, lookup
 from fastirt.kernels.plan import cdiv, chunk
 from fastirt.kernels.tiles import INTERPRETED
@@ -73,6 +73,7 @@ def jobs(archs: tuple[int, ...] = ARCHS) -> list[Job]:
                     if lookup(row.kind, arch, row.precision, dim, row.rows) == row.tile:
                         found.append(Job(row.kind, arch, row.precision, dim, row.tile))
         found += [Job(name, arch, "fp32", 384) for name in ("rows", "totals", "combine", "combine few")]
+        found.append(Job("gather", arch, "bf16", 224))
     return list(dict.fromkeys(found))
 
 
@@ -142,6 +143,8 @@ def _source(job: Job):
     elif job.kernel == "totals":
         kernel, options = finish.totals_kernel, {}
         constants = dict(NONZERO=True, BT=256, **has)
+    elif job.kernel == "gather":
+        kernel, options, constants = gather.gather_kernel, {"num_warps": 8}, dict(S=job.dim, BLOCK=gather.BLOCK)
     else:
         kernel, options = grad.combine_kernel, {}
         rows, splits = (1, 16) if job.kernel == "combine few" else (8, 4)
@@ -149,6 +152,8 @@ def _source(job: Job):
     vector = "*bf16" if job.precision == "bf16" else "*fp32"
 
     def types(name: str) -> str:
+        if job.kernel == "gather":
+            return {"out_ptr": "*i16", "table_ptr": "*i16", "pixels_ptr": "*u8"}.get(name, "*i64")
         if name in ("rows_ptr", "cols_ptr", "memory_ptr"):
             return vector
         if name in ("tile_sums_ptr",) or (name == "sums_ptr" and job.kernel == "totals"):
@@ -206,7 +211,9 @@ def main() -> int:
     parser.add_argument(
         "--arch", type=int, nargs="+", choices=ARCHS, default=ARCHS, help="compute capabilities (default: all)"
     )
-    parser.add_argument("--kernel", choices=("stats", "grad", "rows", "totals", "combine"), help="only this one")
+    parser.add_argument(
+        "--kernel", choices=("stats", "grad", "rows", "totals", "combine", "gather"), help="only this one"
+    )
     args = parser.parse_args()
     if INTERPRETED:  # the kernels were made for the interpreter when they were imported: start again without it
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

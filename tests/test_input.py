@@ -17,7 +17,7 @@ from fastirt.config import InputConfig
 from fastirt.errors import UserError
 from fastirt.input.augment import draw_crops
 from fastirt.input.dali import DaliDecoder
-from fastirt.input.geometry import check_input, crop_offset, resized_size, source_windows
+from fastirt.input.geometry import check_input, crop_corners, crop_offset, resized_size, resized_sizes
 from fastirt.input.loader import EvalLoader, TrainLoader
 from fastirt.input.normalise import normalise
 from fastirt.input.pack import PackedStore, pack
@@ -65,15 +65,20 @@ def test_geometry_equals_torchvision(resize, training, loader, mean, largest):
     encoded = [encode(image, "PNG") for image in images]
     crops = draw_crops(0, 1, len(images))
     x, y, flip = (crops.x, crops.y, crops.flip) if training else (None, None, np.zeros(len(images), bool))
-    windows = source_windows(SIZES, config, x, y)
+    resized = resized_sizes(SIZES, config)
+    corners = crop_corners(resized, 56, x, y)
     decoder = PilDecoder(56, 2) if loader == "pil" else DaliDecoder(56, len(images), 2, CPU)
-    ours = decoder.decode(encoded, windows, flip).numpy().astype(int)
+    ours = decoder.decode(encoded, resized, corners, flip).numpy().astype(int)
+    whole = [picture.numpy() for picture in decoder.decode_whole(encoded, resized)]
     decoder.close()
     theirs = np.stack(
         [by_torchvision(image, config, *((x[i], y[i], flip[i]) if training else ())) for i, image in enumerate(images)]
     ).astype(int)
     difference = np.abs(ours - theirs)
     assert difference.mean() < mean and difference.max() <= largest
+    for i, (top, left) in enumerate(corners):  # every view is a crop of the same pixels, bit for bit
+        crop = whole[i][top : top + 56, left : left + 56]
+        assert whole[i].shape[:2] == tuple(resized[i]) and np.array_equal(crop[:, ::-1] if flip[i] else crop, ours[i])
 
 
 def test_sizes_and_offsets_are_torchvision_s():
@@ -83,6 +88,12 @@ def test_sizes_and_offsets_are_torchvision_s():
     for resized in range(56, 70):
         assert crop_offset(resized, 56, None) == int(round((resized - 56) / 2.0))
         assert [crop_offset(resized, 56, u) for u in (0.0, 0.999999)] == [0, resized - 56]
+
+
+def decoded_twice(encoded, size, height, width):
+    """By DALI and by PIL: the top left corner, resized to (height, width)."""
+    place = np.array([[height, width]]), np.zeros((1, 2), int), np.zeros(1, bool)
+    return DaliDecoder(size, 1, 1, CPU).decode([encoded], *place), PilDecoder(size, 1).decode([encoded], *place)
 
 
 @pytest.mark.parametrize(
@@ -101,9 +112,7 @@ def test_sizes_and_offsets_are_torchvision_s():
 )
 def test_dali_decodes_every_kind_as_pil_does(kind, mode, options):
     encoded = encode(photo(60, 60, 3, mode), kind, **options)
-    windows = np.array([[0.0, 0, 60, 60]])
-    ours = DaliDecoder(60, 1, 1, CPU).decode([encoded], windows, np.zeros(1, bool))
-    plain = PilDecoder(60, 1).decode([encoded], windows, np.zeros(1, bool))
+    ours, plain = decoded_twice(encoded, 60, 60, 60)
     assert (ours.int() - plain.int()).abs().max() <= (3 if mode == "CMYK" or kind == "WEBP" else 1)
 
 
@@ -111,9 +120,7 @@ def test_exif_orientation_is_ignored_as_pil_ignores_it():
     exif = Image.Exif()
     exif[0x0112] = 6
     encoded = encode(photo(40, 60), exif=exif)
-    windows = np.array([[0.0, 0, 40, 60]])
-    ours = DaliDecoder(40, 1, 1, CPU).decode([encoded], windows, np.zeros(1, bool))
-    plain = PilDecoder(40, 1).decode([encoded], windows, np.zeros(1, bool))
+    ours, plain = decoded_twice(encoded, 40, 40, 60)
     assert (ours.int() - plain.int()).abs().float().mean() < 1
 
 

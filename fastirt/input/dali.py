@@ -1,12 +1,12 @@
-"""The DALI pipeline: encoded pictures to a uint8 batch, one graph for CPU and GPU.
+"""The DALI pipelines: encoded pictures to a uint8 batch, one graph for CPU and GPU.
 
-Decoding is bit-identical to PIL's. The resize of the exact source window differs from PIL's only in that nothing is rounded to
-uint8 between its two directions: 0.18 of 255 levels on average. Rounding there as well needs two resizes, which halves the speed on a CPU.
+Decoding is bit-identical to PIL's. The resize differs from PIL's only in that nothing is rounded to uint8 between its two
+directions: 0.18 of 255 levels on average. Rounding there as well needs two resizes, which halves the speed on a CPU.
 """
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Any, Sequence
 
 import numpy as np
 import torch
@@ -18,63 +18,75 @@ HW_DECODER_LOAD = 0.65  # share of JPEGs that the GPU's hardware decoder takes; 
 
 
 class DaliDecoder:
-    """Encoded pictures and their source windows to a batch on `device`, at most `batch_size` at a time."""
+    """Encoded pictures to batches on `device`, at most `batch_size` at a time; the pictures (H, W, 3) uint8 are decoded and resized,
+    then cropped to `size` and flipped, or left whole."""
 
     def __init__(
         self, size: int, batch_size: int, threads: int, device: torch.device, hw_decoder_load: float = HW_DECODER_LOAD
     ) -> None:
         self.size, self.batch_size, self.threads, self.device = size, batch_size, threads, device
         self.hw_decoder_load = hw_decoder_load
-        self._pipeline = self._build(batch_size)
+        self._pipelines: dict[bool, Any] = {}  # by whether it leaves pictures whole; one is needed in most runs
 
-    def decode(self, encoded: Sequence[np.ndarray], windows: np.ndarray, flips: np.ndarray) -> torch.Tensor:
-        """(B, S, S, 3) uint8 on the device; windows (B, 4) as `source_windows` gives them, flips (B,) bool. Raises Undecodable.
+    def decode(
+        self, encoded: Sequence[np.ndarray], resized: np.ndarray, corners: np.ndarray, flips: np.ndarray
+    ) -> torch.Tensor:
+        """(B, S, S, 3) uint8 on the device; resized (B, 2) sizes, corners (B, 2) of the crops, flips (B,) bool. Raises Undecodable.
 
-        The tensor shares DALI's memory and keeps it alive. On a GPU the batch is ready when this returns.
+        The tensor shares DALI's memory on a CPU and keeps it alive. On a GPU the batch is ready when this returns.
         """
+        fed = {"size": resized.astype(np.float32), "corner": corners.astype(np.int32), "flip": flips.astype(np.int32)}
+        batch = self._decode(False, encoded, fed)
+        # On a GPU into torch's own memory: the consumer's stream may still read it when DALI wants its buffer back.
+        images = torch.from_dlpack(batch.as_tensor())
+        return images if self.device.type == "cpu" else self._finished([images])[0]
+
+    def decode_whole(self, encoded: Sequence[np.ndarray], resized: np.ndarray) -> list[torch.Tensor]:
+        """Pictures (H, W, 3) uint8 on the device, resized to `resized` (B, 2) and not cropped. Raises Undecodable."""
+        batch = self._decode(True, encoded, {"size": resized.astype(np.float32)})
+        return self._finished([torch.from_dlpack(batch[i]) for i in range(len(encoded))])
+
+    def close(self) -> None:
+        self._pipelines.clear()
+
+    def _decode(self, whole: bool, encoded: Sequence[np.ndarray], fed: dict[str, np.ndarray]) -> Any:
+        if whole not in self._pipelines:
+            self._pipelines[whole] = self._build(self.batch_size, whole)
         try:
-            return self._run(self._pipeline, encoded, windows, flips)
+            return self._run(self._pipelines[whole], encoded, fed)
         except RuntimeError as error:
             # The pipeline is dead now, and its message names one picture at most: try each alone.
-            self._pipeline = self._build(self.batch_size)
-            failed = self._find(encoded, windows, flips)
+            del self._pipelines[whole]
+            failed = self._find(whole, encoded, fed)
             if not failed:
                 raise error
             raise Undecodable(failed) from None
 
-    def close(self) -> None:
-        self._pipeline = None
-
-    def _find(self, encoded: Sequence[np.ndarray], windows: np.ndarray, flips: np.ndarray) -> dict[int, str]:
-        failed, single = {}, self._build(1)
+    def _find(self, whole: bool, encoded: Sequence[np.ndarray], fed: dict[str, np.ndarray]) -> dict[int, str]:
+        failed, single = {}, self._build(1, whole)
         for i in range(len(encoded)):
             try:
-                self._run(single, encoded[i : i + 1], windows[i : i + 1], flips[i : i + 1])
+                self._run(single, encoded[i : i + 1], {name: value[i : i + 1] for name, value in fed.items()})
             except RuntimeError:
                 failed[i] = _explain(encoded[i])
-                single = self._build(1)
+                single = self._build(1, whole)
         return failed
 
-    def _run(self, pipeline, encoded: Sequence[np.ndarray], windows: np.ndarray, flips: np.ndarray) -> torch.Tensor:
-        top, left, bottom, right = windows.astype(np.float32).T
-        first, last = (
-            np.where(flips, right, left),
-            np.where(flips, left, right),
-        )  # a window from right to left is a flip
+    def _run(self, pipeline: Any, encoded: Sequence[np.ndarray], fed: dict[str, np.ndarray]) -> Any:
         pipeline.feed_input("encoded", list(encoded))
-        pipeline.feed_input("start", np.stack([top, first], 1))
-        pipeline.feed_input("end", np.stack([bottom, last], 1))
-        if self.device.type == "cpu":
-            (batch,) = pipeline.run()
-            return torch.from_dlpack(batch.as_tensor())
-        stream = torch.cuda.current_stream(self.device)
-        (batch,) = pipeline.run(stream)
-        # Copied into torch's own memory: the consumer's stream may still read it when DALI wants its buffer back.
-        images = torch.from_dlpack(batch.as_tensor()).clone()
-        stream.synchronize()
+        for name, value in fed.items():
+            pipeline.feed_input(name, value)
+        (batch,) = pipeline.run() if self.device.type == "cpu" else pipeline.run(torch.cuda.current_stream(self.device))
+        return batch
+
+    def _finished(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Copies that outlive DALI's buffers, complete."""
+        images = [image.clone() for image in images]
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
         return images
 
-    def _build(self, batch_size: int):
+    def _build(self, batch_size: int, whole: bool):
         from nvidia.dali import Pipeline, fn, types
 
         gpu = self.device.type == "cuda"
@@ -93,16 +105,18 @@ class DaliDecoder:
                 adjust_orientation=False,
                 **(dict(hw_decoder_load=self.hw_decoder_load) if gpu else {}),
             )
-            views = fn.resize(
+            pictures = fn.resize(
                 pictures,
-                size=[self.size, self.size],
+                size=fn.external_source(name="size"),
                 interp_type=types.INTERP_CUBIC,
                 antialias=True,
                 dtype=types.UINT8,
-                roi_start=fn.external_source(name="start"),
-                roi_end=fn.external_source(name="end"),
             )
-            pipeline.set_outputs(views)
+            if not whole:
+                square = [self.size, self.size]
+                pictures = fn.slice(pictures, start=fn.external_source(name="corner"), shape=square, axes=[0, 1])
+                pictures = fn.flip(pictures, horizontal=fn.external_source(name="flip"))
+            pipeline.set_outputs(pictures)
         pipeline.build()
         return pipeline
 

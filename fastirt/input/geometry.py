@@ -1,7 +1,6 @@
-"""Resize and crop as one step: the window of the source picture that the crop shows.
+"""Resize and crop, as PIL and torchvision do it: the whole picture is resized, then a square of S whole pixels is cut out.
 
-PIL and torchvision resize the whole picture, then cut a square of S pixels out of it. Resizing only the matching window of the
-source gives the same pixels and costs less. The window has fractional edges; the crop offset in the resized picture is a whole pixel.
+So what is cut can be kept: a picture is resized once, and every later view of it is a crop of the same pixels.
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ import numpy as np
 
 from fastirt.config import InputConfig
 from fastirt.errors import UserError
+
+MAX_ASPECT = 256
 
 
 def check_input(config: InputConfig) -> None:
@@ -41,15 +42,25 @@ def crop_offset(resized: int, size: int, draw: float | None) -> int:
     return int(draw * (resized - size + 1))
 
 
-def source_windows(
-    sizes: list[tuple[int, int]], config: InputConfig, x: np.ndarray | None = None, y: np.ndarray | None = None
+def resized_sizes(sizes: list[tuple[int, int]], config: InputConfig) -> np.ndarray:
+    """(B, 2) int64 (height, width) after the resize, for sizes (height, width)."""
+    return np.array([resized_size(*size, config.resize, config.resize_size) for size in sizes], np.int64).reshape(-1, 2)
+
+
+def crop_corners(
+    resized: np.ndarray, size: int, x: np.ndarray | None = None, y: np.ndarray | None = None
 ) -> np.ndarray:
-    """(B, 4) float64 (top, left, bottom, right) in source pixels, for sizes (height, width) and draws x, y (None: centre)."""
-    windows = np.empty((len(sizes), 4))
-    for i, (height, width) in enumerate(sizes):
-        tall, wide = resized_size(height, width, config.resize, config.resize_size)
-        top = crop_offset(tall, config.input_size, None if y is None else y[i])
-        left = crop_offset(wide, config.input_size, None if x is None else x[i])
-        windows[i, 0::2] = top * height / tall, (top + config.input_size) * height / tall
-        windows[i, 1::2] = left * width / wide, (left + config.input_size) * width / wide
-    return windows
+    """(B, 2) int64 (top, left) of the crops in resized pictures (B, 2), for draws x, y (None: centre)."""
+    corners = np.empty((len(resized), 2), np.int64)
+    for i, (height, width) in enumerate(resized.tolist()):
+        corners[i, 0] = crop_offset(height, size, None if y is None else y[i])
+        corners[i, 1] = crop_offset(width, size, None if x is None else x[i])
+    return corners
+
+
+def check_shape(height: int, width: int, resize: str) -> None:
+    """Raises ValueError for a strip that would become enormous when its shorter side is resized."""
+    if resize == "shorter" and max(height, width) > MAX_ASPECT * min(height, width):
+        raise ValueError(
+            f"{width} x {height} pixels: more than {MAX_ASPECT} times as long as wide, too long for --resize shorter"
+        )

@@ -18,7 +18,7 @@ from fastirt.input.augment import draw_crops
 from fastirt.input.bad import BadPictures
 from fastirt.input.check import BadPicture, Undecodable, check_picture
 from fastirt.input.dali import DaliDecoder
-from fastirt.input.geometry import check_input, source_windows
+from fastirt.input.geometry import check_input, check_shape, crop_corners, resized_sizes
 from fastirt.input.pil import PilDecoder
 from fastirt.input.prefetch import Prefetch
 from fastirt.input.sampler import make_sampler
@@ -26,6 +26,7 @@ from fastirt.input.source import FileSource, PictureSource
 
 if TYPE_CHECKING:
     from fastirt.catalog import Split
+    from fastirt.input.cache import Views
 
 PREFETCH = 2  # batches ready ahead of the step
 
@@ -33,13 +34,26 @@ PREFETCH = 2  # batches ready ahead of the step
 @dataclass
 class Batch:
     """images (B, S, S, 3) uint8 and labels (B,) int64 on the device; indices (B,) int64 rows of the split; rows from `valid` on are
-    padding: black, with label and index -1."""
+    padding: black, with label and index -1. Where pictures are cached, `views` says which and how cropped, and images is None."""
 
-    images: torch.Tensor
+    images: torch.Tensor | None
     labels: torch.Tensor
     indices: np.ndarray
     step: int
     valid: int
+    views: Views | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def size(self) -> int:
+        """S, in pixels."""
+        return self.views.size if self.images is None else self.images.shape[1]
+
+    def pixels(self) -> torch.Tensor:
+        """(B, S, S, 3) uint8, wherever they are kept."""
+        return self.views.pixels() if self.images is None else self.images
 
 
 Encoded = tuple[np.ndarray, tuple[int, int]]  # bytes, (height, width)
@@ -103,10 +117,10 @@ class _Pictures:
         flip: np.ndarray | None = None,
     ) -> torch.Tensor:
         """(B, S, S, 3) uint8; draws None: the centre crop, not flipped. Raises Undecodable."""
-        windows = source_windows([size for _, size in encoded], self.input, x, y)
-        return self._decoder.decode(
-            [data for data, _ in encoded], windows, np.zeros(len(encoded), bool) if flip is None else flip
-        )
+        resized = resized_sizes([size for _, size in encoded], self.input)
+        corners = crop_corners(resized, self.input.input_size, x, y)
+        flips = np.zeros(len(encoded), bool) if flip is None else flip
+        return self._decoder.decode([data for data, _ in encoded], resized, corners, flips)
 
     def mark(self, row: int, reason: str, step: int) -> None:
         """Takes a row out of use and names it."""
@@ -138,8 +152,13 @@ class _Pictures:
         self._pool = self._decoder = None
 
     def _read(self, row: int) -> Encoded:
-        data = self.source.read(row)
-        return data, check_picture(data, self.source.path(row))
+        data, path = self.source.read(row), self.source.path(row)
+        size = check_picture(data, path)
+        try:
+            check_shape(*size, self.input.resize)
+        except ValueError as error:
+            raise BadPicture(path, str(error)) from None
+        return data, size
 
 
 class _Loader:

@@ -39,7 +39,7 @@ from tqdm import tqdm
 from fastirt.catalog import Catalog
 from fastirt.errors import UserError
 from fastirt.input.check import MAX_BYTES, MAX_PIXELS, MAX_SIDE, BadPicture, check_picture
-from fastirt.input.geometry import resized_size
+from fastirt.input.geometry import check_shape, resized_size
 from fastirt.input.store import (
     ENTRY,
     PROLOGUE,
@@ -234,6 +234,7 @@ def _encode(path: str, recipe: Recipe) -> Packed:
 def _resize(encoded: bytes, recipe: Recipe) -> tuple[bytes, int, int]:
     """(JPEG, height, width), by PIL: RGB first, then bicubic with antialias, as torchvision does."""
     with Image.open(io.BytesIO(encoded)) as image:
+        check_shape(image.height, image.width, recipe.resize)
         height, width = resized_size(image.height, image.width, recipe.resize, recipe.resize_size)
         if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
             raise ValueError(f"{image.width}x{image.height} would become {width}x{height} pixels")

@@ -1,10 +1,10 @@
-"""The plain twin of the DALI pipeline: PIL decodes, resizes the source window and flips. Slower, and easy to believe."""
+"""The plain twin of the DALI pipeline: PIL decodes and resizes, numpy crops and flips. Slower, and easy to believe."""
 
 from __future__ import annotations
 
 import io
 from concurrent.futures import ThreadPoolExecutor
-from typing import Sequence
+from typing import Any, Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,30 +14,45 @@ from fastirt.input.check import Undecodable
 
 
 class PilDecoder:
-    """Encoded pictures and their source windows to a batch, in `threads` threads."""
+    """Encoded pictures to a batch, in `threads` threads."""
 
     def __init__(self, size: int, threads: int) -> None:
         self.size = size
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastirt-pil")
 
-    def decode(self, encoded: Sequence[np.ndarray], windows: np.ndarray, flips: np.ndarray) -> torch.Tensor:
-        """(B, S, S, 3) uint8 on the CPU; windows (B, 4) as `source_windows` gives them, flips (B,) bool. Raises Undecodable."""
-        results = list(self._pool.map(self._one, encoded, windows, flips))
-        failed = {i: result for i, result in enumerate(results) if isinstance(result, str)}
-        if failed:
-            raise Undecodable(failed)
-        return torch.from_numpy(np.stack(results))
+    def decode(
+        self, encoded: Sequence[np.ndarray], resized: np.ndarray, corners: np.ndarray, flips: np.ndarray
+    ) -> torch.Tensor:
+        """(B, S, S, 3) uint8 on the CPU; resized (B, 2) sizes, corners (B, 2) of the crops, flips (B,) bool. Raises Undecodable."""
+
+        def one(data: np.ndarray, size: np.ndarray, corner: np.ndarray, flip: bool) -> np.ndarray:
+            (top, left), pixels = corner, resize(decode(data), *size)
+            pixels = pixels[top : top + self.size, left : left + self.size]
+            return pixels[:, ::-1] if flip else pixels
+
+        return torch.from_numpy(np.stack(self._all(one, encoded, resized, corners, flips)))
+
+    def decode_whole(self, encoded: Sequence[np.ndarray], resized: np.ndarray) -> list[torch.Tensor]:
+        """Pictures (H, W, 3) uint8 on the CPU, resized and not cropped. Raises Undecodable."""
+        return [
+            torch.from_numpy(p) for p in self._all(lambda data, size: resize(decode(data), *size), encoded, resized)
+        ]
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _one(self, encoded: np.ndarray, window: np.ndarray, flip: bool) -> np.ndarray | str:
-        try:
-            return view(decode(encoded), window, self.size, bool(flip))
-        except (
-            Exception
-        ) as error:  # PIL raises OSError, SyntaxError, ValueError and more, depending on format and damage
-            return reason(error)
+    def _all(self, function: Callable[..., np.ndarray], *columns: Sequence) -> list[np.ndarray]:
+        def tried(*row: Any) -> np.ndarray | str:
+            try:
+                return function(*row)
+            except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and more, by format and damage
+                return reason(error)
+
+        results = list(self._pool.map(tried, *columns))
+        failed = {i: result for i, result in enumerate(results) if isinstance(result, str)}
+        if failed:
+            raise Undecodable(failed)
+        return results
 
 
 def decode(encoded: np.ndarray) -> Image.Image:
@@ -46,12 +61,9 @@ def decode(encoded: np.ndarray) -> Image.Image:
         return image.convert("RGB")
 
 
-def view(image: Image.Image, window: np.ndarray, size: int, flip: bool) -> np.ndarray:
-    """(S, S, 3) uint8: what resizing the whole picture, cropping and flipping gives."""
-    top, left, bottom, right = window
-    box = (max(left, 0.0), max(top, 0.0), min(right, image.width), min(bottom, image.height))
-    pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
-    return np.ascontiguousarray(pixels[:, ::-1] if flip else pixels)
+def resize(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """(height, width, 3) uint8, bicubic with antialias."""
+    return np.array(image.resize((int(width), int(height)), Image.Resampling.BICUBIC))
 
 
 def reason(error: Exception) -> str:

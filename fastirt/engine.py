@@ -1,0 +1,101 @@
+"""How a step runs: eager, compiled, or captured once in a CUDA graph and replayed."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Callable
+
+import torch
+
+from fastirt.errors import UserError
+from fastirt.optim import capturable
+
+log = logging.getLogger("fastirt")
+
+ENGINES = ("eager", "compile", "graph")
+WARM_UP = 3  # steps that run before the capture, for libraries and the compiler to set themselves up
+
+
+def choose_engine(name: str, device: torch.device, opt: str) -> str:
+    """Resolve "auto": graph on a GPU, compile where the optimiser cannot be captured, eager on a CPU.
+
+    Raises UserError where the engine asked for cannot run.
+    """
+    if name == "auto":
+        if device.type != "cuda":
+            return "eager"
+        return "graph" if capturable(opt) else "compile"
+    if name == "graph" and device.type != "cuda":
+        raise UserError(f"--engine graph: needs a GPU, the device is {device}: use --engine compile or eager")
+    if name == "graph" and not capturable(opt):
+        raise UserError(
+            f"--engine graph: --opt {opt} counts its steps on the host, which a CUDA graph cannot: use --engine compile, "
+            "or an optimiser of torch's own such as adamw"
+        )
+    return name
+
+
+def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`function` under torch.compile without graph breaks, for one shape. Failures of the compiler are a UserError of one line.
+
+    Random numbers (dropout) stay those of the eager engine.
+    """
+    fast = torch.compile(function, fullgraph=True, dynamic=False, options={"fallback_random": True, **options})
+
+    def call(*args: Any) -> Any:
+        try:
+            return fast(*args)
+        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise UserError(
+                f"--engine: torch.compile fails on this model or machine ({reason}): use --engine eager"
+            ) from error
+
+    return call
+
+
+class Capture:
+    """Runs `body` as it is for a few calls, then captures it in a CUDA graph and replays that.
+
+    `body` must do the same work on the same addresses each time and never wait for the device. `forget` after anything that
+    it uses has moved; the next calls warm up and capture anew.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.enabled = device, True
+        self._stream = torch.cuda.Stream(device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._calls = 0
+
+    def forget(self) -> None:
+        self._graph, self._calls = None, 0
+
+    def __call__(self, body: Callable[[], None]) -> None:
+        if not self.enabled or self._calls < WARM_UP:
+            self._calls += 1
+            self._aside(body)
+            return
+        if self._graph is None:
+            self._capture(body)
+        self._graph.replay()
+
+    def _aside(self, body: Callable[[], None]) -> None:
+        """On the stream of the capture, since autograd remembers on which stream a weight was first used."""
+        current = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            body()
+        current.wait_stream(self._stream)
+
+    def _capture(self, body: Callable[[], None]) -> None:
+        torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()  # what the warm-up took: the graph has a pool of its own
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # thread_local: the threads that decode pictures go on calling CUDA meanwhile.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                body()
+        except RuntimeError as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"--engine graph: the step cannot be captured ({reason}): use --engine compile") from error
+        self._graph = graph

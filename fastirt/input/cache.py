@@ -1,0 +1,175 @@
+"""The decoded cache: each picture of a split is decoded and resized once, and stays in memory as uint8.
+
+A training view of it is then a crop, which the step's input kernel takes from here (`fastirt.kernels.gather_views`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fastirt.config import InputConfig
+from fastirt.errors import UserError
+from fastirt.input.check import MAX_PIXELS
+from fastirt.input.geometry import check_shape, resized_size
+from fastirt.input.source import PictureSource
+from fastirt.kernels.gather import gather_views
+
+log = logging.getLogger("fastirt")
+
+SHARE = {"device": 0.4, "host": 0.5}  # of the free memory that `auto` may take; training needs the rest
+
+
+class PictureCache:
+    """Room for the pictures of a split, one after the other in catalogue order, and a valid bit for each.
+
+    pixels (bytes,) uint8, on the device or in (page-locked) host memory; starts, widths (P,) int64 on the device; shapes
+    (P, 2) int64 (height, width) after the resize, (0, 0) for one that cannot be read; valid (P,) bool.
+    """
+
+    def __init__(self, shapes: np.ndarray, device: torch.device, place: str) -> None:
+        """place: "device" or "host". Raises UserError where the memory is not to be had."""
+        sizes = shapes.prod(1) * 3
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        self.shapes, self.valid, self.place = shapes, np.zeros(len(shapes), bool), place
+        self._starts = starts[:-1]
+        pinned = place == "host" and device.type == "cuda"
+        where = device if place == "device" else torch.device("cpu")
+        try:
+            self.pixels = torch.empty(int(starts[-1]), dtype=torch.uint8, device=where, pin_memory=pinned)
+        except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            raise UserError(
+                f"--cache {place}: {starts[-1] / 2**30:.1f} GiB of pictures do not fit: use --cache auto or none"
+            ) from error
+        self.starts = torch.from_numpy(self._starts).to(device)
+        self.widths = torch.from_numpy(np.ascontiguousarray(shapes[:, 1])).to(device)
+
+    def put(self, row: int, picture: Tensor) -> None:
+        """Copy a picture (H, W, 3) uint8 to its place, without waiting; `valid[row]` is the caller's to set once it is there."""
+        height, width = self.shapes[row].tolist()
+        if tuple(picture.shape) != (height, width, 3):
+            raise ValueError(f"picture {row} is {tuple(picture.shape)}, the cache has room for {(height, width, 3)}")
+        start = int(self._starts[row])
+        self.pixels[start : start + picture.numel()].copy_(picture.reshape(-1), non_blocking=True)
+
+
+@dataclass
+class Views:
+    """Crops of cached pictures: picks (B, 4) int64 on the device, as `gather_views` takes them; S = `size`."""
+
+    pictures: PictureCache
+    picks: Tensor
+    size: int
+
+    def pixels(self) -> Tensor:
+        """(B, S, S, 3) uint8 on the device."""
+        cache, device = self.pictures, self.picks.device
+        out = torch.empty(len(self.picks), self.size, self.size, 3, dtype=torch.uint8, device=device)
+        identity = torch.arange(256, dtype=torch.uint8, device=device)[:, None].repeat(1, 3)
+        return gather_views(out, cache.pixels, cache.starts, cache.widths, self.picks, identity)
+
+
+def make_cache(
+    where: str, source: PictureSource, input: InputConfig, device: torch.device, bad: frozenset[int] = frozenset()
+) -> PictureCache | None:
+    """The cache that `--cache` asks for, or None. `auto`: the device's memory where SHARE of what is free is enough, else the
+    host's likewise, else none. Raises UserError where one that was asked for does not fit at all."""
+    if where == "none":
+        return None
+    smallest = len(source) * input.resize_size**2 * 3
+    room = {place: free_memory(place, device) for place in SHARE}
+    fits = [place for place in SHARE if smallest <= SHARE[place] * room[place]]
+    if where == "auto" and not fits:
+        _say_none(smallest, room)
+        return None
+    shapes = picture_shapes(source, input, bad)
+    needed = int(shapes.prod(1).sum()) * 3
+    if where == "auto":
+        where = next((place for place in fits if needed <= SHARE[place] * room[place]), "none")
+        if where == "none":
+            _say_none(needed, room)
+            return None
+    elif needed > 0.95 * room[where]:
+        raise UserError(
+            f"--cache {where}: {needed / 2**30:.1f} GiB of pictures, {room[where] / 2**30:.1f} GiB are free: use --cache auto or none"
+        )
+    log.info("cache: %d pictures, %.2f GiB in %s memory", len(source), needed / 2**30, _NAMES[where])
+    return PictureCache(shapes, device, where)
+
+
+_NAMES = {"device": "the device's", "host": "the host's"}
+
+
+def _say_none(needed: int, room: dict[str, int]) -> None:
+    free = ", ".join(f"{_NAMES[place]} has {bytes / 2**30:.1f} GiB free" for place, bytes in room.items())
+    log.info("cache: none, %.1f GiB of pictures are too much (%s): every epoch decodes anew", needed / 2**30, free)
+
+
+def free_memory(place: str, device: torch.device) -> int:
+    """Bytes that could be taken now on the "device" (on a CPU the host) or the "host", a container's limit included."""
+    if place == "device" and device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in _text("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        if (most := _text(limit).strip()).isdigit() and (now := _text(used).strip()).isdigit():
+            free = min(free, int(most) - int(now))
+    return max(free, 0)
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def picture_shapes(source: PictureSource, input: InputConfig, bad: frozenset[int] = frozenset()) -> np.ndarray:
+    """(P, 2) int64 (height, width) after the resize; (0, 0) for bad pictures. Reads file headers only where they decide."""
+    count, side = len(source), input.resize_size
+    if input.resize == "square":
+        shapes = np.full((count, 2), side, np.int64)
+        shapes[list(bad)] = 0
+        return shapes
+    with ThreadPoolExecutor(max(1, min(input.num_workers, len(os.sched_getaffinity(0))))) as pool:
+        sizes = pool.map(lambda row: (0, 0) if row in bad else _size(source, row), range(count), chunksize=64)
+        return np.array([resized_size(*s, input.resize, side) if s[0] else (0, 0) for s in sizes], np.int64).reshape(-1, 2)
+
+
+def _size(source: PictureSource, row: int) -> tuple[int, int]:
+    """(height, width) as stored; (0, 0) for what nobody can read, which is found out, and said, when it is its turn."""
+    if hasattr(source, "size"):  # a packed store knows
+        return source.size(row)
+    try:
+        with Image.open(source.path(row)) as image:
+            width, height = image.size
+        check_shape(height, width, "shorter")
+    except Exception:  # PIL raises nearly anything on a broken file
+        return 0, 0
+    return (height, width) if height * width <= MAX_PIXELS else (0, 0)
+
+
+def next_missing(cache: PictureCache, after: int, count: int, bad: frozenset[int], skip: Sequence[int]) -> list[int]:
+    """Up to `count` rows from `after` on, in catalogue order, that are neither there, nor bad, nor in `skip`."""
+    rows: list[int] = []
+    passed = set(skip)
+    for row in np.flatnonzero(~cache.valid[after:]) + after:
+        if len(rows) == count:
+            break
+        if int(row) not in bad and int(row) not in passed:
+            rows.append(int(row))
+    return rows
