@@ -11,13 +11,17 @@ from typing import IO, Any, Callable, Optional
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from fastirt import checkpoint
 from fastirt.catalog import Catalog
 from fastirt.config import Config
 from fastirt.encoder import Encoder, save_model
 from fastirt.errors import UserError
+from fastirt.input.cache import make_cache
+from fastirt.input.cached import CachedTrainLoader
 from fastirt.input.loader import TrainLoader
+from fastirt.input.source import FileSource
 from fastirt.input.store import catalog_digest
 from fastirt.logs import RunLog, Throughput
 from fastirt.optim import learning_rate, load_optimizer, optimizer_state
@@ -66,21 +70,31 @@ class Trainer:
         if resume is not None:
             bad = self._load(resume)
         self.recent: deque[tuple[int, np.ndarray]] = deque(maxlen=2 * config.run.logging_freq + 8)
-        self.loader = TrainLoader(
-            catalog.train,
+        self.loader = self._make_loader(bad)
+        self.readout = Readout(self.step_module, device)
+
+    def _make_loader(self, bad: list[int]) -> TrainLoader:
+        config, catalog, store = self.config, self.catalog, self.store
+        given = dict(
             batch_size=config.optim.batch_size,
             m=config.data.m,
             seed=config.run.seed,
             input=config.input,
-            device=device,
+            device=self.device,
             start_step=self.step,
             stop_step=config.optim.max_iter,
             store=store,
             bad=bad,
-            csv_path=folder / "bad_pictures.csv",
+            csv_path=self.folder / "bad_pictures.csv",
             class_names=catalog.class_names,
         )
-        self.readout = Readout(self.step_module, device)
+        source = FileSource(catalog.train.paths) if store is None else store
+        cache = make_cache(config.input.cache, source, config.input, self.device, frozenset(bad))
+        return (
+            TrainLoader(catalog.train, **given)
+            if cache is None
+            else CachedTrainLoader(catalog.train, **given, cache=cache)
+        )
 
     def run(self) -> int:
         """Train to `max_iter`, save the final model, leave the last checkpoint. Raises UserError for a non-finite loss."""
@@ -93,6 +107,8 @@ class Trainer:
         try:
             with Stopper() as stopper:
                 if redo and self.step < total and not self._evaluate(stopper):
+                    return self._stop(stopper)
+                if self.store is not None and not self._fill_cache(stopper):
                     return self._stop(stopper)
                 for batch in self.loader:
                     self.recent.append((batch.step, batch.indices))
@@ -117,6 +133,16 @@ class Trainer:
             self.log.close()
             self._lock.close()
         return 0
+
+    def _fill_cache(self, stopper: Stopper) -> bool:
+        """From a packed store all of the cache at once; False where a signal broke it off."""
+        if isinstance(self.loader, CachedTrainLoader) and self.step < self.config.optim.max_iter:
+            with tqdm(total=len(self.catalog.train), desc="cache", unit="img", disable=None, leave=False) as bar:
+                for done in self.loader.fill():
+                    bar.update(done - bar.n)
+                    if stopper.signal is not None:
+                        return False
+        return True
 
     @property
     def encoder(self) -> Encoder:

@@ -85,9 +85,11 @@ def make_cache(
     host's likewise, else none. Raises UserError where one that was asked for does not fit at all."""
     if where == "none":
         return None
+    places = ("device", "host") if device.type == "cuda" else ("host",)  # without a GPU they are one
+    where = "host" if where == "device" and "device" not in places else where
     smallest = len(source) * input.resize_size**2 * 3
-    room = {place: free_memory(place, device) for place in SHARE}
-    fits = [place for place in SHARE if smallest <= SHARE[place] * room[place]]
+    room = {place: free_memory(place, device) for place in places}
+    fits = [place for place in places if smallest <= SHARE[place] * room[place]]
     if where == "auto" and not fits:
         _say_none(smallest, room)
         return None
@@ -115,8 +117,8 @@ def _say_none(needed: int, room: dict[str, int]) -> None:
 
 
 def free_memory(place: str, device: torch.device) -> int:
-    """Bytes that could be taken now on the "device" (on a CPU the host) or the "host", a container's limit included."""
-    if place == "device" and device.type == "cuda":
+    """Bytes that could be taken now on the "device" or the "host", there within a container's limit."""
+    if place == "device":
         return torch.cuda.mem_get_info(device)[0]
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for line in _text("/proc/meminfo").splitlines():
@@ -127,7 +129,12 @@ def free_memory(place: str, device: torch.device) -> int:
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ):
         if (most := _text(limit).strip()).isdigit() and (now := _text(used).strip()).isdigit():
-            free = min(free, int(most) - int(now))
+            files = [
+                line.split()[1]
+                for line in _text(f"{Path(limit).parent}/memory.stat").splitlines()
+                if "inactive_file" in line
+            ]
+            free = min(free, int(most) - int(now) + int(files[-1] if files else 0))  # file pages give way
     return max(free, 0)
 
 
@@ -147,7 +154,9 @@ def picture_shapes(source: PictureSource, input: InputConfig, bad: frozenset[int
         return shapes
     with ThreadPoolExecutor(max(1, min(input.num_workers, len(os.sched_getaffinity(0))))) as pool:
         sizes = pool.map(lambda row: (0, 0) if row in bad else _size(source, row), range(count), chunksize=64)
-        return np.array([resized_size(*s, input.resize, side) if s[0] else (0, 0) for s in sizes], np.int64).reshape(-1, 2)
+        return np.array([resized_size(*s, input.resize, side) if s[0] else (0, 0) for s in sizes], np.int64).reshape(
+            -1, 2
+        )
 
 
 def _size(source: PictureSource, row: int) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import weakref
@@ -16,6 +17,7 @@ import torch
 from fastirt.config import InputConfig
 from fastirt.input.augment import draw_crops
 from fastirt.input.bad import BadPictures
+from fastirt.input.cache import Views
 from fastirt.input.check import BadPicture, Undecodable, check_picture
 from fastirt.input.dali import DaliDecoder
 from fastirt.input.geometry import check_input, check_shape, crop_corners, resized_sizes
@@ -26,7 +28,6 @@ from fastirt.input.source import FileSource, PictureSource
 
 if TYPE_CHECKING:
     from fastirt.catalog import Split
-    from fastirt.input.cache import Views
 
 PREFETCH = 2  # batches ready ahead of the step
 
@@ -127,16 +128,40 @@ class _Pictures:
         self.bad |= {row}
         self.registry.add(self.source.path(row), reason, step)
 
-    def batch(self, images: torch.Tensor, labels: np.ndarray, indices: np.ndarray, step: int, valid: int) -> Batch:
+    def resized(self, encoded: dict[int, Encoded]) -> dict[int, tuple[int, int]]:
+        """Row to (height, width) after the resize."""
+        sizes = resized_sizes([size for _, size in encoded.values()], self.input).tolist()
+        return dict(zip(encoded, map(tuple, sizes)))
+
+    def decode_whole(self, encoded: Sequence[Encoded]) -> list[torch.Tensor]:
+        """Pictures (H, W, 3) uint8, resized and not cropped. Raises Undecodable."""
+        resized = resized_sizes([size for _, size in encoded], self.input)
+        return self._decoder.decode_whole([data for data, _ in encoded], resized)
+
+    def batch(
+        self,
+        images: torch.Tensor | Views,
+        labels: np.ndarray,
+        indices: np.ndarray,
+        step: int,
+        valid: int,
+    ) -> Batch:
         """On the device, complete: nobody has to wait for a copy later."""
-        tensor = torch.from_numpy(np.ascontiguousarray(labels))
+        tensor, views = self._upload(torch.from_numpy(np.ascontiguousarray(labels))), None
+        if isinstance(images, torch.Tensor):
+            images = self._upload(images)
+        else:
+            images, views = None, dataclasses.replace(images, picks=self._upload(images.picks))
+        self.wait()
+        return Batch(images, tensor, indices, step, valid, views)
+
+    def wait(self) -> None:
+        """Until the device has done all that the background work gave it."""
         if self._stream is not None:
-            images, tensor = (self._upload(t) for t in (images, tensor))
             self._stream.synchronize()
-        return Batch(images, tensor, indices, step, valid)
 
     def _upload(self, tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.device.type != "cpu":
+        if self._stream is None or tensor.device.type != "cpu":
             return tensor
         return (tensor.pin_memory() if self.input.pin_mem else tensor).to(self.device, non_blocking=True)
 
@@ -194,7 +219,7 @@ class _Loader:
     def _owned(batches: Prefetch[Batch]) -> Iterator[Batch]:
         """Tells torch's allocator that the consumer's stream uses what another stream allocated."""
         for batch in batches:
-            for tensor in (batch.images, batch.labels):
+            for tensor in (batch.labels, batch.views.picks if batch.images is None else batch.images):
                 tensor.record_stream(torch.cuda.current_stream(tensor.device))
             yield batch
 

@@ -1,0 +1,118 @@
+"""Training batches from the decoded cache: what a batch needs and is not there yet is decoded into it first."""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import Future
+from typing import Any, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from fastirt.input.augment import draw_crops
+from fastirt.input.cache import PictureCache, Views, next_missing
+from fastirt.input.check import Undecodable
+from fastirt.input.geometry import crop_corners
+from fastirt.input.loader import Batch, Encoded, TrainLoader
+
+log = logging.getLogger("fastirt")
+
+SAY_EVERY = 15.0  # seconds
+
+
+class CachedTrainLoader(TrainLoader):
+    """`TrainLoader` whose batches are views of cached pictures: the same pictures, crops, flips and pixels.
+
+    Each batch also brings in as many pictures as it has rows, in catalogue order, so the cache is full before the first epoch
+    ends, however pictures are drawn. `fill` does all of that at once. Pictures found unreadable on the way count as bad.
+    """
+
+    def __init__(self, *given: Any, cache: PictureCache, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._cache = cache
+        self._next = 0  # every picture before this one is there, or bad
+        self._said = time.monotonic()
+
+    def fill(self) -> Iterator[int]:
+        """Decode every picture, in catalogue order; yields the number of rows passed after each batch of them."""
+        self.close()
+        self._pictures.open()
+        try:
+            reading: dict[int, Future[Encoded]] = {}
+            while self._next < len(self._cache.valid):
+                with self._pictures.on_stream():
+                    self._bring(self._ahead(()), self._start, reading)
+                    reading = self._pictures.start_reading(self._ahead(()))
+                yield self._next
+        finally:
+            self.close()
+
+    def _finish(self, step: int, reading: dict[int, "Future[Encoded]"]) -> Batch:
+        pictures, cache = self._pictures, self._cache
+        while True:
+            rows = self._sampler.batch(step, pictures.bad)
+            missing = self._missing(rows)
+            lost = self._bring(missing + self._ahead(missing), step, reading)
+            reading.clear()
+            if lost.isdisjoint(missing):
+                break
+            self._name_lost_classes(sorted(lost.intersection(missing)))
+        following = self._missing(self._sampler.batch(step + 1, pictures.bad))
+        reading.update(pictures.start_reading(following + self._ahead(following)))
+        crops = draw_crops(self._seed, step, pictures.batch_size)
+        size = pictures.input.input_size
+        corners = crop_corners(cache.shapes[rows], size, crops.x, crops.y)
+        picks = torch.from_numpy(np.column_stack([rows, corners, crops.flip]).astype(np.int64))
+        return pictures.batch(Views(cache, picks, size), pictures.labels[rows], rows, step, len(rows))
+
+    def _missing(self, rows: np.ndarray) -> list[int]:
+        return [row for row in dict.fromkeys(rows.tolist()) if not self._cache.valid[row]]
+
+    def _ahead(self, missing: Sequence[int]) -> list[int]:
+        """The next pictures in catalogue order, as many as a batch has rows."""
+        return next_missing(self._cache, self._next, self._pictures.batch_size, self._pictures.bad, missing)
+
+    def _bring(self, rows: list[int], step: int, reading: dict[int, "Future[Encoded]"]) -> set[int]:
+        """Read, decode and keep these rows; returns those that turned out to be bad."""
+        pictures, cache = self._pictures, self._cache
+        if not rows and self._next == len(cache.valid):
+            return set()
+        reading = {**reading, **pictures.start_reading(row for row in rows if row not in reading)}
+        encoded, bad = pictures.finish_reading(reading, rows, step)
+        lost = set(bad)
+        for row, shape in pictures.resized(encoded).items():
+            if shape != tuple(cache.shapes[row]):
+                pictures.mark(row, "has another size than when the run began", step)
+                lost.add(row)
+        todo = [row for row in encoded if row not in lost]
+        while todo:
+            chunk, todo = todo[: pictures.batch_size], todo[pictures.batch_size :]
+            try:
+                decoded = pictures.decode_whole([encoded[row] for row in chunk])
+            except Undecodable as error:
+                for i, reason in error.reasons.items():
+                    pictures.mark(chunk[i], reason, step)
+                    lost.add(chunk[i])
+                todo = [row for row in chunk if row not in lost] + todo
+                continue
+            for row, picture in zip(chunk, decoded):
+                cache.put(row, picture)
+            pictures.wait()
+            cache.valid[chunk] = True
+        self._advance()
+        return lost
+
+    def _advance(self) -> None:
+        """Move `_next` past what is there or bad, and say how far it has come."""
+        valid, bad, before = self._cache.valid, self._pictures.bad, self._next
+        while self._next < len(valid) and (valid[self._next] or self._next in bad):
+            self._next += 1
+        now, total = time.monotonic(), len(valid)
+        if before < self._next == total:
+            log.info(
+                "cache: full, %d pictures%s", valid.sum(), f", {total - valid.sum()} bad" if not valid.all() else ""
+            )
+        elif now - self._said > SAY_EVERY:
+            log.info("cache: %d of %d pictures", valid.sum(), total)
+            self._said = now
