@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator, TypeVar
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -18,6 +18,7 @@ from fastirt.errors import UserError
 from fastirt.files import replacing
 
 log = logging.getLogger("fastirt")
+T = TypeVar("T")
 
 
 class RunLog:
@@ -56,9 +57,12 @@ class RunLog:
             f"loss {row['loss']:.4f} = batch {row['contrastive_batch']:.4f} + memory {row['contrastive_memory']:.4f} "
             f"+ {lambda_reg:g} x koleo {row['koleo']:.4f}"
         )
-        self.bar.set_postfix_str(f"{text}, {row['imgs_per_s']:.0f} imgs/s")
+        speed = (
+            f"{row['imgs_per_s']:.0f} imgs/s, MFU {100 * row['mfu']:.1f} %, input wait {100 * row['input_wait']:.1f} %"
+        )
+        self.bar.set_postfix_str(f"{text}, {speed}")
         left = f"{int(row['seconds_left']) // 60}:{int(row['seconds_left']) % 60:02d}"
-        log.info("step %d/%d  %s  %.0f imgs/s  %s left", row["step"], self.bar.total, text, row["imgs_per_s"], left)
+        log.info("step %d/%d  %s  %s  %s left", row["step"], self.bar.total, text, speed, left)
 
     def close(self) -> None:
         self.bar.close()
@@ -68,20 +72,40 @@ class RunLog:
 
 
 class Throughput:
-    """Pictures per second and seconds left, over the time since the last reading."""
+    """Pictures per second, utilisation, input wait and time left, each over the time since the last reading.
 
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size, self._start, self._steps = batch_size, time.perf_counter(), 0
+    flops: of one picture in a step; peak: FLOP/s that the device could do.
+    """
+
+    def __init__(self, batch_size: int, flops: float, peak: float) -> None:
+        self.batch_size, self.flops, self.peak = batch_size, flops, peak
+        self._start, self._steps, self._waited = time.perf_counter(), 0, 0.0
+
+    def waiting(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches; the time until each is there counts as input wait."""
+        while True:
+            before = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - before
+            if batch is None:
+                return
+            yield batch
 
     def tick(self) -> None:
         self._steps += 1
 
-    def read(self, steps_left: int) -> tuple[float, float]:
-        """(imgs/s, seconds left); starts a new window."""
+    def read(self, steps_left: int) -> dict[str, float]:
+        """imgs_per_s, mfu and input_wait (shares of 1), seconds_left; starts a new window."""
         elapsed = max(time.perf_counter() - self._start, 1e-9)
-        rate = self._steps / elapsed
-        self._start, self._steps = time.perf_counter(), 0
-        return rate * self.batch_size, steps_left / rate if rate else float("inf")
+        rate, waited = self._steps / elapsed, min(1.0, self._waited / elapsed)
+        self._start, self._steps, self._waited = time.perf_counter(), 0, 0.0
+        images = rate * self.batch_size
+        return {
+            "imgs_per_s": round(images, 1),
+            "mfu": round(images * self.flops / self.peak, 4),
+            "input_wait": round(waited, 4),
+            "seconds_left": round(steps_left / rate, 1) if rate else math.inf,
+        }
 
 
 def cut_back(path: Path, step: int, redo: bool = False) -> None:

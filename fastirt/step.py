@@ -42,7 +42,7 @@ class TrainStep(nn.Module):
     `engine` is how: "eager", "compile" (encoder, twin and objective under torch.compile) or "graph" (all of `body` in one
     CUDA graph as well). The first non-finite loss or gradient sets `first_bad_step` (0-d int64 on the device, -1 = none), which from
     then on holds back every update of weights, twin and memory. `sums` (5,) float64 adds up the values named in LOSS_NAMES
-    over `counted` steps. `mark` is called with the name of each phase as it ends.
+    over `counted` steps. `mark` is called with "start" and then with the name of each phase as it ends.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class TrainStep(nn.Module):
 
     def forward(self, batch: Batch) -> None:
         """One step on a batch of uint8 pictures (B, S, S, 3), or views of cached ones, with labels (B,), all on the device."""
+        self.mark("start")
         config, step = self.config, batch.step
         with_memory = self.memory is not None and step >= config.memory.memory_start
         moved = self.stage.load(batch)

@@ -7,7 +7,7 @@ import json
 import logging
 from collections import deque
 from pathlib import Path
-from typing import IO, Any, Callable, Optional
+from typing import IO, Any, Callable, Iterator, Optional
 
 import numpy as np
 import torch
@@ -18,13 +18,13 @@ from fastirt.catalog import Catalog
 from fastirt.config import Config
 from fastirt.encoder import Encoder, save_model
 from fastirt.errors import UserError
-from fastirt.input.cache import make_cache
-from fastirt.input.cached import CachedTrainLoader
-from fastirt.input.loader import TrainLoader
-from fastirt.input.source import FileSource
+from fastirt.flops import peak_flops, training_flops
+from fastirt.input.cached import CachedTrainLoader, train_loader
+from fastirt.input.loader import Batch
 from fastirt.input.store import catalog_digest
 from fastirt.logs import RunLog, Throughput
 from fastirt.optim import learning_rate, load_optimizer, optimizer_state
+from fastirt.profiling import Profile
 from fastirt.readout import Readout
 from fastirt.step import TrainStep
 from fastirt.stopping import Interrupted, Stopper
@@ -70,31 +70,10 @@ class Trainer:
         if resume is not None:
             bad = self._load(resume)
         self.recent: deque[tuple[int, np.ndarray]] = deque(maxlen=2 * config.run.logging_freq + 8)
-        self.loader = self._make_loader(bad)
+        self.loader = train_loader(
+            catalog, config, device, start_step=self.step, bad=bad, store=store, csv_path=folder / "bad_pictures.csv"
+        )
         self.readout = Readout(self.step_module, device)
-
-    def _make_loader(self, bad: list[int]) -> TrainLoader:
-        config, catalog, store = self.config, self.catalog, self.store
-        given = dict(
-            batch_size=config.optim.batch_size,
-            m=config.data.m,
-            seed=config.run.seed,
-            input=config.input,
-            device=self.device,
-            start_step=self.step,
-            stop_step=config.optim.max_iter,
-            store=store,
-            bad=bad,
-            csv_path=self.folder / "bad_pictures.csv",
-            class_names=catalog.class_names,
-        )
-        source = FileSource(catalog.train.paths) if store is None else store
-        cache = make_cache(config.input.cache, source, config.input, self.device, frozenset(bad))
-        return (
-            TrainLoader(catalog.train, **given)
-            if cache is None
-            else CachedTrainLoader(catalog.train, **given, cache=cache)
-        )
 
     def run(self) -> int:
         """Train to `max_iter`, save the final model, leave the last checkpoint. Raises UserError for a non-finite loss."""
@@ -103,14 +82,15 @@ class Trainer:
         # Resumed at a step whose evaluation may not have ended: it is done again.
         redo = self.last_good is not None and (self._due(config.eval.eval_freq) or self.step == total)
         self.log = RunLog(self.folder, board, self.step, total, redo)
-        self.speed = Throughput(config.optim.batch_size)
+        flops = training_flops(self.encoder, self.step_module.twin is not None)
+        self.speed = Throughput(config.optim.batch_size, flops, peak_flops(self.device, self.step_module.dtype))
         try:
             with Stopper() as stopper:
                 if redo and self.step < total and not self._evaluate(stopper):
                     return self._stop(stopper)
                 if self.store is not None and not self._fill_cache(stopper):
                     return self._stop(stopper)
-                for batch in self.loader:
+                for batch in self._batches():
                     self.recent.append((batch.step, batch.indices))
                     self.step_module(batch)
                     self.step = batch.step + 1
@@ -133,6 +113,12 @@ class Trainer:
             self.log.close()
             self._lock.close()
         return 0
+
+    def _batches(self) -> Iterator[Batch]:
+        batches = self.speed.waiting(iter(self.loader))
+        if self.config.run.profile:
+            return Profile(self.config.run.profile, self.step_module, self.folder).follow(batches)
+        return batches
 
     def _fill_cache(self, stopper: Stopper) -> bool:
         """From a packed store all of the cache at once; False where a signal broke it off."""
@@ -241,10 +227,9 @@ class Trainer:
     def _ask(self) -> None:
         """Begin a log row; it is written when its numbers have arrived."""
         self._report(wait=True)
-        rate, left = self.speed.read(self.config.optim.max_iter - self.step)
-        rate, left = round(rate, 1), round(left, 1)
+        speed = self.speed.read(self.config.optim.max_iter - self.step)
         lr = learning_rate(self.step - 1, self.config.optim)
-        self.readout.ask({"step": self.step, "lr": lr, "imgs_per_s": rate, "seconds_left": left})
+        self.readout.ask({"step": self.step, "lr": lr, **speed})
         self._report(wait=self.step == self.config.optim.max_iter)
 
     def _report(self, wait: bool) -> None:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import logging
 import time
 from concurrent.futures import Future
-from typing import Any, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Iterator, Sequence
 
 import numpy as np
 import torch
 
+from fastirt.config import Config
 from fastirt.input.augment import draw_crops
-from fastirt.input.cache import PictureCache, Views, next_missing
+from fastirt.input.cache import PictureCache, Views, make_cache, next_missing
 from fastirt.input.check import Undecodable
 from fastirt.input.geometry import crop_corners
 from fastirt.input.loader import Batch, Encoded, TrainLoader
+from fastirt.input.source import FileSource, PictureSource
+
+if TYPE_CHECKING:
+    from fastirt.catalog import Catalog
 
 log = logging.getLogger("fastirt")
 
@@ -116,3 +122,33 @@ class CachedTrainLoader(TrainLoader):
         elif now - self._said > SAY_EVERY:
             log.info("cache: %d of %d pictures", valid.sum(), total)
             self._said = now
+
+
+def train_loader(
+    catalog: Catalog,
+    config: Config,
+    device: torch.device,
+    *,
+    start_step: int = 0,
+    bad: Sequence[int] = (),
+    store: PictureSource | None = None,
+    csv_path: Path | None = None,
+) -> TrainLoader:
+    """The batches of a run, cached as `--cache` asks for. store: a packed store's training split, else the files are read."""
+    split = catalog.train
+    given = dict(
+        batch_size=config.optim.batch_size,
+        m=config.data.m,
+        seed=config.run.seed,
+        input=config.input,
+        device=device,
+        start_step=start_step,
+        stop_step=config.optim.max_iter,
+        store=store,
+        bad=bad,
+        csv_path=csv_path,
+        class_names=catalog.class_names,
+    )
+    source = FileSource(split.paths) if store is None else store
+    cache = make_cache(config.input.cache, source, config.input, device, frozenset(bad))
+    return TrainLoader(split, **given) if cache is None else CachedTrainLoader(split, **given, cache=cache)
