@@ -1,22 +1,106 @@
-"""python -m benchmarks loss [flags]"""
+"""python -m benchmarks loss|input|cache|step|train|retrieval|all|report|compare [flags]"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
+from pathlib import Path
+from typing import Any
 
-from benchmarks import loss
+import torch
 
-PARTS = {"loss": loss}  # name: module with `add_flags(parser)` and `main(args) -> exit code`
+from benchmarks import compare, report
+from benchmarks.ceilings import ceilings
+from benchmarks.results import Results, default_path, figure_of
+
+PARTS = {  # each module has `add_flags(parser)` and `run(args, results)`; most important first
+    "step": "the whole training step: engines, precisions, and the public recipe",
+    "loss": "the loss, forward and backward: kernels, PyTorch, torch.compile, pytorch-metric-learning",
+    "cache": "cached pictures to the step's input buffer",
+    "input": "pictures to batches: DALI, packed store, torchvision, the public recipe's loader",
+    "train": "a run from pictures to updated weights, with what bounds it",
+    "retrieval": "exact nearest neighbours: FAISS, plain torch",
+}
+UNITS = {"GB/s": "GB/s", "bf16": "TFLOP/s", "tf32": "TFLOP/s", "fp32": "TFLOP/s"}
 
 
 def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    if args.part in ("report", "compare"):
+        return {"report": report, "compare": compare}[args.part].main(args)
+    device = torch.device(args.device)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            print(f"benchmarks: error: --device {args.device}: there is no GPU here", file=sys.stderr)
+            return 2
+        device = torch.device("cuda", device.index or 0)
+        torch.cuda.set_device(device)
+    else:
+        print("no GPU: small sizes, CPU figures; the kernels' interpreter is not worth timing")
+    path = None if args.no_save else args.out or default_path(device)
+    results = Results(path, device, {})
+    try:
+        measured = ceilings(device, args.quick)
+    except OSError as error:
+        print(f"benchmarks: error: {error}", file=sys.stderr)
+        return 2
+    for name, rates in measured.items():
+        results.add(figure_of(rates, part="ceilings", name=name, unit=UNITS[name], params={}))
+    results.limits.update({figure.name: figure.p50 for figure in results.figures})
+    for less, more in (("tf32", "fp32"), ("bf16", "tf32")):  # a CPU may be slower at less precision: it can use more
+        results.limits[less] = max(results.limits[less], results.limits[more])
+    failed = 0
+    for name in PARTS if args.part == "all" else [args.part]:
+        part = importlib.import_module(f"benchmarks.{name}")
+        given = args
+        if args.part == "all":
+            parser = _common(argparse.ArgumentParser())
+            part.add_flags(parser)
+            given = parser.parse_args(_again(args))
+        try:
+            part.run(given, results)
+        except Exception as error:  # one part's failure must not cost the others
+            if args.part != "all":
+                raise
+            failed += 1
+            results.missing(
+                name, "all", f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+            )
+    if path is not None:
+        print(f"wrote {path}")
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measurements beside their limits.")
-    parts = parser.add_subparsers(dest="part", required=True, metavar="|".join(PARTS))
-    for name, module in PARTS.items():
-        module.add_flags(parts.add_parser(name, help=module.__doc__.splitlines()[0]))
-    args = parser.parse_args(argv)
-    return PARTS[args.part].main(args)
+    parts = parser.add_subparsers(dest="part", required=True, metavar="|".join([*PARTS, "all", "report", "compare"]))
+
+    for name, help in PARTS.items():
+        part = _common(parts.add_parser(name, help=help, description=help))
+        importlib.import_module(f"benchmarks.{name}").add_flags(part)
+    _common(parts.add_parser("all", help="every part above, in that order"))
+    report.add_flags(parts.add_parser("report", help="the README's table and plots, from results files alone"))
+    compare.add_flags(parts.add_parser("compare", help="did a figure fall by more than its noise allows?"))
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=None, help="rounds (default: the part's own)")
+    parser.add_argument("--quick", action="store_true", help="the smallest sizes, few rounds")
+    parser.add_argument(
+        "--out", type=Path, help="results file, appended to (default: benchmarks/results/DATE-DEVICE.jsonl)"
+    )
+    parser.add_argument("--no-save", action="store_true", help="print only")
+    return parser
+
+
+def _again(args: Any) -> list[str]:
+    """The common flags that were given, for a part's own parser."""
+    words = ["--device", args.device]
+    words += ["--repeats", str(args.repeats)] if args.repeats else []
+    return words + (["--quick"] if args.quick else [])
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.timing import alternate
+from benchmarks.timing import samples
 
 
-def ceilings(device: torch.device, repeats: int = 10) -> dict[str, float]:
-    """GB/s of a copy (read + write), and TFLOP/s of square products by precision: "bf16", "tf32", "fp32"."""
+def ceilings(device: torch.device, quick: bool = False) -> dict[str, list[float]]:
+    """By name, one value a repeat: "GB/s" of a copy (read + write), TFLOP/s of square products "bf16", "tf32", "fp32"."""
     on_gpu = device.type == "cuda"
     source = torch.empty((2 << 30) if on_gpu else (256 << 20), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -27,9 +27,9 @@ def ceilings(device: torch.device, repeats: int = 10) -> dict[str, float]:
 
         return call
 
-    timed = alternate(
-        {"copy": lambda: target.copy_(source), "bf16": lambda: a16 @ b16, "tf32": product("high"), "fp32": product("highest")},
-        device, repeats,
-    )  # fmt: skip
-    rates = {name: 2 * side**3 / timed[name].median / 1e9 for name in ("bf16", "tf32", "fp32")}
-    return {"GB/s": 2 * source.numel() / timed["copy"].median / 1e6, **rates}
+    timed = samples(
+        {"GB/s": lambda: target.copy_(source), "bf16": lambda: a16 @ b16, "tf32": product("high"), "fp32": product("highest")},
+        device, 3 if quick else 10,
+    )[0]  # fmt: skip
+    done = {"GB/s": 2 * source.numel() / 1e6, **dict.fromkeys(("bf16", "tf32", "fp32"), 2 * side**3 / 1e9)}
+    return {name: [done[name] / value for value in values] for name, values in timed.items()}

@@ -68,8 +68,8 @@ def test_geometry_equals_torchvision(resize, training, loader, mean, largest):
     resized = resized_sizes(SIZES, config)
     corners = crop_corners(resized, 56, x, y)
     decoder = PilDecoder(56, 2) if loader == "pil" else DaliDecoder(56, len(images), 2, CPU)
-    ours = decoder.decode(encoded, resized, corners, flip).numpy().astype(int)
-    whole = [picture.numpy() for picture in decoder.decode_whole(encoded, resized)]
+    ours = decoder.decode(encoded, np.array(SIZES), resized, corners, flip).numpy().astype(int)
+    whole = [picture.numpy() for picture in decoder.decode_whole(encoded, np.array(SIZES), resized)]
     decoder.close()
     theirs = np.stack(
         [by_torchvision(image, config, *((x[i], y[i], flip[i]) if training else ())) for i, image in enumerate(images)]
@@ -92,8 +92,20 @@ def test_sizes_and_offsets_are_torchvision_s():
 
 def decoded_twice(encoded, size, height, width):
     """By DALI and by PIL: the top left corner, resized to (height, width)."""
-    place = np.array([[height, width]]), np.zeros((1, 2), int), np.zeros(1, bool)
+    place = *[np.array([[height, width]])] * 2, np.zeros((1, 2), int), np.zeros(1, bool)
     return DaliDecoder(size, 1, 1, CPU).decode([encoded], *place), PilDecoder(size, 1).decode([encoded], *place)
+
+
+def test_leaving_out_a_resize_that_changes_nothing_changes_nothing():
+    """A batch that has its size already, as a packed store's, against the same pictures beside one that has not."""
+    encoded = [encode(photo(64, 64 + 9 * i, i), "PNG") for i in range(3)]
+    sizes = np.array([[64, 64 + 9 * i] for i in range(3)])
+    decoder = DaliDecoder(56, 4, 2, CPU)
+    alone = decoder.decode_whole(encoded, sizes, sizes)
+    other = encode(photo(90, 80, 9), "PNG")
+    mixed = decoder.decode_whole([*encoded, other], np.array([*sizes, [90, 80]]), np.array([*sizes, [72, 64]]))
+    assert len(decoder._pipelines) == 2 and mixed[3].shape == (72, 64, 3)
+    assert all(torch.equal(a, b) for a, b in zip(alone, mixed))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ directions: 0.18 of 255 levels on average. Rounding there as well needs two resi
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Any, NamedTuple, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,13 @@ from fastirt.input.check import Undecodable
 HW_DECODER_LOAD = 0.65  # share of JPEGs that the GPU's hardware decoder takes; tune it to the number of CPU threads
 
 
+class Kind(NamedTuple):
+    """Of a pipeline: whether it resizes (a batch that has its size already is not, which gives the same pixels), and whether it crops."""
+
+    resize: bool
+    crop: bool
+
+
 class DaliDecoder:
     """Encoded pictures to batches on `device`, at most `batch_size` at a time; the pictures (H, W, 3) uint8 are decoded and resized,
     then cropped to `size` and flipped, or left whole."""
@@ -24,52 +31,70 @@ class DaliDecoder:
     def __init__(
         self, size: int, batch_size: int, threads: int, device: torch.device, hw_decoder_load: float = HW_DECODER_LOAD
     ) -> None:
+        import nvidia.dali  # noqa: F401  in the consumer's thread: the one that decodes must not be the first to import it
+
         self.size, self.batch_size, self.threads, self.device = size, batch_size, threads, device
         self.hw_decoder_load = hw_decoder_load
-        self._pipelines: dict[bool, Any] = {}  # by whether it leaves pictures whole; one is needed in most runs
+        self._pipelines: dict[Kind, Any] = {}  # made when needed: most runs need one
 
     def decode(
-        self, encoded: Sequence[np.ndarray], resized: np.ndarray, corners: np.ndarray, flips: np.ndarray
+        self,
+        encoded: Sequence[np.ndarray],
+        sizes: np.ndarray,
+        resized: np.ndarray,
+        corners: np.ndarray,
+        flips: np.ndarray,
     ) -> torch.Tensor:
-        """(B, S, S, 3) uint8 on the device; resized (B, 2) sizes, corners (B, 2) of the crops, flips (B,) bool. Raises Undecodable.
+        """(B, S, S, 3) uint8 on the device; sizes (B, 2) as stored and after the resize, corners (B, 2) of the crops, flips (B,) bool.
+        Raises Undecodable.
 
         The tensor shares DALI's memory on a CPU and keeps it alive. On a GPU the batch is ready when this returns.
         """
-        fed = {"size": resized.astype(np.float32), "corner": corners.astype(np.int32), "flip": flips.astype(np.int32)}
-        batch = self._decode(False, encoded, fed)
+        fed = {"corner": corners.astype(np.int32), "flip": flips.astype(np.int32)}
+        batch = self._decode(True, encoded, sizes, resized, fed)
         # On a GPU into torch's own memory: the consumer's stream may still read it when DALI wants its buffer back.
         images = torch.from_dlpack(batch.as_tensor())
         return images if self.device.type == "cpu" else self._finished([images])[0]
 
-    def decode_whole(self, encoded: Sequence[np.ndarray], resized: np.ndarray) -> list[torch.Tensor]:
+    def decode_whole(self, encoded: Sequence[np.ndarray], sizes: np.ndarray, resized: np.ndarray) -> list[torch.Tensor]:
         """Pictures (H, W, 3) uint8 on the device, resized to `resized` (B, 2) and not cropped. Raises Undecodable."""
-        batch = self._decode(True, encoded, {"size": resized.astype(np.float32)})
+        batch = self._decode(False, encoded, sizes, resized, {})
         return self._finished([torch.from_dlpack(batch[i]) for i in range(len(encoded))])
 
     def close(self) -> None:
         self._pipelines.clear()
 
-    def _decode(self, whole: bool, encoded: Sequence[np.ndarray], fed: dict[str, np.ndarray]) -> Any:
-        if whole not in self._pipelines:
-            self._pipelines[whole] = self._build(self.batch_size, whole)
+    def _decode(
+        self,
+        crop: bool,
+        encoded: Sequence[np.ndarray],
+        sizes: np.ndarray,
+        resized: np.ndarray,
+        fed: dict[str, np.ndarray],
+    ) -> Any:
+        kind = Kind(not np.array_equal(sizes, resized), crop)
+        if kind.resize:
+            fed = {**fed, "size": resized.astype(np.float32)}
+        if kind not in self._pipelines:
+            self._pipelines[kind] = self._build(self.batch_size, kind)
         try:
-            return self._run(self._pipelines[whole], encoded, fed)
+            return self._run(self._pipelines[kind], encoded, fed)
         except RuntimeError as error:
             # The pipeline is dead now, and its message names one picture at most: try each alone.
-            del self._pipelines[whole]
-            failed = self._find(whole, encoded, fed)
+            del self._pipelines[kind]
+            failed = self._find(kind, encoded, fed)
             if not failed:
                 raise error
             raise Undecodable(failed) from None
 
-    def _find(self, whole: bool, encoded: Sequence[np.ndarray], fed: dict[str, np.ndarray]) -> dict[int, str]:
-        failed, single = {}, self._build(1, whole)
+    def _find(self, kind: Kind, encoded: Sequence[np.ndarray], fed: dict[str, np.ndarray]) -> dict[int, str]:
+        failed, single = {}, self._build(1, kind)
         for i in range(len(encoded)):
             try:
                 self._run(single, encoded[i : i + 1], {name: value[i : i + 1] for name, value in fed.items()})
             except RuntimeError:
                 failed[i] = _explain(encoded[i])
-                single = self._build(1, whole)
+                single = self._build(1, kind)
         return failed
 
     def _run(self, pipeline: Any, encoded: Sequence[np.ndarray], fed: dict[str, np.ndarray]) -> Any:
@@ -86,7 +111,7 @@ class DaliDecoder:
             torch.cuda.current_stream(self.device).synchronize()
         return images
 
-    def _build(self, batch_size: int, whole: bool):
+    def _build(self, batch_size: int, kind: Kind):
         from nvidia.dali import Pipeline, fn, types
 
         gpu = self.device.type == "cuda"
@@ -105,14 +130,12 @@ class DaliDecoder:
                 adjust_orientation=False,
                 **(dict(hw_decoder_load=self.hw_decoder_load) if gpu else {}),
             )
-            pictures = fn.resize(
-                pictures,
-                size=fn.external_source(name="size"),
-                interp_type=types.INTERP_CUBIC,
-                antialias=True,
-                dtype=types.UINT8,
-            )
-            if not whole:
+            if kind.resize:
+                size = fn.external_source(name="size")
+                pictures = fn.resize(
+                    pictures, size=size, interp_type=types.INTERP_CUBIC, antialias=True, dtype=types.UINT8
+                )
+            if kind.crop:
                 square = [self.size, self.size]
                 pictures = fn.slice(pictures, start=fn.external_source(name="corner"), shape=square, axes=[0, 1])
                 pictures = fn.flip(pictures, horizontal=fn.external_source(name="flip"))

@@ -118,10 +118,11 @@ class _Pictures:
         flip: np.ndarray | None = None,
     ) -> torch.Tensor:
         """(B, S, S, 3) uint8; draws None: the centre crop, not flipped. Raises Undecodable."""
-        resized = resized_sizes([size for _, size in encoded], self.input)
+        sizes = np.array([size for _, size in encoded])
+        resized = resized_sizes(sizes.tolist(), self.input)
         corners = crop_corners(resized, self.input.input_size, x, y)
         flips = np.zeros(len(encoded), bool) if flip is None else flip
-        return self._decoder.decode([data for data, _ in encoded], resized, corners, flips)
+        return self._decoder.decode([data for data, _ in encoded], sizes, resized, corners, flips)
 
     def mark(self, row: int, reason: str, step: int) -> None:
         """Takes a row out of use and names it."""
@@ -135,8 +136,10 @@ class _Pictures:
 
     def decode_whole(self, encoded: Sequence[Encoded]) -> list[torch.Tensor]:
         """Pictures (H, W, 3) uint8, resized and not cropped. Raises Undecodable."""
-        resized = resized_sizes([size for _, size in encoded], self.input)
-        return self._decoder.decode_whole([data for data, _ in encoded], resized)
+        sizes = np.array([size for _, size in encoded])
+        return self._decoder.decode_whole(
+            [data for data, _ in encoded], sizes, resized_sizes(sizes.tolist(), self.input)
+        )
 
     def batch(
         self,

@@ -21,9 +21,15 @@ class PilDecoder:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastirt-pil")
 
     def decode(
-        self, encoded: Sequence[np.ndarray], resized: np.ndarray, corners: np.ndarray, flips: np.ndarray
+        self,
+        encoded: Sequence[np.ndarray],
+        sizes: np.ndarray,
+        resized: np.ndarray,
+        corners: np.ndarray,
+        flips: np.ndarray,
     ) -> torch.Tensor:
-        """(B, S, S, 3) uint8 on the CPU; resized (B, 2) sizes, corners (B, 2) of the crops, flips (B,) bool. Raises Undecodable."""
+        """(B, S, S, 3) uint8 on the CPU; sizes (B, 2) as stored and after the resize, corners (B, 2) of the crops, flips (B,) bool.
+        Raises Undecodable."""
 
         def one(data: np.ndarray, size: np.ndarray, corner: np.ndarray, flip: bool) -> np.ndarray:
             (top, left), pixels = corner, resize(decode(data), *size)
@@ -32,7 +38,7 @@ class PilDecoder:
 
         return torch.from_numpy(np.stack(self._all(one, encoded, resized, corners, flips)))
 
-    def decode_whole(self, encoded: Sequence[np.ndarray], resized: np.ndarray) -> list[torch.Tensor]:
+    def decode_whole(self, encoded: Sequence[np.ndarray], sizes: np.ndarray, resized: np.ndarray) -> list[torch.Tensor]:
         """Pictures (H, W, 3) uint8 on the CPU, resized and not cropped. Raises Undecodable."""
         return [
             torch.from_numpy(p) for p in self._all(lambda data, size: resize(decode(data), *size), encoded, resized)

@@ -1,0 +1,97 @@
+"""Cached pictures to the step's input buffer: one kernel, beside the same in plain PyTorch."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from typing import Any, Callable
+
+import numpy as np
+import torch
+
+from benchmarks.results import Results, figure_of
+from benchmarks.timing import samples
+from fastirt.input.cache import PictureCache
+from fastirt.input.normalise import byte_table
+from fastirt.kernels import gather_views
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pictures", type=int, help="in the cache (default: 59551 on a GPU, 2000 on a CPU)")
+    parser.add_argument("--side", type=int, default=256, help="of a cached picture")
+    parser.add_argument("--crop", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, nargs="+", help="(default: 64 256; on a CPU 64)")
+
+
+def indexed(
+    out: torch.Tensor, cache: PictureCache, side: int, picks: torch.Tensor, table: torch.Tensor
+) -> torch.Tensor:
+    """The same by advanced indexing, as a user of torch alone would write it."""
+    size, device = out.shape[1], picks.device
+    row, top, left, flip = picks.unbind(1)
+    across = torch.arange(size, device=device)
+    y = top[:, None] + across
+    x = left[:, None] + torch.where(flip[:, None] != 0, size - 1 - across, across)
+    pictures = cache.pixels.view(-1, side, side, 3)
+    crops = pictures[row[:, None, None], y[:, :, None], x[:, None, :]]
+    return out.copy_(table[crops.long(), torch.arange(3, device=device)])
+
+
+def run(args: argparse.Namespace, results: Results) -> None:
+    device, on_gpu = results.device, results.device.type == "cuda"
+    count = args.pictures or (200 if args.quick else 59551 if on_gpu else 2000)
+    for place in ("device", "host") if on_gpu else ("host",):
+        try:
+            cache = PictureCache(np.full((count, 2), args.side, np.int64), device, place)
+        except Exception as error:
+            results.missing("cache", f"fastirt, {place}", str(error))
+            continue
+        cache.pixels.random_(0, 256)
+        for batch_size in args.batch_size or ([64, 256] if on_gpu else [8 if args.quick else 64]):
+            _measure(args, cache, place, batch_size, results)
+        del cache
+    if not on_gpu:
+        results.missing("cache", "fastirt, device", "needs a GPU")
+
+
+def _measure(args: argparse.Namespace, cache: PictureCache, place: str, batch_size: int, results: Results) -> None:
+    device = results.device
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, args.side - args.crop + 1, (batch_size, 2))
+    columns = [rng.integers(0, len(cache.valid), batch_size), corners, rng.integers(0, 2, batch_size)]
+    picks = torch.from_numpy(np.column_stack(columns).astype(np.int64)).to(device)
+    table = byte_table(MEAN, STD, dtype, device)
+    out, plain = (torch.empty(batch_size, args.crop, args.crop, 3, dtype=dtype, device=device) for _ in range(2))
+    calls: dict[str, Callable[[], Any]] = {
+        f"fastirt, {place}": lambda: gather_views(out, cache.pixels, cache.starts, cache.widths, picks, table)
+    }
+    if cache.pixels.device == device:
+        calls["torch indexing"] = lambda: indexed(plain, cache, args.side, picks, table)
+        for call in calls.values():
+            call()
+        if not torch.equal(out, plain):
+            raise RuntimeError("the kernel and plain indexing differ")
+    moved = out.numel() * (1 + out.element_size())
+    timed, _ = samples(calls, device, args.repeats or (3 if args.quick else 20))
+    for name, values in timed.items():
+        rates = [batch_size / value * 1e3 for value in values]
+        extra = {"ms": statistics.median(values), "GB/s": moved / statistics.median(values) / 1e6}
+        params = dict(
+            batch_size=batch_size, pictures=len(cache.valid), side=args.side, crop=args.crop, dtype=str(dtype)[6:]
+        )
+        limit = results.limits["GB/s"] * 1e9 / (moved / batch_size)
+        results.add(
+            figure_of(
+                rates,
+                part="cache",
+                name=name,
+                unit="imgs/s",
+                params=params,
+                limit=limit,
+                limit_name="copy bandwidth",
+                extra=extra,
+            )
+        )

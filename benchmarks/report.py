@@ -1,0 +1,131 @@
+"""`report`: the README's table and plots, from results files and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import FOLDER, key, read
+
+BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", type=Path, nargs="*", help="results (default: benchmarks/results/*.jsonl)")
+    parser.add_argument("--readme", type=Path, help=f"put the table between the lines {BEGIN} and {END} of this file")
+    parser.add_argument("--plots", type=Path, help="folder for one SVG a part and device")
+
+
+def newest(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(figures, what was not run): of each the last; not run counts only where there is no figure on that device."""
+    figures, missing = {}, {}
+    for row in sorted(rows, key=lambda row: row.get("time", "")):
+        if "not_run" in row:
+            missing[(row["part"], row["name"], row["device"])] = row
+        else:
+            figures[key(row)] = row
+    have = {(row["part"], row["name"], row["device"]) for row in figures.values()}
+    return list(figures.values()), [row for name, row in missing.items() if name not in have]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    figures, missing = newest(rows)
+    lines = [
+        "| what | sizes | device | median (p20-p80) | limit here | of the limit | commit, date |",
+        "| --- | --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    for row in sorted(figures, key=lambda row: (row["device"].startswith("CPU"), row["device"], row["part"])):
+        sizes = ", ".join(f"{name} {value}" for name, value in row["params"].items())
+        share, limit = row.get("share_of_limit"), row.get("limit")
+        lines.append(
+            f"| {row['part']}: {row['name']} | {sizes} | {row['device']} | "
+            f"{_number(row['p50'])} {row['unit']} ({_number(row['p20'])}-{_number(row['p80'])}) | "
+            f"{'' if limit is None else f'{_number(limit)} {row_unit(row)}'} | {'' if share is None else f'{100 * share:.1f} %'} | "
+            f"{row.get('commit', '')}, {row.get('time', '')[:10]} |"
+        )
+    if missing:
+        lines += ["", "Not measured:", ""]
+        lines += sorted({f"- {row['part']}, {row['name']} ({row['device']}): {row['not_run']}" for row in missing})
+    return "\n".join(lines) + "\n"
+
+
+def row_unit(row: dict[str, Any]) -> str:
+    return row["unit"] + (f" ({row['limit_name']})" if row.get("limit_name") else "")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
+    """One bar chart a part, unit and device: median, p20 to p80, and the limit. The same rows give the same bytes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "fastirt"
+    from matplotlib import pyplot
+
+    charts: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in newest(rows)[0]:
+        charts.setdefault((row["part"], row["unit"], row["device"]), []).append(row)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for (part, unit, device), bars in charts.items():
+        figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.34 * len(bars)), layout="constrained")
+        names = [f"{bar['name']}\n{_differing(bar, bars)}".strip() for bar in bars]
+        middle = [bar["p50"] for bar in bars]
+        spread = [[max(0, b["p50"] - b["p20"]) for b in bars], [max(0, b["p80"] - b["p50"]) for b in bars]]
+        axes.barh(range(len(bars)), middle, xerr=spread, color="#4878a8", ecolor="#333333", capsize=2)
+        for place, bar in enumerate(bars):
+            if bar.get("limit"):
+                axes.plot([bar["limit"]] * 2, [place - 0.4, place + 0.4], color="#c44e52")
+        axes.set_yticks(range(len(bars)), names, fontsize=7)
+        axes.invert_yaxis()
+        axes.set_xlabel(f"{unit} (red: this machine's limit)")
+        axes.set_title(f"{part}, {device}", fontsize=9)
+        path = folder / (re.sub(r"[^a-z0-9]+", "-", f"{part} {unit} {device}".lower()).strip("-") + ".svg")
+        figure.savefig(path, metadata={"Date": None})
+        pyplot.close(figure)
+        written.append(path)
+    return written
+
+
+def _differing(bar: dict[str, Any], bars: list[dict[str, Any]]) -> str:
+    """The sizes in which the bars of a chart differ."""
+    return " ".join(
+        f"{name}={value}" for name, value in bar["params"].items() if any(b["params"].get(name) != value for b in bars)
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    files = args.files or sorted(FOLDER.glob("*.jsonl"))
+    try:
+        rows = read(files)
+        if not rows:
+            raise ValueError(f"no results in {', '.join(map(str, files)) or FOLDER}: run a part first")
+        text = table(rows)
+        print(text)
+        if args.readme:
+            _insert(args.readme, text)
+        if args.plots:
+            for path in plot(rows, args.plots):
+                print(f"wrote {path}")
+    except ImportError:
+        print("report: error: plots need matplotlib: pip install matplotlib", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
+        print(f"report: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _insert(path: Path, text: str) -> None:
+    whole = path.read_text(encoding="utf-8")
+    if whole.count(BEGIN) != 1 or whole.count(END) != 1 or whole.index(BEGIN) > whole.index(END):
+        raise ValueError(f"{path}: needs one line {BEGIN} and, after it, one line {END}")
+    before, after = whole.split(BEGIN)[0], whole.split(END)[1]
+    path.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")

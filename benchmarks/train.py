@@ -1,0 +1,112 @@
+"""Runs from pictures on disk to updated weights: `fastirt train`, cached and not, and the public recipe's loop."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import public
+from benchmarks.input import rendered
+from benchmarks.results import Results, figure_of
+from fastirt.catalog import load_catalog
+from fastirt.cli import main as fastirt
+from fastirt.config import Config
+from fastirt.encoder import build_encoder
+
+LOGGED = 5  # steps between readings, of which the first two thirds are warm-up
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-path", type=Path, help="class folders of pictures (default: rendered, 500 x 375)")
+    parser.add_argument("--pictures", type=int, help="how many to render (default: 960; on a CPU 120)")
+    parser.add_argument("--model", help="timm name (default: deit_small_patch16_224; on a CPU vit_tiny_patch16_224)")
+    parser.add_argument("--batch-size", type=int, help="(default: 64; on a CPU 8)")
+    parser.add_argument("--steps", type=int, help="(default: 300; on a CPU 15)")
+
+
+def run(args: argparse.Namespace, results: Results) -> None:
+    on_gpu = results.device.type == "cuda"
+    sizes = dict(
+        model=args.model or ("deit_small_patch16_224" if on_gpu else "vit_tiny_patch16_224"),
+        batch_size=args.batch_size or (64 if on_gpu else 8),
+        input_size=224 if on_gpu else 64,
+        steps=args.steps or (300 if on_gpu else 15),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        root = args.data_path or rendered(Path(folder), args.pictures or (960 if on_gpu else 96 if args.quick else 120))
+        for name, flags in {
+            "fastirt": [],
+            "fastirt, no cache": ["--cache", "none"],
+            "fastirt, eager fp32": ["--engine", "eager", "--precision", "fp32"],
+        }.items():
+            try:
+                found = _ours(Path(folder) / name.replace(" ", ""), root, sizes, flags, results.device)
+            except RuntimeError as error:
+                results.missing("train", name, str(error))
+                continue
+            _add(results, name, sizes, *found)
+        try:
+            _add(results, "public recipe", sizes, _public(root, sizes, results.device), {})
+        except (ImportError, RuntimeError) as error:
+            results.missing("train", "public recipe", f"{type(error).__name__}: {str(error).splitlines()[0]}")
+
+
+def _add(results: Results, name: str, sizes: dict[str, Any], rates: list[float], extra: dict[str, Any]) -> None:
+    results.add(figure_of(rates, part="train", name=name, unit="imgs/s", params=sizes, extra=extra))
+
+
+def _ours(
+    folder: Path, root: Path, sizes: dict[str, Any], flags: list[str], device: torch.device
+) -> tuple[list[float], dict[str, Any]]:
+    """(imgs/s at each reading of the last third, what the log says of it). Evaluation is not part of it."""
+    words = ["train", "--dataset", "folder", "--data-path", str(root), "--recipe", "paper", "--weights", "scratch"]
+    words += [
+        "--model",
+        sizes["model"],
+        "--input-size",
+        str(sizes["input_size"]),
+        "--batch-size",
+        str(sizes["batch_size"]),
+    ]
+    words += ["--max-iter", str(sizes["steps"]), "--logging-freq", str(LOGGED), "--save-freq", "0", "--rank", "1"]
+    logging.disable(logging.INFO)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            code = fastirt([*words, "--output-dir", str(folder), "--device", str(device), *flags])
+    finally:
+        logging.disable(logging.NOTSET)
+    if code:
+        raise RuntimeError(f"fastirt train ended with exit code {code}")
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "imgs_per_s" in row]
+    rows = rows[2 * len(rows) // 3 :]
+    extra = {name: statistics.median(row[name] for row in rows) for name in ("mfu", "input_wait")}
+    return [row["imgs_per_s"] for row in rows], extra
+
+
+def _public(root: Path, sizes: dict[str, Any], device: torch.device) -> list[float]:
+    """imgs/s over each `LOGGED` steps of the last third of as many steps, at most 60."""
+    split = load_catalog("folder", str(root)).train
+    config = Config().replace(weights="scratch", model=sizes["model"])
+    recipe = public.Recipe(build_encoder(config.model, sizes["input_size"]).vit, len(split), device)
+    size = sizes["input_size"]
+    loader = public.loader(split.paths, split.labels, sizes["batch_size"], 2, size, round(size * 256 / 224))
+    stream = (batch for _ in iter(int, 1) for batch in loader)
+    rates, start = [], time.perf_counter()
+    for step in range(1, min(sizes["steps"], 60) + 1):
+        images, labels = next(stream)
+        recipe(images.to(device), labels.to(device))
+        if step % LOGGED == 0:
+            rates.append(LOGGED * sizes["batch_size"] / (time.perf_counter() - start))
+            start = time.perf_counter()
+    return rates[2 * len(rates) // 3 :]
