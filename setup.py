@@ -32,6 +32,9 @@ setup(
         "tensorboard",
         "tqdm",
     ],
-    extras_require={"test": ["pytest", "pytorch-metric-learning"]},
+    extras_require={
+        "bench": ["pytorch-metric-learning", "matplotlib"],
+        "test": ["pytest", "pytorch-metric-learning", "matplotlib"],
+    },
     entry_points={"console_scripts": ["fastirt = fastirt.cli:main"]},
 )

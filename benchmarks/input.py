@@ -35,6 +35,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads or processes each")
 
 
+def has_dali() -> bool:
+    try:
+        import nvidia.dali  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def rendered(folder: Path, count: int) -> Path:
     """A demo set of about `count` pictures of 500 x 375."""
     views = 12
@@ -117,7 +125,7 @@ def _measure(
             close = getattr(stream, "close", None)
             if close is not None:
                 close()
-        except (ImportError, RuntimeError) as error:
+        except Exception as error:  # a library that is missing, or cannot do this on this machine
             rates[name] = []
             results.missing("input", name, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
     mean_bytes = float(np.mean([os.path.getsize(path) for path in catalog.train.paths]))

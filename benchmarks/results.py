@@ -145,6 +145,7 @@ def environment(device: torch.device) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
+    versions["torch"] = torch.__version__  # with the CUDA that it was built for
     driver = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if device.type == "cuda" else ""
     return {
         "device": device_name(device),

@@ -70,7 +70,7 @@ def launches(step: Callable[[], Any], device: torch.device) -> dict[str, int]:
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)

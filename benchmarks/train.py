@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks import public
-from benchmarks.input import rendered
+from benchmarks.input import has_dali, rendered
 from benchmarks.results import Results, figure_of
 from fastirt.catalog import load_catalog
 from fastirt.cli import main as fastirt
@@ -37,6 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, results: Results) -> None:
     on_gpu = results.device.type == "cuda"
     sizes = dict(
+        loader="dali" if has_dali() else "pil",
         model=args.model or ("deit_small_patch16_224" if on_gpu else "vit_tiny_patch16_224"),
         batch_size=args.batch_size or (64 if on_gpu else 8),
         input_size=224 if on_gpu else 64,
@@ -78,7 +79,18 @@ def _ours(
         "--batch-size",
         str(sizes["batch_size"]),
     ]
-    words += ["--max-iter", str(sizes["steps"]), "--logging-freq", str(LOGGED), "--save-freq", "0", "--rank", "1"]
+    words += [
+        "--loader",
+        sizes["loader"],
+        "--max-iter",
+        str(sizes["steps"]),
+        "--logging-freq",
+        str(LOGGED),
+        "--save-freq",
+        "0",
+        "--rank",
+        "1",
+    ]
     logging.disable(logging.INFO)
     try:
         with contextlib.redirect_stdout(io.StringIO()):

@@ -39,6 +39,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except KeyboardInterrupt:
         print(f"fastirt {command}: interrupted", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; not imported for commands that need no torch
+            raise
+        print(
+            f"fastirt {command}: error: the GPU is out of memory: lower --batch-size or --eval-batch-size, or pass --cache host "
+            f"({str(error).splitlines()[0][:120]})",
+            file=sys.stderr,
+        )
+        return 2
 
 
 def build_parser() -> Parser:

@@ -95,6 +95,8 @@ class Capture:
             # thread_local: the threads that decode pictures go on calling CUDA meanwhile.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 body()
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"--engine graph: the step cannot be captured ({reason}): use --engine compile") from error

@@ -16,6 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+try:
+    import nvidia.dali  # noqa: F401
+
+    DECODER = "dali"
+except ImportError:  # a machine that only runs the GPU's tests may lack it
+    DECODER = "pil"
+needs_dali = pytest.mark.skipif(DECODER != "dali", reason="needs NVIDIA DALI")
+
 TINY_KWARGS = ("patch_size=8", "embed_dim=48", "depth=2", "num_heads=3")
 TINY = [
     "--model",
@@ -32,6 +40,8 @@ TINY = [
     "cpu",
     "--num-workers",
     "2",
+    "--loader",
+    DECODER,
 ]
 
 

@@ -1,46 +1,78 @@
 """The benchmark suite on the CPU: what is timed is what is tested, and every figure has its limit beside it."""
 
-import json
 import sys
 
 import pytest
 import torch
 
-from benchmarks import loss, peers
+from benchmarks import loss, peers, public
+from benchmarks.__main__ import PARTS
 from benchmarks.__main__ import main as benchmarks_main
-from benchmarks.timing import Timing, alternate
-from fastirt.kernels import tune
+from benchmarks.results import Results, figure_of, read
+from benchmarks.rounds import in_turns
+from benchmarks.timing import samples
+from fastirt.kernels import reference, tune
 from fastirt.kernels.configs import Row, Tile
 
 CPU = torch.device("cpu")
-FLAGS = "loss --rows 16 --slots 50 --dim 32 --dtype fp32 --repeats 2 --device cpu".split()
+QUICK = "--quick --device cpu --repeats 2".split()
 LIMITS = {"GB/s": 10.0, "bf16": 0.1, "tf32": 0.1, "fp32": 0.1}
-FIGURES = {
-    "loss",
-    "median_ms",
-    "p20_ms",
-    "p80_ms",
-    "peak_bytes",
-    "GB/s",
-    "TFLOP/s",
-    "limit_ms",
-    "share_of_limit",
-    "times_fastirt",
-}
+# Flags that make a part small, and the contenders that a CPU has.
+SMALL = {
+    "loss": ("--rows 16 --slots 50 --dim 32 --dtype fp32", {"plain", "compiled", "metric-learning"}),
+    "cache": ("--pictures 20 --side 40 --crop 32", {"fastirt, host", "torch indexing"}),
+    "input": ("--pictures 48 --batches 1 --workers 2", {"public recipe", "torchvision v2", "fastirt files", "fastirt packed", "fastirt files, PIL"}),
+    "step": ("--input-size 32 --only", {"eager fp32", "public recipe", "compile fp32"}),
+    "train": ("--steps 15 --pictures 48", {"fastirt", "fastirt, no cache", "fastirt, eager fp32", "public recipe"}),
+    "retrieval": ("--queries 200 --dim 16 --k 5", {"fastirt (FAISS)", "fastirt (torch)", "torch product + topk", "FAISS IndexFlatIP"}),
+}  # fmt: skip
 
 
-def test_loss_end_to_end(tmp_path, capsys):
-    out = tmp_path / "results" / "loss.json"
-    assert benchmarks_main([*FLAGS, "--out", str(out)]) == 0
-    assert "the kernels are left out" in capsys.readouterr().out
-    result = json.loads(out.read_text())
-    assert {"device", "torch", "triton", "commit", "date"} <= set(result["environment"])
-    assert {"GB/s", "bf16", "tf32", "fp32"} == set(result["limits"])
-    assert [row["name"] for row in result["rows"]] == ["plain", "compiled", "metric-learning"]
-    for row in result["rows"]:
-        assert set(row) >= FIGURES and row["peak_bytes"] is None
-        assert row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
-        assert row["share_of_limit"] * row["median_ms"] == pytest.approx(row["limit_ms"]) and row["limit_ms"] > 0
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_end_to_end(part, tmp_path):
+    out = tmp_path / "results" / "here.jsonl"
+    flags, names = SMALL[part]
+    words = flags.split() + (sorted(names) if flags.endswith("--only") else [])
+    assert benchmarks_main([part, *words, *QUICK, "--out", str(out)]) == 0
+    rows = read([out])
+    figures = [row for row in rows if "not_run" not in row]
+    assert {row["name"] for row in figures if row["part"] == part} == names
+    assert {row["name"] for row in figures if row["part"] == "ceilings"} == {"GB/s", "bf16", "tf32", "fp32"}
+    for row in figures:
+        assert row["device"].startswith("CPU") and row["versions"]["torch"] == torch.__version__ and row["commit"]
+        assert 0 < row["p20"] <= row["p50"] <= row["p80"]
+        if row["limit"]:
+            shares = sorted((row["p50"] / row["limit"], row["limit"] / row["p50"]))
+            assert row["share_of_limit"] in (pytest.approx(shares[0]), pytest.approx(shares[1]))
+    if part in ("loss", "cache", "step"):
+        assert any(row["part"] == part for row in rows if "not_run" in row)  # what needs a GPU is listed
+
+
+def test_all_goes_on_after_a_part_that_fails(tmp_path, monkeypatch, capsys):
+    import importlib
+
+    ran = []
+
+    class Part:
+        def __init__(self, name):
+            self.name = name
+
+        def add_flags(self, parser):
+            parser.add_argument("--rows", type=int, default=7)
+
+        def run(self, args, results):
+            ran.append((self.name, args.rows, args.quick))
+            if self.name == "loss":
+                raise RuntimeError("no luck\nat all")
+
+    real = importlib.import_module
+    monkeypatch.setattr(
+        importlib, "import_module", lambda name: Part(name[11:]) if name.startswith("benchmarks.") else real(name)
+    )
+    out = tmp_path / "all.jsonl"
+    assert benchmarks_main(["all", *QUICK, "--out", str(out)]) == 1
+    assert ran == [(name, 7, True) for name in PARTS]
+    assert [row["not_run"] for row in read([out]) if "not_run" in row] == ["RuntimeError: no luck"]
 
 
 @pytest.mark.parametrize("slots", [0, 40])
@@ -79,17 +111,58 @@ def test_a_call_without_memory_left_is_reported():
     def fails():
         raise torch.OutOfMemoryError("too much")
 
-    timed = alternate({"works": lambda: None, "fails": fails}, CPU, repeats=3)
-    assert isinstance(timed["works"], Timing) and timed["fails"] == "out of memory"
+    timed, _ = samples({"works": lambda: None, "fails": fails}, CPU, repeats=3)
+    assert len(timed["works"]) == 3 and timed["fails"] == "out of memory"
+    turns = in_turns({"works": lambda: None, "fails": fails}, CPU, rounds=3, steps=2, warm_up=1)
+    assert len(turns["works"].seconds) == 3 and turns["fails"] == "out of memory"
 
 
-def test_peers_too_large_for_the_memory_are_not_tried(monkeypatch):
+def test_peers_too_large_for_the_memory_are_not_tried(monkeypatch, tmp_path):
     monkeypatch.setattr(loss, "free_bytes", lambda device: 8 * 8 * 32 - 1)
-    rows = loss.measure("anchor_sum", "fp32", 16, 8, 0, limits=LIMITS, device=CPU, repeats=1)
-    assert {row["name"]: row["failed"] for row in rows} == dict.fromkeys(
-        ("plain", "compiled"), "not tried: too little free memory"
+    results = Results(tmp_path / "r.jsonl", CPU, LIMITS)
+    loss.measure("anchor_sum", "fp32", 16, 8, 0, results, repeats=1)
+    assert not results.figures
+    assert {row["name"]: row["not_run"][:23] for row in read([results.path])} == dict.fromkeys(
+        ("plain", "compiled"), "too little free memory "
     )
-    assert "not tried" in loss._lines(rows)
+
+
+def test_quantiles_and_shares():
+    figure = figure_of([1, 2, 3, 4, 5, 6], part="p", name="n", unit="ms", params={}, better="lower", limit=1.75)
+    assert (figure.p20, figure.p50, figure.p80, figure.repeats) == (2.0, 3.5, 5.0, 6) and figure.share_of_limit == 0.5
+    assert figure_of([4.0], part="p", name="n", unit="imgs/s", params={}, limit=8.0).share_of_limit == 0.5
+
+
+class Points(torch.nn.Module):
+    """A model whose tokens are its weights: (B, 2, D), whatever the pictures."""
+
+    num_features = 16
+
+    def __init__(self, count):
+        super().__init__()
+        self.points = torch.nn.Parameter(torch.randn(count, 2, 16, generator=torch.Generator().manual_seed(0)))
+
+    def forward_features(self, images):
+        return self.points
+
+
+def test_the_public_recipe_computes_its_objective():
+    """Against the batch. Its memory's term counts each row's pair with itself where rounding leaves a loss, which ours never does."""
+    labels = torch.arange(12) // 3
+    model = Points(12)
+    z = torch.nn.functional.normalize(model.points[:, 0].detach(), dim=1)
+    batch = reference.pair_loss(z, labels, z, labels, self_cols=torch.arange(12), reduction="nonzero_mean")
+    alone = public.Recipe(model, 0, CPU, lr=0.0)(torch.zeros(12, 3, 4, 4), labels)
+    assert alone == pytest.approx(float(batch + 0.7 * reference.koleo(z)), rel=1e-5)
+
+
+def test_the_public_recipe_learns_and_its_memory_wraps_as_described():
+    labels = torch.arange(12) // 3
+    recipe = public.Recipe(Points(12), 100, CPU, lr=0.1)
+    losses = [recipe(torch.zeros(12, 3, 4, 4), labels) for _ in range(8)]
+    assert recipe.filled == recipe.head == 96 and losses[-1] < losses[0]
+    recipe(torch.zeros(12, 3, 4, 4), labels)  # overflows: over the last slots, then from the start
+    assert recipe.filled == 100 and recipe.head == 0 and torch.equal(recipe.memory_labels[88:], labels)
 
 
 def test_unknown_part(capsys):

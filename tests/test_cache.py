@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from conftest import TINY, write_pictures
+from conftest import DECODER, TINY, needs_dali, write_pictures
 from fastirt.catalog import load_catalog
 from fastirt.cli import main
 from fastirt.config import InputConfig
@@ -43,7 +43,7 @@ def mixed(tmp_path):
 
 def loader(folder, place, stop=9, start=0, m=2, store=None, **changes):
     split = load_catalog("folder", str(folder)).train
-    config = InputConfig(**{**dict(input_size=16, resize_size=18, num_workers=2), **changes})
+    config = InputConfig(**{**dict(input_size=16, resize_size=18, num_workers=2, loader=DECODER), **changes})
     given = dict(batch_size=8, m=m, seed=3, input=config, device=DEVICE, start_step=start, stop_step=stop, store=store)
     if place == "none":
         return TrainLoader(split, **given)
@@ -63,7 +63,9 @@ def equal(a, b):
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("resize", ["square", "shorter"])
-@pytest.mark.parametrize("decoder, m", [("dali", 2), ("dali", 0), ("pil", 2)])
+@pytest.mark.parametrize(
+    "decoder, m", [pytest.param("dali", 2, marks=needs_dali), pytest.param("dali", 0, marks=needs_dali), ("pil", 2)]
+)
 def test_batches_are_those_without_it(mixed, place, resize, decoder, m):
     """Bit for bit, bad pictures and all, and wherever the run begins."""
     plain = batches(loader(mixed, "none", resize=resize, loader=decoder, m=m))

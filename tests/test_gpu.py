@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import TINY
+from conftest import DECODER, TINY, needs_dali
 from fastirt.catalog import load_catalog
 from fastirt.cli import main
 from fastirt.config import InputConfig
@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 GPU = torch.device("cuda:0")
 
 
+@needs_dali
 def test_mixed_decoding_agrees_with_pil(pictures):
     """nvJPEG's inverse transform and chroma upsampling differ from libjpeg's, so only the mean is pinned."""
     split = load_catalog("folder", str(pictures)).train
@@ -32,7 +33,7 @@ def test_mixed_decoding_agrees_with_pil(pictures):
 
 def test_batches_are_complete_when_they_arrive(pictures):
     split = load_catalog("folder", str(pictures)).query
-    config = InputConfig(input_size=16, resize_size=18, num_workers=4)
+    config = InputConfig(input_size=16, resize_size=18, num_workers=4, loader=DECODER)
     runs = [
         torch.cat([b.images[: b.valid].clone() for b in EvalLoader(split, batch_size=8, input=config, device=GPU)])
         for _ in range(3)
@@ -100,3 +101,33 @@ def test_a_run_on_the_gpu(pictures, tmp_path):
         == 0
     )
     assert main(["evaluate", str(tmp_path / "run"), "--device", "cpu", "--output-dir", str(tmp_path / "cpu")]) == 0
+
+
+@pytest.mark.parametrize("engine", ["eager", "compile", "graph"])
+def test_every_engine_trains_and_resumes(pictures, tmp_path, engine):
+    flags = [word if word != "cpu" else "cuda:0" for word in TINY]
+    words = [
+        "train",
+        "--dataset",
+        "folder",
+        "--data-path",
+        str(pictures),
+        "--output-dir",
+        str(tmp_path / "run"),
+        *flags,
+    ]
+    words += [
+        "--batch-size",
+        "16",
+        "--logging-freq",
+        "4",
+        "--save-freq",
+        "6",
+        "--rank",
+        "1",
+        "--encoder-momentum",
+        "0.9",
+    ]
+    assert main([*words, "--engine", engine, "--max-iter", "12", "--profile", "2"]) == 0
+    assert main([*words, "--engine", engine, "--max-iter", "24", "--resume"]) == 0
+    assert (tmp_path / "run" / "trace.json").exists()

@@ -160,6 +160,7 @@ def test_refusals_are_one_line_with_the_difference(pictures, tmp_path, capsys):
     refused(tmp_path / "big", "--batch-size", "96", saying="smaller than a batch")
     refused(tmp_path / "m", "--m", "3", saying="--m")
     refused(tmp_path / "o", "--opt", "adahessian", saying="second derivatives")
+    refused(tmp_path / "g", "--engine", "graph", saying="--engine graph: needs a GPU")
     refused(tmp_path / "b", "--opt-betas", "0.9", saying="--opt-betas")
     refused(tmp_path / "l", "--log-dir", "/proc/nope", saying="--log-dir")
     refused(tmp_path / "k", "--rank", "1", "500", saying="500")
@@ -184,6 +185,8 @@ OTHER_WAYS = {
     "no memory": ["--memory-ratio", "0", "--encoder-momentum", "none"],
     "clip": ["--clip-grad", "1", "--sched", "cosine", "--warmup-iter", "2", "--keep", "1"],
     "paper": ["--recipe", "paper"],
+    "compile": ["--engine", "compile"],
+    "no cache": ["--cache", "none"],
     "layers": ["--model-kwargs", "patch_size=8", "embed_dim=48", "depth=2", "num_heads=3", "attn_drop_rate=0.1"],
 }
 

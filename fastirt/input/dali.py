@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Sequence
 import numpy as np
 import torch
 
+from fastirt.errors import UserError
 from fastirt.input import pil
 from fastirt.input.check import Undecodable
 
@@ -31,8 +32,12 @@ class DaliDecoder:
     def __init__(
         self, size: int, batch_size: int, threads: int, device: torch.device, hw_decoder_load: float = HW_DECODER_LOAD
     ) -> None:
-        import nvidia.dali  # noqa: F401  in the consumer's thread: the one that decodes must not be the first to import it
-
+        try:  # in the consumer's thread: the one that decodes must not be the first to import it
+            import nvidia.dali  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                f"--loader dali: NVIDIA DALI cannot be imported ({error}): pip install nvidia-dali-cuda130, or use --loader pil"
+            ) from None
         self.size, self.batch_size, self.threads, self.device = size, batch_size, threads, device
         self.hw_decoder_load = hw_decoder_load
         self._pipelines: dict[Kind, Any] = {}  # made when needed: most runs need one

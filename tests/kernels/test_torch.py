@@ -4,8 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import DEVICE, REDUCTIONS, make
-from pytorch_metric_learning.distances import CosineSimilarity
-from pytorch_metric_learning.losses import ContrastiveLoss
 
 from fastirt.kernels import contrastive as module
 from fastirt.kernels import contrastive_koleo, launch
@@ -99,6 +97,10 @@ def test_any_tile_gives_the_same_within_rounding(reduction):
 
 @pytest.mark.parametrize("with_memory", [True, False])
 def test_nonzero_mean_is_pytorch_metric_learnings_contrastive_loss(with_memory):
+    pytest.importorskip("pytorch_metric_learning")
+    from pytorch_metric_learning.distances import CosineSimilarity
+    from pytorch_metric_learning.losses import ContrastiveLoss
+
     case = make(60, 200, 100, seed=9)
     features = torch.randn(60, 100, device=DEVICE, generator=torch.Generator(DEVICE).manual_seed(1)) * 3
     features = (features + 4 * torch.nan_to_num(case.z)).requires_grad_()
