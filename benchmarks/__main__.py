@@ -1,4 +1,4 @@
-"""python -m benchmarks loss|input|cache|step|train|retrieval|all|report|compare [flags]"""
+"""python -m benchmarks loss|input|cache|step|attention|train|retrieval|all|report|compare [flags]"""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ PARTS = {  # each module has `add_flags(parser)` and `run(args, results)`; most 
     "loss": "the loss, forward and backward: kernels, PyTorch, torch.compile, pytorch-metric-learning",
     "cache": "cached pictures to the step's input buffer",
     "input": "pictures to batches: DALI, packed store, torchvision, the public recipe's loader",
+    "attention": "attention backends and padded sequences",
     "train": "a run from pictures to updated weights, with what bounds it",
     "retrieval": "exact nearest neighbours: FAISS, plain torch",
 }

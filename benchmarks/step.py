@@ -8,10 +8,12 @@ from typing import Any, Callable, Iterator
 
 import numpy as np
 import torch
+import torch._inductor.config
 
 from benchmarks import public
 from benchmarks.results import Results, figure_of
 from benchmarks.rounds import in_turns, launches
+from benchmarks.variants import patch_matmul
 from fastirt.config import Config
 from fastirt.encoder import build_encoder
 from fastirt.flops import training_flops
@@ -27,6 +29,9 @@ WATERFALL: dict[str, dict[str, Any]] = {
     "+ CUDA graph": dict(engine="graph", precision="bf16", loss_impl="auto"),
 }
 ALONE: dict[str, dict[str, Any]] = {  # beside the waterfall's last row, one change each
+    "graph, bf16 weights": dict(precision="bf16-weights"),
+    "graph, patch matmul": dict(transform=patch_matmul),
+    "graph, max-autotune": dict(inductor={"max_autotune": True}),
     "graph, momentum twin": dict(encoder_momentum=0.999),
     "graph, bf16 memory": dict(memory_dtype="bf16"),
     "graph, apex FusedAdam": dict(opt="apex-fused-adam"),
@@ -62,15 +67,24 @@ def batches(size: int, count: int, device: torch.device) -> Iterator[Batch]:
 
 
 def ours(changes: dict[str, Any], sizes: dict[str, Any], device: torch.device) -> tuple[Callable[[], None], TrainStep]:
-    """A call that does one step of IRT_R, recipe `paper`, and the step itself."""
+    """A call that does one step of IRT_R, recipe `paper`, and the step itself, which has done one: the compiler has run.
+
+    Of `changes`, `transform` is called with the encoder, `inductor` configures the compiler, and the rest are options.
+    """
+    changes = dict(changes)
+    transform, inductor = changes.pop("transform", None), changes.pop("inductor", {})
     flat = dict(
         weights="scratch", max_iter=10**6, batch_size=sizes["batch_size"], model=sizes["model"], memory_ratio=1.0
     )
     config = Config().replace(**{**flat, **changes})
     torch.manual_seed(0)
     encoder = build_encoder(config.model, sizes["input_size"])
+    if transform is not None:
+        transform(encoder)
     module = TrainStep(encoder, config, sizes["slots"], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), device)
     stream = batches(sizes["input_size"], sizes["batch_size"], device)
+    with torch._inductor.config.patch(inductor):
+        module(next(stream))
     return lambda: module(next(stream)), module
 
 

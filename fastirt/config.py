@@ -70,7 +70,10 @@ class ModelConfig:
     drop: float = option(0.0, "dropout rate")
     drop_path: float = option(0.0, "stochastic depth rate of the last block (linear over depth)")
     precision: str = option(
-        "auto", "of the encoder: bf16 autocast or fp32; auto: bf16 on a GPU, fp32 on a CPU", ("auto", "bf16", "fp32")
+        "auto",
+        "of the encoder: bf16 autocast, bf16 weights and activations over fp32 master weights, or fp32; auto: bf16 on a GPU, "
+        "fp32 on a CPU",
+        ("auto", "bf16", "bf16-weights", "fp32"),
     )
 
 

@@ -161,7 +161,9 @@ def _ready(config: Config) -> tuple[Config, torch.device]:
     """Checked, with the device and what follows from it filled in."""
     validate(config)
     device = choose_device(config.run.device)
-    precision = "bf16" if resolve_precision(config.model.precision, device) == torch.bfloat16 else "fp32"
+    precision = config.model.precision
+    if precision == "auto":
+        precision = "bf16" if resolve_precision(precision, device) == torch.bfloat16 else "fp32"
     return config.replace(device=str(device), precision=precision), device
 
 

@@ -19,6 +19,7 @@ from fastirt.kernels.checks import choose
 from fastirt.memory import Memory
 from fastirt.objective import Losses, RetrievalLoss
 from fastirt.optim import build_optimizer, clip_gradients, held_step, learning_rate, set_learning_rate
+from fastirt.working import WorkingCopy
 
 LOSS_NAMES = ("loss", "contrastive_batch", "contrastive_memory", "koleo", "grad_norm")
 PHASES = ("copy", "forward", "objective", "backward", "optimiser")  # of a step, in the order in which they end
@@ -28,7 +29,7 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     """The dtype of the encoder's matrix products. `auto` is bf16 on a GPU and fp32 on a CPU."""
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    return torch.float32 if precision == "fp32" else torch.bfloat16
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractContextManager:
@@ -57,6 +58,12 @@ class TrainStep(nn.Module):
         dtype = torch.bfloat16 if config.memory.memory_dtype == "bf16" else torch.float32
         self.memory = Memory(size, encoder.embed_dim, dtype, device) if size else None
         self.dtype = resolve_precision(config.model.precision, device)
+        # What forward and backward run on: the weights themselves, or bf16 copies of them.
+        self.copies: list[WorkingCopy] = []
+        self._student, self._teacher = (self.encoder,), (self.twin,)  # in tuples: no submodules of their own
+        if config.model.precision == "bf16-weights":
+            self.copies = [WorkingCopy(model) for model in (self.encoder, self.twin) if model is not None]
+            self._student, self._teacher = (self.copies[0].encoder,), (self.copies[-1].encoder,)
         self.stage = Stage(mean, std, self.dtype, device)
         self.objective = _objective(config, encoder.embed_dim, self.dtype, device)
         self.optimizer = build_optimizer(self.encoder.vit, config.optim, capture=self.engine == "graph")
@@ -90,9 +97,9 @@ class TrainStep(nn.Module):
             self._rate = rate
         # For dropout of any kind:
         torch.manual_seed(int(np.random.SeedSequence([config.run.seed, step]).generate_state(1)[0]))
-        self.encoder.draw_masks(config.run.seed, step, len(batch), stream="student")
+        self._student[0].draw_masks(config.run.seed, step, len(batch), stream="student")
         if self.twin is not None and with_memory:
-            self.twin.draw_masks(config.run.seed, step, len(batch), stream="twin")
+            self._teacher[0].draw_masks(config.run.seed, step, len(batch), stream="twin")
         if self.capture is not None:
             self.capture(self.body)
         else:
@@ -103,16 +110,18 @@ class TrainStep(nn.Module):
         """The step on what `forward` put in place: device work only, the same for every step of a run."""
         for weight in self.weights:
             weight.grad = None
+        for copy in self.copies:
+            copy.refresh()
         images, labels = self.stage.fill(), self.stage.labels
         self.mark("copy")
-        embeddings = self._embed(self.encoder, images)
+        embeddings = self._embed(self._student[0], images)
 
         written, against = None, ()
         if self._with_memory:
             keys = embeddings.detach()
             if self.twin is not None:
                 with torch.no_grad():
-                    keys = self._embed_keys(self.twin, images)
+                    keys = self._embed_keys(self._teacher[0], images)
             written = self.memory.write(keys, labels)
             # The twin's view of a picture is a positive like any other; without a twin, it would be the anchor itself.
             own_slots = written.slots if self.twin is None else None
@@ -121,6 +130,8 @@ class TrainStep(nn.Module):
         losses = self._compare(embeddings, labels, *against)
         self.mark("objective")
         losses.total.backward()
+        if self.copies:
+            self.copies[0].hand_over()
         self.mark("backward")
 
         norm = clip_gradients(self.weights, self.config.optim.clip_grad)
@@ -137,6 +148,8 @@ class TrainStep(nn.Module):
         self.mark("optimiser")
 
     def _run_encoder(self, encoder: Encoder, images: Tensor) -> Tensor:
+        if self.copies:
+            return encoder(images)
         with autocast(self.dtype, self.device):
             return encoder(images)
 

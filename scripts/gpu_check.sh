@@ -67,6 +67,7 @@ tests test-kernels 110 tests/kernels --deselect tests/kernels/test_aot.py::test_
 bench step 130 --batch-size 64
 bench loss 60 --rows 64 256 --slots 59551
 bench cache 25
+bench attention 20
 tests test-gpu 60 tests/test_gpu.py tests/test_profiling.py
 bench train 70
 stage bench-step-256 60 "$python" -m benchmarks step --out "$out/results.jsonl" --batch-size 256 --repeats 3 \
@@ -87,7 +88,7 @@ bench input 40 --repeats 3 --pictures 240
     cat "$out"/test-*.txt 2> /dev/null | grep -E '^(FAILED|ERROR) ' | cut -c1-200 | head -n 20
     echo
     echo "## Figures"
-    cat "$out"/bench-*.txt 2> /dev/null | grep -E '^(ceilings|step|loss|cache|train|retrieval|input) +' | cut -c1-170 | head -n 70
+    cat "$out"/bench-*.txt 2> /dev/null | grep -E '^(ceilings|step|loss|cache|attention|train|retrieval|input) +' | cut -c1-170 | head -n 70
 } > "$out/summary.txt"
 cat "$out/summary.txt"
 exit $status

@@ -5,12 +5,14 @@ import sys
 import pytest
 import torch
 
-from benchmarks import loss, peers, public
+from benchmarks import loss, peers, public, variants
 from benchmarks.__main__ import PARTS
 from benchmarks.__main__ import main as benchmarks_main
 from benchmarks.results import Results, figure_of, read
 from benchmarks.rounds import in_turns
 from benchmarks.timing import samples
+from fastirt.config import ModelConfig
+from fastirt.encoder import build_encoder
 from fastirt.kernels import reference, tune
 from fastirt.kernels.configs import Row, Tile
 
@@ -23,6 +25,7 @@ SMALL = {
     "cache": ("--pictures 20 --side 40 --crop 32", {"fastirt, host", "torch indexing"}),
     "input": ("--pictures 48 --batches 1 --workers 2", {"public recipe", "torchvision v2", "fastirt files", "fastirt packed", "fastirt files, PIL"}),
     "step": ("--input-size 32 --only", {"eager fp32", "public recipe", "compile fp32"}),
+    "attention": ("--tokens 20 --heads 2 --dim 8", {"torch's choice", "flash", "math", "padded to 200", "padded to 256"}),
     "train": ("--steps 15 --pictures 48", {"fastirt", "fastirt, no cache", "fastirt, eager fp32", "public recipe"}),
     "retrieval": ("--queries 200 --dim 16 --k 5", {"fastirt (FAISS)", "fastirt (torch)", "torch product + topk", "FAISS IndexFlatIP"}),
 }  # fmt: skip
@@ -163,6 +166,25 @@ def test_the_public_recipe_learns_and_its_memory_wraps_as_described():
     assert recipe.filled == recipe.head == 96 and losses[-1] < losses[0]
     recipe(torch.zeros(12, 3, 4, 4), labels)  # overflows: over the last slots, then from the start
     assert recipe.filled == 100 and recipe.head == 0 and torch.equal(recipe.memory_labels[88:], labels)
+
+
+def test_variants_of_the_model_compute_the_same():
+    query, key, value = torch.randn(3, 2, 3, 13, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    plain = variants.attention("math", query, key, value)
+    for length in (13, 16, 32):
+        torch.testing.assert_close(variants.padded_attention(query, key, value, length), plain, rtol=1e-5, atol=1e-6)
+    encoder = build_encoder(ModelConfig(model="vit_tiny_patch16_224", weights="scratch", model_kwargs=("depth=1",)), 32)
+    encoder.to(memory_format=torch.channels_last)
+    images = torch.randn(3, 3, 32, 32).to(memory_format=torch.channels_last)
+    found = []
+    for _ in range(2):
+        encoder.zero_grad()
+        embeddings = encoder(images)
+        embeddings[:, 0].sum().backward()
+        found.append((embeddings.detach(), encoder.vit.patch_embed.proj.weight.grad))
+        variants.patch_matmul(encoder)
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_unknown_part(capsys):

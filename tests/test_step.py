@@ -113,17 +113,17 @@ def test_ten_steps_equal_the_arithmetic_written_out(contrastive, twin):
     assert step.memory.labels.tolist() == [entry[1] for entry in ring]
 
 
-@pytest.mark.parametrize("opt", ["adamw", "lamb"])
+@pytest.mark.parametrize("opt, precision", [("adamw", "fp32"), ("lamb", "fp32"), ("adamw", "bf16-weights")])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_non_finite_step_changes_nothing_and_stays_flagged(opt, where):
-    step = make_step(config_with(opt=opt, encoder_momentum=0.9))
+def test_a_non_finite_step_changes_nothing_and_stays_flagged(opt, precision, where):
+    step = make_step(config_with(opt=opt, precision=precision, encoder_momentum=0.9))
     for number in range(3):
         step(make_batch(number))
     before = snapshot(step)
     if where == "loss":
         original, step.objective.lambda_reg = step.objective.lambda_reg, float("nan")
     else:
-        handle = step.encoder.vit.cls_token.register_hook(lambda grad: grad * float("inf"))
+        handle = step._student[0].vit.cls_token.register_hook(lambda grad: grad * float("inf"))
     step(make_batch(3))
     if where == "loss":
         step.objective.lambda_reg = original
@@ -178,6 +178,31 @@ def test_bf16_autocast_keeps_float32_weights_and_learns():
     assert all(p.dtype == torch.float32 for p in step.encoder.parameters())
     assert step.memory.embeddings.dtype == torch.bfloat16
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("engine", ["eager", "compile"])
+def test_bf16_weights_follow_autocast_over_fp32_masters(engine):
+    """The masters stay fp32 and get fp32 updates smaller than a bf16 weight could show; curves part by bf16's rounding."""
+    curves = []
+    for precision in ("bf16", "bf16-weights"):
+        how = engine if precision == "bf16-weights" else "eager"
+        step = make_step(config_with(precision=precision, encoder_momentum=0.9, drop_path=0.2, engine=how))
+        start = [w.detach().clone() for w in step.weights]
+        curve = []
+        for number in range(6):
+            before = step.sums.clone()
+            step(make_batch(number))
+            curve.append(step.sums - before)
+        curves.append(torch.stack(curve))
+        assert all(w.dtype == torch.float32 for w in [*step.encoder.parameters(), *step.twin.parameters()])
+        assert all(not torch.equal(w, s) for w, s in zip(step.weights, start)) and step.first_bad_step == -1
+    assert {name.split(".")[0] for name in step.state_dict()} == {"encoder", "twin", "memory", "first_bad_step", "sums"}
+    copy = step.copies[0]
+    copy.refresh()
+    assert all(
+        torch.equal(w, m.to(torch.bfloat16)) for w, m in zip(copy.encoder.parameters(), step.encoder.parameters())
+    )
+    torch.testing.assert_close(curves[0], curves[1], rtol=0.1, atol=0.05)
 
 
 def test_schedules():

@@ -178,6 +178,7 @@ OTHER_WAYS = {
     "tuple state": ["--opt", "kron"],
     "dtype state": ["--opt", "adafactorbv"],
     "bf16": ["--precision", "bf16", "--memory-dtype", "bf16"],
+    "bf16 weights": ["--precision", "bf16-weights"],
     "gem": ["--pooling", "gem"],
     "pil": ["--loader", "pil"],
     "search": ["--search", "torch"],

@@ -1,0 +1,57 @@
+"""Attention of a ViT-S block at 197 tokens, forward and backward: which backend torch picks, and what padding does."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from typing import Any, Callable
+
+import torch
+
+from benchmarks.results import Results, figure_of
+from benchmarks.rounds import in_turns
+from benchmarks.variants import WAYS, attention
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=int, help="(default: 64; on a CPU 4)")
+    parser.add_argument("--heads", type=int, default=6)
+    parser.add_argument("--tokens", type=int, default=197)
+    parser.add_argument("--dim", type=int, default=64, help="of a head")
+
+
+def run(args: argparse.Namespace, results: Results) -> None:
+    device, on_gpu = results.device, results.device.type == "cuda"
+    batch_size = args.batch_size or (64 if on_gpu else 1 if args.quick else 4)
+    dtype, precision = (torch.bfloat16, "bf16") if on_gpu else (torch.float32, "fp32")
+    generator = torch.Generator(device).manual_seed(0)
+    shape = (batch_size, args.heads, args.tokens, args.dim)
+    inputs = [torch.randn(shape, dtype=dtype, device=device, generator=generator).requires_grad_() for _ in range(3)]
+    slope = torch.randn(shape, dtype=dtype, device=device, generator=generator)
+
+    def both(name: str) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(attention(name, *inputs), inputs, slope)
+
+    calls = {}
+    for name in WAYS:
+        try:
+            both(name)()
+            calls[name] = both(name)
+        except (RuntimeError, ValueError) as error:
+            results.missing("attention", name, (str(error).splitlines() or [""])[0][:150])
+    timed = in_turns(calls, device, args.repeats or (2 if args.quick else 7), steps=2 if not on_gpu else 50)
+    operations = 7 * 2 * batch_size * args.heads * args.tokens**2 * args.dim  # two products forward, five backward
+    for name, found in timed.items():
+        if isinstance(found, str):
+            results.missing("attention", name, found)
+            continue
+        values = [1e3 * seconds for seconds in found.seconds]
+        params = dict(batch_size=batch_size, heads=args.heads, tokens=args.tokens, dim=args.dim, dtype=str(dtype)[6:])
+        extra = {"TFLOP/s": operations / statistics.median(values) / 1e9, "peak_bytes": found.peak_bytes}
+        limit = operations / results.limits[precision] / 1e9
+        results.add(
+            figure_of(
+                values, part="attention", name=name, unit="ms", params=params, better="lower", limit=limit,
+                limit_name=f"{precision} products", extra=extra,
+            )
+        )  # fmt: skip

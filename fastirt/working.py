@@ -1,0 +1,37 @@
+"""A bf16 copy of the fp32 weights for forward and backward (`--precision bf16-weights`), in the manner of mixed-precision training
+with master weights (Micikevicius et al. 2018). bf16 has fp32's range, so there is no loss scaling."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from fastirt.encoder import Encoder
+
+
+class WorkingCopy:
+    """`encoder` is `master` in bf16: one cast of all weights a step instead of one for each layer, and bf16 activations throughout.
+
+    Not a module, so that a state dict holds the master alone.
+    """
+
+    def __init__(self, master: Encoder) -> None:
+        self.encoder = copy.deepcopy(master).to(torch.bfloat16)
+        self._masters = [*master.parameters(), *master.buffers()]
+        self._weights = [*self.encoder.parameters(), *self.encoder.buffers()]
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Weights from the master's; their gradients are dropped."""
+        torch._foreach_copy_(self._weights, self._masters)
+        for weight in self._weights:
+            weight.grad = None
+
+    @torch.no_grad()
+    def hand_over(self) -> None:
+        """Gradients to the master's weights, in fp32."""
+        pairs = [(m, w.grad) for m, w in zip(self._masters, self._weights) if w.grad is not None]
+        for master, _ in pairs:
+            master.grad = torch.empty_like(master)
+        torch._foreach_copy_([master.grad for master, _ in pairs], [gradient for _, gradient in pairs])
