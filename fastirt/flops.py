@@ -13,8 +13,8 @@ from fastirt.encoder import Encoder
 
 # Dense products without sparsity, TFLOP/s, from NVIDIA's data sheets: (part of the device's name, bf16, fp32 as tf32 off)
 PEAKS = (
-    ("B200", 2250.0, 75.0),
     ("GB200", 2450.0, 80.0),
+    ("B200", 2250.0, 75.0),
     ("H200", 989.0, 67.0),
     ("H100 PCIe", 756.0, 51.0),
     ("H100 NVL", 835.0, 60.0),

@@ -64,6 +64,7 @@ def build_optimizer(vit: nn.Module, config: OptimConfig, capture: bool = False) 
     if getattr(optimizer, "is_second_order", False):
         raise UserError(f"--opt {config.opt}: needs second derivatives, which fused attention has not: choose another")
     if capture:
+        optimizer._warned_capturable_if_run_uncaptured = True  # the warm-up does, and means to
         for group in optimizer.param_groups:
             group["lr"] = torch.tensor(config.lr, dtype=torch.float32, device=group["params"][0].device)
     return optimizer
