@@ -107,19 +107,17 @@ def contenders(device: torch.device) -> dict[str, dict[str, Any] | None]:
     if device.type == "cuda":
         last = list(WATERFALL.values())[-1]
         return {**WATERFALL, "public recipe": None, **{name: {**last, **changes} for name, changes in ALONE.items()}}
-    kept = {
-        name: {**changes, "loss_impl": "auto"}
-        for name, changes in WATERFALL.items()
-        if "CUDA" not in name and "fused" not in name
+    return {
+        "eager fp32": WATERFALL["eager fp32"],
+        "compile fp32": dict(engine="compile", precision="fp32"),
+        "public recipe": None,
     }
-    kept["compile fp32"] = dict(engine="compile", precision="fp32")
-    return {**kept, "public recipe": None}
 
 
 def run(args: argparse.Namespace, results: Results) -> None:
     on_gpu = results.device.type == "cuda"
     if not on_gpu:
-        for name in ("+ fused loss", "+ CUDA graph", *ALONE):
+        for name in [*WATERFALL, *ALONE][1:]:
             results.missing("step", name, "needs a GPU")
     for batch_size in args.batch_size or (
         [64] if on_gpu and args.quick else [64, 256] if on_gpu else [8 if args.quick else 16]
