@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.results import FOLDER, key, read
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+HEADLINES = ("step", "train", "input", "cache", "retrieval")  # the other parts are folded away
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -32,13 +33,34 @@ def newest(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
+    """Markdown: a table of HEADLINES, then, folded, the other parts and what was not measured."""
     figures, missing = newest(rows)
+    figures.sort(key=lambda row: (row["device"].startswith("CPU"), row["device"], _place(row["part"])))
+    first = [row for row in figures if row["part"] in HEADLINES]
+    others = [row for row in figures if row["part"] not in HEADLINES]
+    blocks = [_rows(first)] if first else []
+    if others:
+        blocks.append(_folded(", ".join(dict.fromkeys(row["part"] for row in others)), _rows(others)))
+    if missing:
+        lines = sorted({f"- {row['part']}, {row['name']} ({row['device']}): {row['not_run']}" for row in missing})
+        blocks.append(_folded("Not measured", "\n".join(lines)))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _place(part: str) -> tuple[int, str]:
+    return (HEADLINES.index(part) if part in HEADLINES else len(HEADLINES), part)
+
+
+def _folded(title: str, text: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+
+
+def _rows(figures: list[dict[str, Any]]) -> str:
     lines = [
         "| what | sizes | device | median (p20-p80) | limit here | of the limit | commit, date |",
         "| --- | --- | --- | ---: | ---: | ---: | --- |",
     ]
-    for row in sorted(figures, key=lambda row: (row["device"].startswith("CPU"), row["device"], row["part"])):
+    for row in figures:
         sizes = ", ".join(f"{name} {value}" for name, value in row["params"].items())
         share, limit = row.get("share_of_limit"), row.get("limit")
         lines.append(
@@ -47,10 +69,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{'' if limit is None else f'{_number(limit)} {row_unit(row)}'} | {'' if share is None else f'{100 * share:.1f} %'} | "
             f"{row.get('commit', '')}, {row.get('time', '')[:10]} |"
         )
-    if missing:
-        lines += ["", "Not measured:", ""]
-        lines += sorted({f"- {row['part']}, {row['name']} ({row['device']}): {row['not_run']}" for row in missing})
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def row_unit(row: dict[str, Any]) -> str:
