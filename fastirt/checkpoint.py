@@ -1,5 +1,8 @@
 """Checkpoints: one safetensors file each, written whole or not at all, read without unpickling anything.
 
+With a memory in shards, each rank writes its own file first (`save_shard`); the checkpoint itself, which names them all, comes last and
+makes them valid.
+
 Tensors lie flat under their path in the state (`encoder.vit.cls_token`, `optimizer.state.0.exp_avg`); everything else is
 JSON in the file's metadata, with `{"tensor": path}` where a tensor stood, and likewise for dicts, lists, tuples and dtypes.
 """
@@ -18,6 +21,7 @@ from fastirt.errors import UserError
 from fastirt.files import replacing
 
 FORMAT = "fastirt checkpoint 1"
+SHARD = "fastirt memory 1"
 
 
 def save(path: Path, state: dict[str, Any], keep: Optional[int] = None) -> None:
@@ -27,21 +31,71 @@ def save(path: Path, state: dict[str, Any], keep: Optional[int] = None) -> None:
     """
     tensors: dict[str, torch.Tensor] = {}
     tree = _flatten(state, "", tensors)
+    for stale in path.parent.glob(".*.tmp"):  # of a save that was killed
+        stale.unlink(missing_ok=True)
+    _write(path, tensors, {"format": FORMAT, "state": json.dumps(tree)})
+    for shard in path.parent.glob("memory_*.safetensors"):  # likewise
+        if not shard.with_name(f"step_{shard.stem.split('_')[1]}.safetensors").exists():
+            shard.unlink(missing_ok=True)
+    if keep is not None:
+        earlier = [old for old in sorted(path.parent.glob("step_*.safetensors")) if old.name < path.name]
+        for old in earlier[: len(earlier) - max(1, keep) + 1]:
+            _remove(old)
+
+
+def save_shard(path: Path, rank: int, size: int, first: int, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Write one rank's slots of the memory, from `first` on, beside the checkpoint `path`; returns what that has to say of it.
+
+    Raises UserError where the disk refuses.
+    """
+    name = f"{path.stem.replace('step', 'memory')}_{rank + 1}-of-{size}.safetensors"
+    count = len(tensors["labels"])
+    _write(path.with_name(name), {n: t.detach().cpu().contiguous() for n, t in tensors.items()}, {"format": SHARD})
+    return {"file": name, "first": first, "count": count}
+
+
+def load_shards(path: Path, shards: list[dict[str, Any]], first: int, count: int) -> dict[str, torch.Tensor]:
+    """The slots first .. first + count of a memory that `save_shard` wrote in any number of files. Raises UserError for a damaged one."""
+    parts: dict[str, list[torch.Tensor]] = {"embeddings": [], "labels": []}
+    for shard in sorted(shards, key=lambda shard: shard["first"]):
+        begin = max(first, shard["first"]) - shard["first"]
+        end = max(begin, min(first + count - shard["first"], shard["count"]))
+        file = path.with_name(Path(shard["file"]).name)
+        try:
+            with safe_open(file, framework="pt") as open_file:
+                if (open_file.metadata() or {}).get("format") != SHARD:
+                    raise ValueError("not a shard of a memory")
+                for name, found in parts.items():
+                    found.append(
+                        open_file.get_slice(name)[begin:end] if begin < end else open_file.get_slice(name)[0:0]
+                    )
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(
+                f"{file}: damaged or missing ({str(error).splitlines()[0]}); resume from an older checkpoint"
+            ) from error
+    whole = {name: torch.cat(found) for name, found in parts.items()}
+    if len(whole["labels"]) != count:
+        raise UserError(f"{path}: its parts of the memory have holes; resume from an older checkpoint")
+    return whole
+
+
+def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(".*.tmp"):  # of a save that was killed
-            stale.unlink(missing_ok=True)
         with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"format": FORMAT, "state": json.dumps(tree)})
+            save_file(tensors, temporary, metadata=metadata)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path}: cannot be written ({error}); earlier checkpoints are untouched: free space or choose another "
             "--output-dir, then --resume"
         ) from error
-    if keep is not None:
-        earlier = [old for old in sorted(path.parent.glob("step_*.safetensors")) if old.name < path.name]
-        for old in earlier[: len(earlier) - max(1, keep) + 1]:
-            old.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    """A checkpoint and its shards, in the order that never leaves one that is whole but lacks them."""
+    path.unlink(missing_ok=True)
+    for shard in path.parent.glob(f"{path.stem.replace('step', 'memory')}_*.safetensors"):
+        shard.unlink(missing_ok=True)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -66,7 +120,7 @@ def forget_later(path: Path) -> None:
     """Remove the checkpoints past `path` in its folder: they belong to a future that will be lived again."""
     for later in path.parent.glob("step_*.safetensors"):
         if later.name > path.name:
-            later.unlink(missing_ok=True)
+            _remove(later)
 
 
 def find(where: Path) -> Optional[Path]:

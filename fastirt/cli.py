@@ -152,7 +152,8 @@ def add_field(group: Any, config: Config, part: str, field: dataclasses.Field) -
         del words["metavar"]
     if "nargs" not in words and type(None) in typing.get_args(hint):
         kind = _or_none(kind)
-    group.add_argument(flag, type=kind, **words)
+    flags = (flag, *(f"--{other}" for other in field.metadata.get("aliases", ())))
+    group.add_argument(*flags, type=kind, dest=field.name, **words)
 
 
 def _or_none(kind: type) -> Callable[[str], Any]:
@@ -171,15 +172,18 @@ def given(args: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train(args: dict[str, Any]) -> int:
+    from fastirt.launch import as_rank
     from fastirt.run import train
 
-    return train(given(args))
+    return as_rank("train", lambda ranks: train(given(args), ranks))
 
 
 def _evaluate(args: dict[str, Any]) -> int:
+    from fastirt.launch import as_rank
     from fastirt.run import evaluate_model
 
-    return evaluate_model(args.pop("run"), given(args))
+    run = args.pop("run")
+    return as_rank("evaluate", lambda ranks: evaluate_model(run, given(args), ranks))
 
 
 def _pack(args: dict[str, Any]) -> int:

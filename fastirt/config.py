@@ -1,6 +1,6 @@
 """Everything a run can be told, as plain dataclasses: one per component, one field per flag.
 
-A field `lr` is the flag `--lr`; its metadata holds the help text and the choices. `presets.py` fills what the
+A field `lr` is the flag `--lr`; its metadata holds the help text, the choices and further names. `presets.py` fills what the
 user did not give, `cli.py` builds `--help` from here, and a run stores the resolved tree as `config.json`.
 """
 
@@ -16,9 +16,9 @@ RECIPES = ("paper", "unofficial")
 OPTIONAL_FLOATS = Optional[tuple[float, ...]]
 
 
-def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+def option(default: Any, help: str, choices: tuple[str, ...] | None = None, aliases: tuple[str, ...] = ()) -> Any:
     """A dataclass field that is also a command-line flag."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+    return field(default=default, metadata={"help": help, "choices": choices, "aliases": aliases})
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,11 @@ class DataConfig:
     packed: Optional[str] = option(
         None, "packed store made by `fastirt pack`; pictures are read from it instead of from files"
     )
-    m: int = option(0, "pictures per class in a batch; 0: shuffled epochs")
+    m: int = option(
+        0,
+        "pictures per class in a batch; 0: shuffled epochs (torchrun takes --m for its own)",
+        aliases=("m-per-class",),
+    )
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,10 @@ class MemoryConfig:
 
     memory_ratio: float = option(1.0, "size of the memory as a share of the training set; 0: none")
     memory_dtype: str = option("fp32", "of the stored embeddings", ("fp32", "bf16"))
+    memory_sharded: bool = option(
+        False,
+        "with many ranks, each holds its part of the memory instead of all; for memories that one GPU cannot hold",
+    )
     memory_start: int = option(0, "step from which the memory is filled and used")
     encoder_momentum: Optional[float] = option(
         None, "momentum of the twin that fills the memory, e.g. 0.999; default: no twin"
@@ -115,8 +123,8 @@ class OptimConfig:
     lr: float = option(3e-5, "peak learning rate")
     engine: str = option(
         "auto",
-        "how a step runs: eager PyTorch, torch.compile, or one CUDA graph; auto: graph on a GPU, compile where the optimiser "
-        "cannot be captured, eager on a CPU",
+        "how a step runs: eager PyTorch, torch.compile, or one CUDA graph; auto: graph on one GPU, compile on many or where "
+        "the optimiser cannot be captured, eager on a CPU",
         ("auto", "eager", "compile", "graph"),
     )
     opt: str = option("adamw", "optimiser, by its timm name, or apex-fused-adam, apex-fused-lamb (NVIDIA apex)")
@@ -149,6 +157,10 @@ class RunConfig:
     log_dir: Optional[str] = option(None, "TensorBoard logs go to LOG_DIR/DATASET; default: into the run's folder")
     logging_freq: int = option(50, "steps between log lines")
     save_freq: int = option(1000, "steps between checkpoints; 0: only when stopped and at the end")
+    check_freq: int = option(
+        500,
+        "with many ranks, steps between checks that all hold the same weights, twin and memory; 0: only at checkpoints",
+    )
     keep: int = option(2, "how many checkpoints to keep")
     resume: Optional[str] = option(
         None, "go on from a run folder or checkpoint; without a value: from --output-dir, where it has one"

@@ -7,6 +7,7 @@ from typing import Any, Callable
 
 import torch
 
+from fastirt.distributed import ALONE, Ranks
 from fastirt.errors import UserError
 from fastirt.optim import capturable
 
@@ -14,19 +15,22 @@ log = logging.getLogger("fastirt")
 
 ENGINES = ("eager", "compile", "graph")
 WARM_UP = 3  # steps that run before the capture, for libraries and the compiler to set themselves up
+WARM_UP_OF_MANY = 11  # DistributedDataParallel times its buckets in the first ten
 
 
-def choose_engine(name: str, device: torch.device, opt: str) -> str:
-    """Resolve "auto": graph on a GPU, compile where the optimiser cannot be captured, eager on a CPU.
+def choose_engine(name: str, device: torch.device, opt: str, ranks: Ranks = ALONE) -> str:
+    """Resolve "auto": graph on one GPU, compile on many and where the optimiser cannot be captured, eager on a CPU.
 
     Raises UserError where the engine asked for cannot run.
     """
     if name == "auto":
         if device.type != "cuda":
             return "eager"
-        return "graph" if capturable(opt) else "compile"
+        return "graph" if capturable(opt) and not ranks.many else "compile"
     if name == "graph" and device.type != "cuda":
         raise UserError(f"--engine graph: needs a GPU, the device is {device}: use --engine compile or eager")
+    if name == "graph" and ranks.many and ranks.backend != "nccl":
+        raise UserError("--engine graph: gloo cannot be captured in a CUDA graph, only NCCL can: use --engine compile")
     if name == "graph" and not capturable(opt):
         raise UserError(
             f"--engine graph: --opt {opt} counts its steps on the host, which a CUDA graph cannot: use --engine compile, "
@@ -61,17 +65,23 @@ class Capture:
     it uses has moved; the next calls warm up and capture anew.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, many: bool = False) -> None:
+        """many: the body talks to other ranks."""
         self.device, self.enabled = device, True
+        self._warm_up = WARM_UP_OF_MANY if many else WARM_UP
         self._stream = torch.cuda.Stream(device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._calls = 0
+
+    def stream(self) -> torch.cuda.StreamContext:
+        """For what must be made on the stream of the capture."""
+        return torch.cuda.stream(self._stream)
 
     def forget(self) -> None:
         self._graph, self._calls = None, 0
 
     def __call__(self, body: Callable[[], None]) -> None:
-        if not self.enabled or self._calls < WARM_UP:
+        if not self.enabled or self._calls < self._warm_up:
             self._calls += 1
             self._aside(body)
             return

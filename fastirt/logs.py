@@ -71,6 +71,19 @@ class RunLog:
         self._file.close()
 
 
+class NoLog:
+    """What a rank writes that is not the first: nothing."""
+
+    def __init__(self) -> None:
+        self.bar = tqdm(disable=True)
+
+    def row(self, row: dict[str, Any]) -> None: ...
+
+    def losses(self, row: dict[str, Any], lambda_reg: float) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Throughput:
     """Pictures per second, utilisation, input wait and time left, each over the time since the last reading.
 

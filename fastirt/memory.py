@@ -21,35 +21,68 @@ class Memory(nn.Module):
 
     A batch goes to the slots (pointer + arange(B)) mod size, so it wraps in its middle and the newest entries are
     never lost. Nothing here waits for the device.
+
+    part, parts: hold only the slots first .. first + len(self) of the ring, with `first` = part * ceil(size / parts). What belongs to
+    other parts is written to a row past the end, so that shapes never change.
     """
 
     def __init__(
-        self, size: int, dim: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self,
+        size: int,
+        dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        *,
+        part: int = 0,
+        parts: int = 1,
     ) -> None:
         super().__init__()
-        self.register_buffer("embeddings", torch.zeros(size, dim, dtype=dtype, device=device))
-        self.register_buffer("labels", torch.full((size,), -1, dtype=torch.int64, device=device))
+        share = -(-size // parts)
+        self.size, self.parts, self.first = size, parts, min(size, part * share)
+        count = min(share, size - self.first)
+        room = count + (parts > 1)
+        self._vectors = torch.zeros(room, dim, dtype=dtype, device=device)
+        self._labels = torch.full((room,), -1, dtype=torch.int64, device=device)
+        self.register_buffer("embeddings", self._vectors[:count])
+        self.register_buffer("labels", self._labels[:count])
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64, device=device))
 
     def __len__(self) -> int:
+        """Slots held here."""
         return self.embeddings.shape[0]
+
+    def here(self, slots: Tensor) -> Tensor:
+        """Slots of the ring as rows of `embeddings`; -1 for those of other parts."""
+        own = slots - self.first
+        return torch.where((own >= 0) & (own < len(self)), own, -1)
 
     @torch.no_grad()
     def write(self, embeddings: Tensor, labels: Tensor) -> Written:
         """Store a batch (B, D) with its labels (B,). Raises ValueError where B exceeds the size of the ring."""
         count = embeddings.shape[0]
-        if count > len(self):
-            raise ValueError(f"a batch of {count} does not fit into a memory of {len(self)}")
-        slots = (self.pointer + torch.arange(count, device=self.pointer.device)) % len(self)
-        written = Written(slots, self.embeddings[slots], self.labels[slots])
-        self.embeddings[slots] = embeddings.detach().to(self.embeddings.dtype)
-        self.labels[slots] = labels
-        self.pointer.copy_((self.pointer + count) % len(self))
+        if count > self.size:
+            raise ValueError(f"a batch of {count} does not fit into a memory of {self.size}")
+        slots = (self.pointer + torch.arange(count, device=self.pointer.device)) % self.size
+        rows = self._rows(slots)
+        written = Written(slots, self._vectors[rows], self._labels[rows])
+        self._put(rows, embeddings.detach().to(self._vectors.dtype), labels)
+        self.pointer.copy_((self.pointer + count) % self.size)
         return written
 
     @torch.no_grad()
     def undo(self, written: Written, when: Tensor) -> None:
         """Take the last write back where the 0-d bool tensor `when` is true; no synchronisation."""
-        self.embeddings[written.slots] = torch.where(when, written.embeddings, self.embeddings[written.slots])
-        self.labels[written.slots] = torch.where(when, written.labels, self.labels[written.slots])
+        rows = self._rows(written.slots)
+        vectors = torch.where(when, written.embeddings, self._vectors[rows])
+        self._put(rows, vectors, torch.where(when, written.labels, self._labels[rows]))
         self.pointer.copy_(torch.where(when, written.slots[0], self.pointer))
+
+    def _rows(self, slots: Tensor) -> Tensor:
+        if self.parts == 1:
+            return slots
+        own = self.here(slots)
+        return torch.where(own < 0, len(self), own)
+
+    def _put(self, rows: Tensor, vectors: Tensor, labels: Tensor) -> None:
+        self._vectors[rows] = vectors
+        self._labels[rows] = labels

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any, Optional
 
@@ -14,11 +15,14 @@ import torch
 from fastirt import __version__, checkpoint
 from fastirt.catalog import Catalog, check_ranks, load_catalog
 from fastirt.config import RECIPES, Config
+from fastirt.distributed import Ranks
 from fastirt.encoder import Encoder, build_encoder, save_model
 from fastirt.errors import UserError
 from fastirt.files import replacing
 from fastirt.input.pack import PackedStore
+from fastirt.input.store import catalog_digest
 from fastirt.presets import resolve
+from fastirt.replicas import check_start
 from fastirt.retrieval.embed import normalization_constants
 from fastirt.retrieval.evaluate import evaluate
 from fastirt.retrieval.report import table, write_metrics
@@ -38,16 +42,20 @@ NEUTRAL = {
 }  # an evaluation with these gives the run's own figures
 
 
-def train(given: dict[str, Any]) -> int:
+def train(given: dict[str, Any], ranks: Ranks) -> int:
     """`fastirt train`: returns the exit code. Raises UserError for anything the user can mend."""
-    resume = _resume_from(given)
+    given = _restarted(given)
+    device = choose_device(given.get("device"), ranks)
+    ranks.start(device)
+    found = ranks.from_first(lambda: str(_resume_from(given) or ""))
+    resume = Path(found) if found else None
     config = _stored(resume.parent.parent, given, resume) if resume else resolve(given)
-    config, device = _ready(config)
+    config = _ready(config, device, ranks.size)
     catalog, store = _data(config)
     _fits(config, catalog)
-    folder = _folder(config, fresh="resume" not in given)
+    folder = Path(ranks.from_first(lambda: str(_folder(config, fresh="resume" not in given))))
     config = config.replace(output_dir=str(folder), resume=None)
-    if resume is None:
+    if resume is None and ranks.first:
         (folder / "bad_pictures.csv").unlink(missing_ok=True)  # of an attempt that got nowhere
     torch.manual_seed(config.run.seed)
     encoder = build_encoder(
@@ -56,7 +64,7 @@ def train(given: dict[str, Any]) -> int:
     log.info("%s", summary(config, catalog, encoder, folder))
 
     def measure(model: Encoder) -> dict[str, Any]:
-        return evaluate(model, catalog, config, device, stores=store, csv_path=folder / "bad_pictures.csv")
+        return evaluate(model, catalog, config, device, stores=store, csv_path=folder / "bad_pictures.csv", ranks=ranks)
 
     if config.optim.max_iter > 0:
         mean, std = normalization_constants(config, encoder)
@@ -71,21 +79,24 @@ def train(given: dict[str, Any]) -> int:
             evaluate=measure,
             store=store and store["train"],
             resume=resume,
+            ranks=ranks,
         )
-        _write_config(folder, config)
+        ranks.from_first(lambda: _write_config(folder, config))
         code = trainer.run()
         if code:
             return code
         metrics = trainer.metrics
     else:
-        _write_config(folder, config)
-        save_model(encoder, folder / "model.safetensors", config)
+        ranks.from_first(lambda: _write_config(folder, config))
+        if ranks.first:
+            save_model(encoder, folder / "model.safetensors", config)
         metrics = measure(encoder.to(device, memory_format=torch.channels_last))
-    _report(metrics, config, folder)
+    if ranks.first:
+        _report(metrics, config, folder)
     return 0
 
 
-def evaluate_model(run: Optional[Path], given: dict[str, Any]) -> int:
+def evaluate_model(run: Optional[Path], given: dict[str, Any], ranks: Ranks) -> int:
     """`fastirt evaluate`: of a run's final model, a weights file, or the model off the shelf."""
     folder: Optional[Path] = None
     if run is not None and not run.exists():
@@ -102,16 +113,23 @@ def evaluate_model(run: Optional[Path], given: dict[str, Any]) -> int:
     else:
         described = _described(Path(given["weights"])) if given.get("weights", "").endswith(".safetensors") else {}
         config = resolve({**described, "max_iter": 0, **given})
-    config, device = _ready(config)
+    device = choose_device(given.get("device"), ranks)
+    ranks.start(device)
+    config = _ready(config, device)
     catalog, store = _data(config)
     if folder is None:
-        folder = _folder(config.replace(output_dir=given.get("output_dir")), fresh=True)
-        _write_config(folder, config.replace(output_dir=str(folder)))
+        folder = Path(
+            ranks.from_first(lambda: str(_folder(config.replace(output_dir=given.get("output_dir")), fresh=True)))
+        )
+        ranks.from_first(lambda: _write_config(folder, config.replace(output_dir=str(folder))))
     torch.manual_seed(config.run.seed)
     encoder = build_encoder(config.model, config.input.input_size).to(device, memory_format=torch.channels_last)
-    _report(
-        evaluate(encoder, catalog, config, device, stores=store, csv_path=folder / "bad_pictures.csv"), config, folder
+    check_start(ranks, config.replace(output_dir=str(folder)), catalog_digest(catalog), encoder)
+    metrics = evaluate(
+        encoder, catalog, config, device, stores=store, csv_path=folder / "bad_pictures.csv", ranks=ranks
     )
+    if ranks.first:
+        _report(metrics, config, folder)
     return 0
 
 
@@ -123,6 +141,25 @@ def summary(config: Config, catalog: Catalog, encoder: Encoder, folder: Path) ->
         f"{config.method} ({config.recipe}): {config.model.model}, {millions:.2f} M parameters; {config.data.dataset}: {len(catalog.train)} training, "
         f"{len(catalog.query)} query{gallery} pictures; {config.run.device}; into {folder}"
     )
+
+
+def _restarted(given: dict[str, Any]) -> dict[str, Any]:
+    """The flags as they were meant when torchrun starts the same command again after a failure (--max-restarts): go on.
+
+    Without --output-dir the folder is then named after the job, so that the next attempt finds it.
+    """
+    job, most = os.environ.get("TORCHELASTIC_RUN_ID"), int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0)
+    if not job or not most:
+        return given
+    if not given.get("resume") and not given.get("output_dir"):
+        if job == "none":
+            raise UserError(
+                "torchrun --max-restarts: pass --output-dir too, or the next attempt cannot find this one's checkpoints"
+            )
+        given = {**given, "output_dir": str(Path("outputs") / f"job-{job}")}
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) and "resume" not in given:
+        given = {**given, "resume": ""}
+    return given
 
 
 def _resume_from(given: dict[str, Any]) -> Optional[Path]:
@@ -157,14 +194,13 @@ def _stored(folder: Path, given: dict[str, Any], saved: Optional[Path] = None) -
     return config.replace(**{"output_dir": str(folder), "device": None, **given, "resume": None})
 
 
-def _ready(config: Config) -> tuple[Config, torch.device]:
+def _ready(config: Config, device: torch.device, ranks: int = 1) -> Config:
     """Checked, with the device and what follows from it filled in."""
-    validate(config)
-    device = choose_device(config.run.device)
+    validate(config, ranks)
     precision = config.model.precision
     if precision == "auto":
         precision = "bf16" if resolve_precision(precision, device) == torch.bfloat16 else "fp32"
-    return config.replace(device=str(device), precision=precision), device
+    return config.replace(device=str(device), precision=precision)
 
 
 def _described(file: Path) -> dict[str, Any]:

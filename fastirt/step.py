@@ -8,15 +8,18 @@ from typing import Callable
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fastirt.config import Config
+from fastirt.distributed import ALONE, Ranks
 from fastirt.encoder import Encoder, make_twin, momentum_update
 from fastirt.engine import Capture, choose_engine, compiled
 from fastirt.errors import UserError
+from fastirt.global_loss import Against, GlobalLoss
 from fastirt.input.loader import Batch
 from fastirt.input.stage import Stage
 from fastirt.kernels.checks import choose
-from fastirt.memory import Memory
+from fastirt.memory import Memory, Written
 from fastirt.objective import Losses, RetrievalLoss
 from fastirt.optim import build_optimizer, clip_gradients, held_step, learning_rate, set_learning_rate
 from fastirt.working import WorkingCopy
@@ -44,19 +47,32 @@ class TrainStep(nn.Module):
     CUDA graph as well). The first non-finite loss or gradient sets `first_bad_step` (0-d int64 on the device, -1 = none), which from
     then on holds back every update of weights, twin and memory. `sums` (5,) float64 adds up the values named in LOSS_NAMES
     over `counted` steps. `mark` is called with "start" and then with the name of each phase as it ends.
+
+    With many `ranks`, each has its slice of the global batch and computes its rows of everything: embeddings are gathered for objective
+    and memory, gradients are summed by DistributedDataParallel while the backward runs, and weights, twin and memory (unless
+    sharded) stay the same bits on all ranks. `wire` is then what one step sent and received, in bytes.
     """
 
     def __init__(
-        self, encoder: Encoder, config: Config, train_size: int, mean: tuple, std: tuple, device: torch.device
+        self,
+        encoder: Encoder,
+        config: Config,
+        train_size: int,
+        mean: tuple,
+        std: tuple,
+        device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
-        self.config, self.device = config, device
-        self.engine = choose_engine(config.optim.engine, device, config.optim.opt)
+        self.config, self.device, self.ranks = config, device, ranks
+        self.engine = choose_engine(config.optim.engine, device, config.optim.opt, ranks)
         self.encoder = encoder.to(device, memory_format=torch.channels_last).train()
         self.twin = make_twin(self.encoder) if config.memory.encoder_momentum is not None else None
         size = memory_size(config, train_size)
         dtype = torch.bfloat16 if config.memory.memory_dtype == "bf16" else torch.float32
-        self.memory = Memory(size, encoder.embed_dim, dtype, device) if size else None
+        self.sharded = config.memory.memory_sharded and ranks.many and size > 0
+        share = dict(part=ranks.rank, parts=ranks.size) if self.sharded else {}
+        self.memory = Memory(size, encoder.embed_dim, dtype, device, **share) if size else None
         self.dtype = resolve_precision(config.model.precision, device)
         # What forward and backward run on: the weights themselves, or bf16 copies of them.
         self.copies: list[WorkingCopy] = []
@@ -75,14 +91,19 @@ class TrainStep(nn.Module):
         self.mark: Callable[[str], None] = lambda phase: None
         self._rate: float | None = None
         self._with_memory = False
+        self.wire = 0
         self._embed, self._embed_keys, self._compare = self._run_encoder, self._run_encoder, self._run_objective
         if self.engine != "eager":
             self._embed, self._embed_keys = compiled(self._run_encoder), compiled(self._run_encoder)
             self._compare = compiled(self._run_objective)
-        self.capture = Capture(device) if self.engine == "graph" else None
+        self.capture = Capture(device, ranks.many) if self.engine == "graph" else None
+        if ranks.many:
+            with self.capture.stream() if self.capture else contextlib.nullcontext():
+                self._embed = _Summed(self._student[0], self._embed, ranks)
+            self._compare_all = GlobalLoss(self.objective, ranks)
 
     def forward(self, batch: Batch) -> None:
-        """One step on a batch of uint8 pictures (B, S, S, 3), or views of cached ones, with labels (B,), all on the device."""
+        """One step on this rank's slice of a batch: uint8 pictures (B, S, S, 3), or views of cached ones, with labels (B,), on the device."""
         self.mark("start")
         config, step = self.config, batch.step
         with_memory = self.memory is not None and step >= config.memory.memory_start
@@ -95,11 +116,18 @@ class TrainStep(nn.Module):
         if rate != self._rate:
             set_learning_rate(self.optimizer, rate)
             self._rate = rate
-        # For dropout of any kind:
-        torch.manual_seed(int(np.random.SeedSequence([config.run.seed, step]).generate_state(1)[0]))
-        self._student[0].draw_masks(config.run.seed, step, len(batch), stream="student")
+        # For dropout of any kind, the one random thing that depends on the number of ranks:
+        torch.manual_seed(
+            int(
+                np.random.SeedSequence(
+                    [config.run.seed, step, *([self.ranks.rank] if self.ranks.rank else [])]
+                ).generate_state(1)[0]
+            )
+        )
+        whole, (first, count) = len(batch) * self.ranks.size, self.ranks.slice(len(batch) * self.ranks.size)
+        self._student[0].draw_masks(config.run.seed, step, whole, "student", first, count)
         if self.twin is not None and with_memory:
-            self._teacher[0].draw_masks(config.run.seed, step, len(batch), stream="twin")
+            self._teacher[0].draw_masks(config.run.seed, step, whole, "twin", first, count)
         if self.capture is not None:
             self.capture(self.body)
         else:
@@ -112,27 +140,16 @@ class TrainStep(nn.Module):
             weight.grad = None
         for copy in self.copies:
             copy.refresh()
+        wire = self.ranks.wire
         images, labels = self.stage.fill(), self.stage.labels
         self.mark("copy")
-        embeddings = self._embed(self._student[0], images)
-
-        written, against = None, ()
-        if self._with_memory:
-            keys = embeddings.detach()
-            if self.twin is not None:
-                with torch.no_grad():
-                    keys = self._embed_keys(self._teacher[0], images)
-            written = self.memory.write(keys, labels)
-            # The twin's view of a picture is a positive like any other; without a twin, it would be the anchor itself.
-            own_slots = written.slots if self.twin is None else None
-            against = (self.memory.embeddings, self.memory.labels, own_slots)
-        self.mark("forward")
-        losses = self._compare(embeddings, labels, *against)
+        losses, written = (self._losses_of_all if self.ranks.many else self._losses)(images, labels)
         self.mark("objective")
         losses.total.backward()
         if self.copies:
             self.copies[0].hand_over()
         self.mark("backward")
+        self.wire = self.ranks.wire - wire
 
         norm = clip_gradients(self.weights, self.config.optim.clip_grad)
         with torch.no_grad():
@@ -147,6 +164,46 @@ class TrainStep(nn.Module):
             self.sums += torch.stack([*losses, norm]).double()
         self.mark("optimiser")
 
+    def _losses(self, images: Tensor, labels: Tensor) -> tuple[Losses, Written | None]:
+        """Forward, memory write and objective, where this process is the only rank."""
+        embeddings = self._embed(self._student[0], images)
+        written, against = None, ()
+        if self._with_memory:
+            written = self.memory.write(self._keys(embeddings, images), labels)
+            # The twin's view of a picture is a positive like any other; without a twin, it would be the anchor itself.
+            own_slots = written.slots if self.twin is None else None
+            against = (self.memory.embeddings, self.memory.labels, own_slots)
+        self.mark("forward")
+        return self._compare(embeddings, labels, *against), written
+
+    def _losses_of_all(self, images: Tensor, labels: Tensor) -> tuple[Losses, Written | None]:
+        """The same over the batch of all ranks. Labels travel during the forward, embeddings during the twin's."""
+        ranks, memory = self.ranks, self.memory
+        labels_coming = ranks.gather(labels)
+        embeddings = self._embed(self._student[0], images)
+        coming = ranks.gather(embeddings)
+        keys = None
+        if self._with_memory and self.twin is not None:
+            keys = ranks.gather(self._keys(embeddings, images)).wait()
+        whole, all_labels = coming.wait(), labels_coming.wait()
+        written, against = None, None
+        if self._with_memory:
+            written = memory.write(whole if keys is None else keys, all_labels)
+            slots = None
+            if self.twin is None:
+                first, count = ranks.slice(len(whole))
+                slots = memory.here(written.slots) if self.sharded else written.slots[first : first + count]
+            against = Against(memory.embeddings, memory.labels, slots, self.sharded)
+        self.mark("forward")
+        return self._compare_all(embeddings, whole, all_labels, against), written
+
+    def _keys(self, embeddings: Tensor, images: Tensor) -> Tensor:
+        """What goes into the memory: the twin's embeddings, or without a twin these."""
+        if self.twin is None:
+            return embeddings.detach()
+        with torch.no_grad():
+            return self._embed_keys(self._teacher[0], images)
+
     def _run_encoder(self, encoder: Encoder, images: Tensor) -> Tensor:
         if self.copies:
             return encoder(images)
@@ -155,6 +212,29 @@ class TrainStep(nn.Module):
 
     def _run_objective(self, *given: Tensor) -> Losses:
         return self.objective(*given)
+
+
+class _Summed:
+    """An encoder's forward whose gradients are summed over the ranks, bucket by bucket, while the rest of the backward runs."""
+
+    def __init__(self, encoder: Encoder, embed: Callable[[Encoder, Tensor], Tensor], ranks: Ranks) -> None:
+        module = _Forward(encoder, embed)
+        self.reducer = DistributedDataParallel(
+            module, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
+        )
+        self.reducer.register_comm_hook(None, ranks.sum_bucket)
+
+    def __call__(self, _: Encoder, images: Tensor) -> Tensor:
+        return self.reducer(images)
+
+
+class _Forward(nn.Module):
+    def __init__(self, encoder: Encoder, embed: Callable[[Encoder, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.encoder, self._embed = encoder, embed
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._embed(self.encoder, images)
 
 
 def _objective(config: Config, dim: int, dtype: torch.dtype, device: torch.device) -> RetrievalLoss:

@@ -12,12 +12,14 @@ class Interrupted(Exception):
 
 
 class Stopper:
-    """While active, remembers the first SIGTERM or SIGINT in `signal`; a second one falls through to the default action.
+    """While active, remembers the first SIGTERM or SIGINT in `signal`; a second one falls through to the default action, unless
+    `patient`: torchrun and batch systems send several to each rank, and kill by themselves what does not end.
 
     Inside `with stopper.interruptible():` the signal raises Interrupted at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patient: bool = False) -> None:
+        self.patient = patient
         self.signal: Optional[int] = None
         self._raise = False
         self._previous: dict[int, object] = {}
@@ -42,10 +44,11 @@ class Stopper:
     def _handle(self, number: int, _: Optional[FrameType]) -> None:
         if self.signal is None:
             self.signal = number
-        else:
+        elif not self.patient:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         if self._raise:
+            self._raise = False
             raise Interrupted
 
 

@@ -16,16 +16,18 @@ from tqdm import tqdm
 from fastirt import checkpoint
 from fastirt.catalog import Catalog
 from fastirt.config import Config
+from fastirt.distributed import ALONE, Ranks
 from fastirt.encoder import Encoder, save_model
 from fastirt.errors import UserError
 from fastirt.flops import peak_flops, training_flops
 from fastirt.input.cached import CachedTrainLoader, train_loader
 from fastirt.input.loader import Batch
 from fastirt.input.store import catalog_digest
-from fastirt.logs import RunLog, Throughput
+from fastirt.logs import NoLog, RunLog, Throughput
 from fastirt.optim import learning_rate, load_optimizer, optimizer_state
 from fastirt.profiling import Profile
 from fastirt.readout import Readout
+from fastirt.replicas import check_replicas, check_start
 from fastirt.step import TrainStep
 from fastirt.stopping import Interrupted, Stopper
 
@@ -34,7 +36,7 @@ log = logging.getLogger("fastirt")
 # May differ between a run and its resumption: they change neither the pictures nor the arithmetic.
 FREE_ON_RESUME = set(
     "output_dir log_dir logging_freq save_freq keep resume device num_workers pin_mem max_bad data_path "
-    "rank eval_freq eval_batch_size search weights eval_descriptor engine cache profile".split()
+    "rank eval_freq eval_batch_size search weights eval_descriptor engine cache profile memory_sharded check_freq".split()
 )
 Evaluate = Callable[[Encoder], dict[str, Any]]
 
@@ -58,12 +60,16 @@ class Trainer:
         evaluate: Evaluate,
         store: Any = None,
         resume: Optional[Path] = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.catalog, self.config, self.folder, self.device, self.evaluate = catalog, config, folder, device, evaluate
+        self.ranks = ranks
         self.digest = catalog_digest(catalog)
         self.metrics: dict[str, Any] = {}
-        self._lock = _lock(folder)
-        self.step_module = TrainStep(encoder, config, len(catalog.train), mean, std, device)
+        self._lock: Optional[IO[str]] = None
+        ranks.from_first(self._take_lock)
+        check_start(ranks, config, self.digest, encoder)
+        self.step_module = TrainStep(encoder, config, len(catalog.train), mean, std, device, ranks)
         self.step, self.best, self.store = 0, {}, store
         self.last_good: Optional[Path] = None
         bad: list[int] = []
@@ -71,7 +77,14 @@ class Trainer:
             bad = self._load(resume)
         self.recent: deque[tuple[int, np.ndarray]] = deque(maxlen=2 * config.run.logging_freq + 8)
         self.loader = train_loader(
-            catalog, config, device, start_step=self.step, bad=bad, store=store, csv_path=folder / "bad_pictures.csv"
+            catalog,
+            config,
+            device,
+            start_step=self.step,
+            bad=bad,
+            store=store,
+            csv_path=folder / "bad_pictures.csv",
+            ranks=ranks,
         )
         self.readout = Readout(self.step_module, device)
 
@@ -81,52 +94,65 @@ class Trainer:
         board = Path(config.run.log_dir) / config.data.dataset if config.run.log_dir else self.folder / "tensorboard"
         # Resumed at a step whose evaluation may not have ended: it is done again.
         redo = self.last_good is not None and (self._due(config.eval.eval_freq) or self.step == total)
-        self.log = RunLog(self.folder, board, self.step, total, redo)
+        self.log = NoLog()
+        self.ranks.from_first(lambda: self._open_log(board, redo))
         flops = training_flops(self.encoder, self.step_module.twin is not None)
-        self.speed = Throughput(config.optim.batch_size, flops, peak_flops(self.device, self.step_module.dtype))
+        peak = peak_flops(self.device, self.step_module.dtype) * self.ranks.size
+        self.speed = Throughput(config.optim.batch_size, flops, peak)
         try:
-            with Stopper() as stopper:
+            with Stopper(patient=self.ranks.many) as stopper:
                 if redo and self.step < total and not self._evaluate(stopper):
                     return self._stop(stopper)
                 if self.store is not None and not self._fill_cache(stopper):
                     return self._stop(stopper)
                 for batch in self._batches():
-                    self.recent.append((batch.step, batch.indices))
+                    self.recent.append((batch.step, batch.indices if batch.whole is None else batch.whole))
                     self.step_module(batch)
                     self.step = batch.step + 1
                     self.speed.tick()
                     self._watch()
                     if self.step % config.run.logging_freq == 0 or self.step == total:
                         self._ask()
-                    if stopper.signal is not None:
+                    if self._told_to_stop(stopper):
                         return self._stop(stopper)
+                    if self._due(config.run.check_freq):
+                        check_replicas(self.ranks, self.step_module, self.step)
                     evaluates = self._due(config.eval.eval_freq)
                     if evaluates or self.step == total or self._due(config.run.save_freq):
                         self.save()
                     if evaluates and not self._evaluate(stopper):
                         return self._stop(stopper)
-                save_model(self.encoder, self.folder / "model.safetensors", config)
+                if self.ranks.first:
+                    save_model(self.encoder, self.folder / "model.safetensors", config)
                 if not self._evaluate(stopper):
                     return self._stop(stopper)
         finally:
             self.loader.close()
             self.log.close()
-            self._lock.close()
+            if self._lock is not None:
+                self._lock.close()
         return 0
+
+    def _take_lock(self) -> None:
+        self._lock = _lock(self.folder)
+
+    def _open_log(self, board: Path, redo: bool) -> None:
+        self.log = RunLog(self.folder, board, self.step, self.config.optim.max_iter, redo)
 
     def _batches(self) -> Iterator[Batch]:
         batches = self.speed.waiting(iter(self.loader))
-        if self.config.run.profile:
+        if self.config.run.profile and self.ranks.first:
             return Profile(self.config.run.profile, self.step_module, self.folder).follow(batches)
         return batches
 
     def _fill_cache(self, stopper: Stopper) -> bool:
         """From a packed store all of the cache at once; False where a signal broke it off."""
         if isinstance(self.loader, CachedTrainLoader) and self.step < self.config.optim.max_iter:
-            with tqdm(total=len(self.catalog.train), desc="cache", unit="img", disable=None, leave=False) as bar:
+            quiet = None if self.ranks.first else True
+            with tqdm(total=len(self.catalog.train), desc="cache", unit="img", disable=quiet, leave=False) as bar:
                 for done in self.loader.fill():
                     bar.update(done - bar.n)
-                    if stopper.signal is not None:
+                    if self._told_to_stop(stopper):
                         return False
         return True
 
@@ -135,21 +161,29 @@ class Trainer:
         return self.step_module.encoder
 
     def save(self) -> Path:
-        """Write a checkpoint of the present step; refuses to save past a non-finite one."""
+        """Write a checkpoint of the present step; refuses to save past a non-finite one, or one at which ranks differ."""
         self._report(wait=True)
         self._check(self.readout.first_bad_step(wait=True))
+        check_replicas(self.ranks, self.step_module, self.step)
         path = self.folder / "checkpoints" / f"step_{self.step:08d}.safetensors"
+        module, shards = self.step_module.state_dict(), None
+        if self.step_module.sharded:
+            ring = self.step_module.memory
+            slots = {name: module.pop(f"memory.{name}") for name in ("embeddings", "labels")}
+            written = checkpoint.save_shard(path, self.ranks.rank, self.ranks.size, ring.first, slots)
+            shards = self.ranks.gather_json(written)
         state = {
             "step": self.step,
             "config": self.config.to_dict(),
             "catalog": self.digest,
-            "module": self.step_module.state_dict(),
+            "module": module,
+            "memory_shards": shards,
             "optimizer": optimizer_state(self.step_module.optimizer),
             "counted": self.step_module.counted,
             "best": self.best,
             "bad": sorted(int(i) for i in self.loader.bad),
         }
-        checkpoint.save(path, state, self.config.run.keep)
+        self.ranks.from_first(lambda: checkpoint.save(path, state, self.config.run.keep))
         self.last_good = path
         return path
 
@@ -164,22 +198,45 @@ class Trainer:
         if state["step"] > self.config.optim.max_iter:
             raise UserError(f"{path}: is at step {state['step']}, past --max-iter {self.config.optim.max_iter}")
         try:
+            self._load_memory(state["module"], state.get("memory_shards"), path)
             self.step_module.load_state_dict(state["module"])
             load_optimizer(self.step_module.optimizer, state["optimizer"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: does not fit this model: {' '.join(str(error).split())[:300]}") from error
         self.step, self.best, self.last_good = state["step"], state["best"], path
         if path.parent.resolve() == (self.folder / "checkpoints").resolve():
-            checkpoint.forget_later(path)
+            self.ranks.from_first(lambda: checkpoint.forget_later(path))
         self.step_module.counted = state["counted"]
         log.info("resumed %s at step %d", path, self.step)
         return state["bad"]
 
+    def _load_memory(self, module: dict[str, Any], shards: Optional[list[dict[str, Any]]], path: Path) -> None:
+        """Deal the memory of a checkpoint out anew: from one file or many, to this rank's part of it."""
+        ring = self.step_module.memory
+        if ring is None:
+            return
+        if shards is not None:
+            found = checkpoint.load_shards(path, shards, ring.first, len(ring))
+            module |= {f"memory.{name}": value for name, value in found.items()}
+        elif self.step_module.sharded:
+            for name in ("memory.embeddings", "memory.labels"):
+                module[name] = module[name][ring.first : ring.first + len(ring)]
+
+    def _told_to_stop(self, stopper: Stopper) -> bool:
+        """Whether any rank was; all ranks hear it at the same step."""
+        signal = self.ranks.agree_to_stop(stopper.signal or 0)
+        if signal:
+            stopper.signal = signal
+        return bool(signal)
+
     def _stop(self, stopper: Stopper) -> int:
-        path = (
-            self.save() if self.last_good is None or self.last_good.stem != f"step_{self.step:08d}" else self.last_good
-        )
-        log.warning("stopped by signal %d at step %d; saved %s: go on with --resume", stopper.signal, self.step, path)
+        """Leave a checkpoint of this step, and say so; the exit code."""
+        saved = self.last_good is not None and self.last_good.stem == f"step_{self.step:08d}"
+        path = self.last_good if saved else self.save()
+        if self.ranks.first:
+            log.warning(
+                "stopped by signal %d at step %d; saved %s: go on with --resume", stopper.signal, self.step, path
+            )
         return stopper.exit_code
 
     def _due(self, frequency: int) -> bool:
@@ -192,12 +249,16 @@ class Trainer:
                 metrics = self.evaluate(self.encoder)
         except Interrupted:
             return False
+        except RuntimeError as error:  # the others were interrupted first
+            if stopper.signal is None or self.ranks.explain(error) is None:
+                raise
+            return False
         self.metrics = metrics
         self.log.row({"step": self.step, **metrics})
         name = next(name for name in metrics if name.startswith("recall@"))
         if metrics[name] > self.best.get(name, -1.0):
             self.best = {"step": self.step, name: metrics[name]}
-            if self.config.eval.eval_freq:
+            if self.config.eval.eval_freq and self.ranks.first:
                 save_model(self.encoder, self.folder / "model_best.safetensors", self.config)
         now, best = 100 * metrics[name], 100 * self.best[name]
         log.info("step %d: %s %.2f %% (best %.2f %% at step %d)", self.step, name, now, best, self.best["step"])
@@ -216,7 +277,8 @@ class Trainer:
         rows = dict(self.recent).get(first_bad, np.array([], dtype=np.int64))
         paths = [self.catalog.train.paths[i] for i in rows]
         report = self.folder / "non_finite.json"
-        report.write_text(json.dumps({"step": first_bad + 1, "pictures": paths}, indent=1))
+        if self.ranks.first:
+            report.write_text(json.dumps({"step": first_bad + 1, "pictures": paths}, indent=1))
         last = f"last good checkpoint: {self.last_good}" if self.last_good else "no checkpoint was saved before it"
         raise UserError(
             f"non-finite loss or gradient first in step {first_bad + 1}, no update since; its pictures: {', '.join(paths[:3])}"
@@ -229,7 +291,8 @@ class Trainer:
         self._report(wait=True)
         speed = self.speed.read(self.config.optim.max_iter - self.step)
         lr = learning_rate(self.step - 1, self.config.optim)
-        self.readout.ask({"step": self.step, "lr": lr, **speed})
+        wire = {"wire_mb": round(self.step_module.wire / 1e6, 3)} if self.ranks.many else {}
+        self.readout.ask({"step": self.step, "lr": lr, **speed, **wire})
         self._report(wait=self.step == self.config.optim.max_iter)
 
     def _report(self, wait: bool) -> None:

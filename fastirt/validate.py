@@ -8,6 +8,7 @@ import math
 import torch
 
 from fastirt.config import Config
+from fastirt.distributed import ALONE, Ranks
 from fastirt.errors import UserError
 
 AT_LEAST = {  # flag: smallest value that makes sense
@@ -36,8 +37,8 @@ AT_LEAST = {  # flag: smallest value that makes sense
 AT_MOST = {"drop": 1, "drop_path": 1, "encoder_momentum": 1, "margin": 1, "momentum": 1, "seed": 2**63 - 1}
 
 
-def validate(config: Config) -> None:
-    """Raises UserError for a value outside its range or values that cannot go together."""
+def validate(config: Config, ranks: int = 1) -> None:
+    """Raises UserError for a value outside its range or values that cannot go together, or for a batch that `ranks` cannot share."""
     for part in config.parts().values():
         for field in dataclasses.fields(part):
             value = getattr(part, field.name)
@@ -49,6 +50,11 @@ def validate(config: Config) -> None:
         raise UserError(f"--rank {' '.join(map(str, config.eval.rank))}: every K must be at least 1")
     if config.memory.encoder_momentum is not None and config.memory.memory_ratio == 0:
         raise UserError("--encoder-momentum fills the memory, but --memory-ratio is 0: leave one of them out")
+    whole = config.optim.batch_size
+    if whole % ranks and config.optim.max_iter:
+        below = whole // ranks * ranks
+        sizes = f"{below} or {below + ranks}" if below else str(ranks)
+        raise UserError(f"--batch-size {whole}: is of all {ranks} ranks together and must divide by them: use {sizes}")
     if config.optim.opt_betas is not None and not all(0 <= beta < 1 for beta in config.optim.opt_betas):
         raise UserError(f"--opt-betas {' '.join(map(str, config.optim.opt_betas))}: each must be in [0, 1)")
 
@@ -63,11 +69,18 @@ def _check_number(name: str, value: float) -> None:
         raise UserError(f"{flag}: must be at most {AT_MOST[name]}")
 
 
-def choose_device(name: str | None) -> torch.device:
-    """The device asked for, or a GPU where there is one; made torch's current one. Raises UserError naming those present."""
+def choose_device(name: str | None, ranks: Ranks = ALONE) -> torch.device:
+    """The device asked for, or a GPU where there is one; made torch's current one. Of many ranks, each takes the GPU of its place
+    on the node. Raises UserError naming those present."""
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    name = name or (gpus[0] if gpus else "cpu")
     present = [*gpus, "cpu"]
+    if ranks.many and name and ":" in name:
+        raise UserError(
+            f"--device {name}: {ranks.size} ranks cannot all have it: leave it out, or pass --device cuda or cpu"
+        )
+    if ranks.many and gpus and name in (None, "cuda"):
+        name = gpus[ranks.local_rank % len(gpus)]
+    name = name or (gpus[0] if gpus else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

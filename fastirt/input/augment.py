@@ -17,6 +17,9 @@ class Crops:
     y: np.ndarray
     flip: np.ndarray
 
+    def __getitem__(self, positions: slice) -> "Crops":
+        return Crops(self.x[positions], self.y[positions], self.flip[positions])
+
 
 def draw_crops(seed: int, step: int, batch_size: int) -> Crops:
     """A function of (seed, step, position): row i is the same under any batch size. Flips have p = 0.5."""

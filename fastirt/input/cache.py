@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastirt.config import InputConfig
+from fastirt.distributed import ALONE, Ranks
 from fastirt.errors import UserError
 from fastirt.input.check import MAX_PIXELS
 from fastirt.input.geometry import check_shape, resized_size
@@ -79,7 +80,12 @@ class Views:
 
 
 def make_cache(
-    where: str, source: PictureSource, input: InputConfig, device: torch.device, bad: frozenset[int] = frozenset()
+    where: str,
+    source: PictureSource,
+    input: InputConfig,
+    device: torch.device,
+    bad: frozenset[int] = frozenset(),
+    ranks: Ranks = ALONE,
 ) -> PictureCache | None:
     """The cache that `--cache` asks for, or None. `auto`: the device's memory where SHARE of what is free is enough, else the
     host's likewise, else none. Raises UserError where one that was asked for does not fit at all."""
@@ -88,7 +94,8 @@ def make_cache(
     places = ("device", "host") if device.type == "cuda" else ("host",)  # without a GPU they are one
     where = "host" if where == "device" and "device" not in places else where
     smallest = len(source) * input.resize_size**2 * 3
-    room = {place: free_memory(place, device) for place in places}
+    alike = ranks.local_size if ranks.many else 1  # each rank of this node keeps all pictures
+    room = {place: free_memory(place, device) // (alike if place == "host" else 1) for place in places}
     fits = [place for place in places if smallest <= SHARE[place] * room[place]]
     if where == "auto" and not fits:
         _say_none(smallest, room)

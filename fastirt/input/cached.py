@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fastirt.config import Config
+from fastirt.distributed import ALONE, Ranks
 from fastirt.input.augment import draw_crops
 from fastirt.input.cache import PictureCache, Views, make_cache, next_missing
 from fastirt.input.check import Undecodable
@@ -49,6 +50,7 @@ class CachedTrainLoader(TrainLoader):
             while self._next < len(self._cache.valid):
                 with self._pictures.on_stream():
                     self._bring(self._ahead(()), self._start, reading)
+                    self._pictures.agree()
                     reading = self._pictures.start_reading(self._ahead(()))
                 yield self._next
         finally:
@@ -57,20 +59,22 @@ class CachedTrainLoader(TrainLoader):
     def _finish(self, step: int, reading: dict[int, "Future[Encoded]"]) -> Batch:
         pictures, cache = self._pictures, self._cache
         while True:
-            rows = self._sampler.batch(step, pictures.bad)
+            whole = self._sampler.batch(step, pictures.bad)
+            rows = whole[self._slice]
             missing = self._missing(rows)
             lost = self._bring(missing + self._ahead(missing), step, reading)
             reading.clear()
-            if lost.isdisjoint(missing):
+            lost = (lost | pictures.agree()).intersection(whole.tolist())
+            if not lost:
                 break
-            self._name_lost_classes(sorted(lost.intersection(missing)))
-        following = self._missing(self._sampler.batch(step + 1, pictures.bad))
+            self._name_lost_classes(sorted(lost))
+        following = self._missing(self._sampler.batch(step + 1, pictures.bad)[self._slice])
         reading.update(pictures.start_reading(following + self._ahead(following)))
-        crops = draw_crops(self._seed, step, pictures.batch_size)
+        crops = draw_crops(self._seed, step, self._whole)[self._slice]
         size = pictures.input.input_size
         corners = crop_corners(cache.shapes[rows], size, crops.x, crops.y)
         picks = torch.from_numpy(np.column_stack([rows, corners, crops.flip]).astype(np.int64))
-        return pictures.batch(Views(cache, picks, size), pictures.labels[rows], rows, step, len(rows))
+        return pictures.batch(Views(cache, picks, size), pictures.labels[rows], rows, step, len(rows), whole)
 
     def _missing(self, rows: np.ndarray) -> list[int]:
         return [row for row in dict.fromkeys(rows.tolist()) if not self._cache.valid[row]]
@@ -133,6 +137,7 @@ def train_loader(
     bad: Sequence[int] = (),
     store: PictureSource | None = None,
     csv_path: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainLoader:
     """The batches of a run, cached as `--cache` asks for. store: a packed store's training split, else the files are read."""
     split = catalog.train
@@ -148,7 +153,10 @@ def train_loader(
         bad=bad,
         csv_path=csv_path,
         class_names=catalog.class_names,
+        ranks=ranks,
     )
     source = FileSource(split.paths) if store is None else store
-    cache = make_cache(config.input.cache, source, config.input, device, frozenset(bad))
+    cache = make_cache(config.input.cache, source, config.input, device, frozenset(bad), ranks)
+    if not all(ranks.gather_json(cache is not None)):  # all ranks fill theirs together
+        cache = None
     return TrainLoader(split, **given) if cache is None else CachedTrainLoader(split, **given, cache=cache)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from fastirt.config import InputConfig
+from fastirt.distributed import ALONE, Ranks
 from fastirt.input.augment import draw_crops
 from fastirt.input.bad import BadPictures
 from fastirt.input.cache import Views
@@ -35,7 +36,8 @@ PREFETCH = 2  # batches ready ahead of the step
 @dataclass
 class Batch:
     """images (B, S, S, 3) uint8 and labels (B,) int64 on the device; indices (B,) int64 rows of the split; rows from `valid` on are
-    padding: black, with label and index -1. Where pictures are cached, `views` says which and how cropped, and images is None."""
+    padding: black, with label and index -1. Where pictures are cached, `views` says which and how cropped, and images is None.
+    With many ranks this is one's slice; `whole` is then the rows of the batch of all."""
 
     images: torch.Tensor | None
     labels: torch.Tensor
@@ -43,6 +45,7 @@ class Batch:
     step: int
     valid: int
     views: Views | None = None
+    whole: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -72,14 +75,17 @@ class _Pictures:
         store: PictureSource | None,
         csv_path: Path | None,
         bad: Iterable[int],
+        ranks: Ranks = ALONE,
     ) -> None:
         check_input(input)
+        self.ranks = ranks
         self.split, self.batch_size, self.input, self.device = split, batch_size, input, torch.device(device)
         self.source = FileSource(split.paths) if store is None else store
         self.labels = np.asarray(split.labels, np.int64)
-        self.registry = BadPictures(csv_path, input.max_bad)
+        self.registry = BadPictures(csv_path, input.max_bad, ranks.first)
+        self._found: list[tuple[int, str, int]] = []  # bad (row, reason, step) that other ranks have not heard of
         self.bad = frozenset(int(row) for row in bad)  # replaced, never mutated: other threads read it
-        self.threads = max(1, min(input.num_workers, len(os.sched_getaffinity(0))))
+        self.threads = max(1, min(input.num_workers, len(os.sched_getaffinity(0)) // ranks.local_size))
         self._pool: ThreadPoolExecutor | None = None
         self._decoder: DaliDecoder | PilDecoder | None = None
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -125,9 +131,26 @@ class _Pictures:
         return self._decoder.decode([data for data, _ in encoded], sizes, resized, corners, flips)
 
     def mark(self, row: int, reason: str, step: int) -> None:
-        """Takes a row out of use and names it."""
+        """Takes a row out of use and names it; on many ranks it is named when they `agree`."""
         self.bad |= {row}
-        self.registry.add(self.source.path(row), reason, step)
+        if self.ranks.many:
+            self._found.append((row, reason, step))
+        else:
+            self.registry.add(self.source.path(row), reason, step)
+
+    def agree(self, thread: str = "input") -> set[int]:
+        """Tell the other ranks which rows were found bad since the last call, and hear of theirs: all new ones. Called by all ranks."""
+        if not self.ranks.many:
+            return set()
+        found, self._found = self._found, []
+        new: dict[int, tuple[str, int]] = {}
+        for told in self.ranks.gather_json(found, thread):
+            for row, reason, step in told:
+                new.setdefault(row, (reason, step))
+        self.bad |= new.keys()
+        for row, (reason, step) in new.items():
+            self.registry.add(self.source.path(row), reason, step)
+        return set(new)
 
     def resized(self, encoded: dict[int, Encoded]) -> dict[int, tuple[int, int]]:
         """Row to (height, width) after the resize."""
@@ -148,6 +171,7 @@ class _Pictures:
         indices: np.ndarray,
         step: int,
         valid: int,
+        whole: np.ndarray | None = None,
     ) -> Batch:
         """On the device, complete: nobody has to wait for a copy later."""
         tensor, views = self._upload(torch.from_numpy(np.ascontiguousarray(labels))), None
@@ -156,7 +180,7 @@ class _Pictures:
         else:
             images, views = None, dataclasses.replace(images, picks=self._upload(images.picks))
         self.wait()
-        return Batch(images, tensor, indices, step, valid, views)
+        return Batch(images, tensor, indices, step, valid, views, whole)
 
     def wait(self) -> None:
         """Until the device has done all that the background work gave it."""
@@ -254,9 +278,12 @@ class TrainLoader(_Loader):
         bad: Iterable[int] = (),
         csv_path: Path | None = None,
         class_names: Sequence[str] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self._pictures = _Pictures(split, batch_size, input, device, store, csv_path, bad)
+        first, count = ranks.slice(batch_size)
+        self._pictures = _Pictures(split, count, input, device, store, csv_path, bad, ranks)
         self._sampler = make_sampler(split.labels, batch_size, m, seed)
+        self._slice, self._whole = slice(first, first + count), batch_size
         self._seed, self._start, self._stop, self._class_names = seed, start_step, stop_step, class_names
 
     def _batches(self) -> Iterator[Batch]:
@@ -267,23 +294,26 @@ class TrainLoader(_Loader):
 
     def _finish(self, step: int, reading: dict[int, "Future[Encoded]"]) -> Batch:
         """Reads and decodes one batch, again and again with replacements until no picture of it is bad; begins to read the next."""
-        pictures, crops = self._pictures, draw_crops(self._seed, step, self._pictures.batch_size)
+        pictures, own = self._pictures, self._slice
+        crops = draw_crops(self._seed, step, self._whole)[own]
         while True:
-            rows = self._sampler.batch(step, pictures.bad)
+            whole = self._sampler.batch(step, pictures.bad)
+            rows = whole[own]
             reading.update(pictures.start_reading(row for row in rows.tolist() if row not in reading))
             encoded, lost = pictures.finish_reading(reading, rows, step)
             if not lost:
-                following = pictures.start_reading(self._sampler.batch(step + 1, pictures.bad))
+                following = pictures.start_reading(self._sampler.batch(step + 1, pictures.bad)[own])
                 try:
                     images = pictures.decode([encoded[row] for row in rows.tolist()], crops.x, crops.y, crops.flip)
                 except Undecodable as error:
                     lost = sorted({int(rows[i]) for i in error.reasons})
                     for i, reason in error.reasons.items():
                         pictures.mark(int(rows[i]), reason, step)
-                else:
-                    reading.clear()
-                    reading.update(following)
-                    return pictures.batch(images, pictures.labels[rows], rows, step, len(rows))
+            lost = sorted(pictures.agree().union(lost).intersection(whole.tolist()))
+            if not lost:
+                reading.clear()
+                reading.update(following)
+                return pictures.batch(images, pictures.labels[rows], rows, step, len(rows), whole)
             self._name_lost_classes(lost)
 
     def _name_lost_classes(self, lost: Sequence[int]) -> None:
@@ -304,7 +334,7 @@ class EvalLoader(_Loader):
     """All pictures of a split in catalogue order, centre crop; the batch size is constant, so a batch may end in padding.
 
     Unreadable pictures are left out and named once; a batch of which nothing is left is skipped. `Batch.step` counts batches.
-    Can be iterated again.
+    Can be iterated again. Many ranks share the batches out, each a stretch of them; `agree` then tells all what could not be read.
     """
 
     def __init__(
@@ -316,12 +346,23 @@ class EvalLoader(_Loader):
         device: torch.device,
         store: PictureSource | None = None,
         csv_path: Path | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self._pictures = _Pictures(split, batch_size, input, device, store, csv_path, ())
+        self._pictures = _Pictures(split, batch_size, input, device, store, csv_path, (), ranks)
 
     def __len__(self) -> int:
-        """Number of batches, if none is lost."""
+        """Number of batches of all ranks, if none is lost."""
         return -(-len(self._pictures.split) // self._pictures.batch_size)
+
+    @property
+    def own(self) -> range:
+        """This rank's batches."""
+        ranks = self._pictures.ranks
+        return range(len(self) * ranks.rank // ranks.size, len(self) * (ranks.rank + 1) // ranks.size)
+
+    def agree(self) -> None:
+        """Name what any rank could not read. Called by all ranks, after the last batch."""
+        self._pictures.agree("control")
 
     def _batches(self) -> Iterator[Batch]:
         pictures, size = self._pictures, self._pictures.batch_size
@@ -330,8 +371,8 @@ class EvalLoader(_Loader):
             rows = range(step * size, min((step + 1) * size, len(pictures.split)))
             return pictures.start_reading(row for row in rows if row not in pictures.bad)
 
-        following = start(0)
-        for step in range(len(self)):
+        following = start(self.own.start)
+        for step in self.own:
             reading, following = following, start(step + 1)
             encoded, _ = pictures.finish_reading(reading, reading, step)
             while encoded:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Sequence
+from typing import NamedTuple, Optional, Sequence
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastirt.config import Config
+from fastirt.distributed import ALONE, Ranks
 from fastirt.encoder import Encoder
 from fastirt.errors import UserError
 from fastirt.input.loader import EvalLoader
@@ -42,10 +43,12 @@ def embed(
     dtype: torch.dtype,
     name: str = "embed",
     progress: bool = True,
-) -> Embeddings:
+    ranks: Ranks = ALONE,
+) -> Optional[Embeddings]:
     """Embed everything that `loader` yields, in evaluation mode; the encoder's mode is restored.
 
-    dtype: of the encoder's matrix products (bfloat16: autocast). Raises UserError for an embedding that is not finite.
+    dtype: of the encoder's matrix products (bfloat16: autocast). Many ranks each embed their batches of the same size, and rank 0
+    alone gets all, in the order of the split; the others get None. Raises UserError for an embedding that is not finite.
     """
     training = encoder.training
     encoder.eval()
@@ -53,7 +56,9 @@ def embed(
     try:
         with (
             torch.inference_mode(),
-            tqdm(total=len(paths), desc=name, unit="img", disable=None if progress else True, leave=False) as bar,
+            tqdm(
+                total=len(paths), desc=name, unit="img", disable=None if progress and ranks.first else True, leave=False
+            ) as bar,
         ):
             for batch in loader:
                 images = normalise(batch.images, mean, std, dtype)
@@ -61,19 +66,25 @@ def embed(
                     out = encoder(images)
                 vectors.append(out[: batch.valid])
                 rows.append(torch.as_tensor(batch.indices[: batch.valid], dtype=torch.int64))
-                bar.update(batch.valid)
+                bar.update(batch.valid * ranks.size)
     finally:
         encoder.train(training)
         loader.close()
-    if not vectors:
+    loader.agree()
+    own = torch.cat(vectors).float().cpu() if vectors else torch.empty(0, encoder.embed_dim)  # one copy, at the end
+    all_vectors = ranks.gather_rows(own)
+    all_rows = ranks.gather_rows(torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64))
+    found = None if all_vectors is None else Embeddings(all_vectors, all_rows)
+    ranks.from_first(lambda: _check(found, paths, name))
+    return found
+
+
+def _check(found: Embeddings, paths: Sequence[str], name: str) -> None:
+    if not len(found.rows):
         raise UserError(f"{name}: no picture could be read")
-    found = Embeddings(
-        torch.cat(vectors).float().cpu(), torch.cat(rows)
-    )  # one copy: one per batch would stall a GPU each time
     broken = ~torch.isfinite(found.vectors).all(dim=1)
     if broken.any():
         first = paths[int(found.rows[broken][0])]
         raise UserError(
             f"{name}: {int(broken.sum())} embeddings are not finite, the first of {first}: check the weights, or try --precision fp32"
         )
-    return found

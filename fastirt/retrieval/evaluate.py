@@ -10,6 +10,7 @@ import torch
 
 from fastirt.catalog import Catalog, Split, check_ranks
 from fastirt.config import Config
+from fastirt.distributed import ALONE, Ranks
 from fastirt.encoder import Encoder
 from fastirt.input.loader import EvalLoader
 from fastirt.retrieval.embed import Embeddings, embed, normalization_constants
@@ -28,15 +29,17 @@ def evaluate(
     stores: Optional[Mapping[str, Any]] = None,
     csv_path: Optional[Path] = None,
     progress: bool = True,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """The content of `metrics.json`. stores: picture sources by split name, where a packed store is read. Unreadable pictures are
-    named in the log and in `csv_path`, left out, and counted as `bad`. Raises UserError for a K larger than the gallery before
-    anything is embedded, and for embeddings that are not finite."""
+    named in the log and in `csv_path`, left out, and counted as `bad`. Many ranks share the embedding, rank 0 searches, on all GPUs
+    of its node, and all return the same. Raises UserError for a K larger than the gallery before anything is embedded, and for
+    embeddings that are not finite."""
     check_ranks(catalog, config.eval.rank)
     mean, std = normalization_constants(config, encoder)
     dtype = resolve_precision(config.model.precision, device)
 
-    def embeddings(split: Split) -> tuple[Embeddings, torch.Tensor]:
+    def embeddings(split: Split) -> Optional[Embeddings]:
         loader = EvalLoader(
             split,
             batch_size=config.eval.eval_batch_size,
@@ -44,36 +47,36 @@ def evaluate(
             device=device,
             store=stores[split.name] if stores else None,
             csv_path=csv_path,
+            ranks=ranks,
         )
-        found = embed(
-            encoder,
-            loader,
-            split.paths,
-            mean=mean,
-            std=std,
-            device=device,
-            dtype=dtype,
-            name=split.name,
-            progress=progress,
-        )
-        return found, torch.from_numpy(split.labels)[found.rows]
+        given = dict(mean=mean, std=std, device=device, dtype=dtype, name=split.name, progress=progress, ranks=ranks)
+        return embed(encoder, loader, split.paths, **given)
 
-    query, query_labels = embeddings(catalog.query)
-    gallery, gallery_labels = (query, query_labels) if catalog.gallery is None else embeddings(catalog.gallery)
+    query = embeddings(catalog.query)
+    gallery = query if catalog.gallery is None else embeddings(catalog.gallery)
+    return ranks.from_first(lambda: _measure(query, gallery, catalog, config, device, ranks))
+
+
+def _measure(
+    query: Embeddings, gallery: Embeddings, catalog: Catalog, config: Config, device: torch.device, ranks: Ranks
+) -> dict[str, Any]:
+    query_labels = torch.from_numpy(catalog.query.labels)[query.rows]
+    gallery_labels = torch.from_numpy((catalog.gallery or catalog.query).labels)[gallery.rows]
     total = len(catalog.query) + (len(catalog.gallery) if catalog.gallery else 0)
     read = len(query.rows) + (len(gallery.rows) if catalog.gallery else 0)
     reachable = len(gallery.rows) - (1 if catalog.gallery is None else 0)
-    ranks = [k for k in config.eval.rank if k <= reachable]
-    if len(ranks) < len(config.eval.rank):
+    depths = [k for k in config.eval.rank if k <= reachable]
+    if len(depths) < len(config.eval.rank):
         log.warning("left out Recall@K for K above %d: so many gallery pictures could be read", reachable)
     metrics = retrieval_metrics(
         query.vectors,
         query_labels,
         gallery.vectors,
         gallery_labels,
-        ranks,
+        depths,
         same=catalog.gallery is None,
         backend=config.eval.search,
         device=device,
+        gpus=ranks.local_size,
     )
     return {**metrics, "bad": total - read}

@@ -21,13 +21,14 @@ def retrieval_metrics(
     same: bool,
     backend: str = "auto",
     device: torch.device | str = "cpu",
+    gpus: int = 1,
 ) -> dict[str, Any]:
     """Metrics as fractions: `recall@K` for each K, `map@r`, `r_precision`, and the counts `queries`, `gallery`, `unmatched`.
 
     query (Q, D), gallery (G, D) float32; labels (Q,), (G,) int64. same: query i is gallery row i, left out of its own neighbours.
     R is the number of gallery pictures of the query's class; queries with R = 0 are left out and counted as unmatched.
     Recall@K: share of queries with at least one of their class among the K nearest (Jegou et al. 2011 as used by the paper);
-    R-precision and MAP@R: Musgrave et al. 2020, section 3.2. Raises UserError for a K larger than the gallery.
+    R-precision and MAP@R: Musgrave et al. 2020, section 3.2. backend, device, gpus: see `search`. Raises UserError for a K larger than the gallery.
     """
     reachable = gallery.shape[0] - (1 if same else 0)
     if max(ranks) > reachable:
@@ -43,7 +44,8 @@ def retrieval_metrics(
     depth = max(max(ranks), int(relevant.max()))
     hits = {k: 0 for k in ranks}
     precision = average = torch.zeros((), dtype=torch.float64)
-    for first, _, indices in search(query, gallery, depth, exclude_self=same, backend=backend, device=device):
+    where = dict(backend=backend, device=device, gpus=gpus)
+    for first, _, indices in search(query, gallery, depth, exclude_self=same, **where):
         rows = slice(first, first + indices.shape[0])
         keep = matched[rows]
         right = (gallery_labels[indices] == query_labels[rows, None])[keep]  # (C, depth)

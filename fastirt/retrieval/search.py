@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import Iterator, Optional
+from typing import Any, Iterator, Optional
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ def search(
     exclude_self: bool = False,
     backend: str = "auto",
     device: torch.device | str = "cpu",
+    gpus: int = 1,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """The k most similar gallery rows of each query, in chunks of queries, so that memory stays bounded.
 
@@ -31,15 +32,16 @@ def search(
     indices (C, k) int64), best first; equal similarities in the gallery's order, also at the k-th place. Identical
     gallery rows are always equally similar; apart from them, a similarity is what the backend's matrix product says.
     exclude_self: query i is gallery row i and no neighbour of itself. backend: `faiss`, `torch` or `auto` (FAISS where
-    it can, said in the log where not).
+    it can, said in the log where not). gpus: on a GPU, FAISS spreads the gallery over the first so many of this machine.
     """
     device = torch.device(device)
+    gpus = min(gpus, torch.cuda.device_count()) if device.type == "cuda" else 1
     rows = gallery.shape[0]
     k = min(k, rows - (1 if exclude_self else 0))
     wanted = min(k + (2 if exclude_self else 1), rows)  # itself, and one more to see a tie at the k-th place
     distinct = Distinct(gallery)
     depth = min(wanted, len(distinct.vectors))
-    find = _backend(distinct.vectors, depth, backend, device)
+    find = _backend(distinct.vectors, depth, backend, device, gpus)
     redo: Optional[_Torch] = None
     chunk = max(1, min(4096, CHUNK_VALUES // (rows if find.dense else wanted)))
     for first in range(0, query.shape[0], chunk):
@@ -135,42 +137,55 @@ class _Torch:
 
 
 class _Faiss:
-    """IndexFlatIP; on a GPU it is fed with CUDA tensors."""
+    """IndexFlatIP; on a GPU it is fed with CUDA tensors. Over several devices, each searches its part of the gallery."""
 
     dense = False
 
-    def __init__(self, gallery: Tensor, device: torch.device) -> None:
+    def __init__(self, gallery: Tensor, device: torch.device, parts: int = 1) -> None:
         import faiss
 
+        self.on_gpu = device.type == "cuda" and parts == 1
         self.device = device
         faiss.omp_set_num_threads(torch.get_num_threads())
-        if device.type == "cuda":
+        gallery = gallery.contiguous()
+        if self.on_gpu:
             import faiss.contrib.torch_utils  # noqa: F401  teaches the index to take tensors
 
-            self.resources, settings = faiss.StandardGpuResources(), faiss.GpuIndexFlatConfig()
-            settings.device = device.index or 0
-            self.index = faiss.GpuIndexFlatIP(self.resources, gallery.shape[1], settings)
-            self.index.add(gallery.to(device))
-        else:
-            self.index = faiss.IndexFlatIP(gallery.shape[1])
-            self.index.add(gallery.contiguous().numpy())
+            gallery = gallery.to(device)
+        places = [torch.device(device.type, i) for i in range(parts)] if parts > 1 else [device]
+        self._owned = [self._flat(faiss, place, gallery.shape[1]) for place in places]
+        self.index = self._owned[0][0]
+        if parts > 1:
+            self.index = faiss.IndexShards(gallery.shape[1], True, True)  # threaded, rows numbered through
+            for index, _ in self._owned:
+                self.index.add_shard(index)
+        self.index.add(gallery if self.on_gpu else gallery.numpy())
+
+    @staticmethod
+    def _flat(faiss: Any, place: torch.device, dim: int) -> tuple[Any, Any]:
+        """(index, what must outlive it)."""
+        if place.type != "cuda":
+            return faiss.IndexFlatIP(dim), None
+        resources, settings = faiss.StandardGpuResources(), faiss.GpuIndexFlatConfig()
+        settings.device = place.index or 0
+        return faiss.GpuIndexFlatIP(resources, dim, settings), resources
 
     def __call__(self, part: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        if self.device.type == "cuda":
+        if self.on_gpu:
             values, indices = self.index.search(part.to(self.device), k)
             return values.cpu(), indices.cpu()
         values, indices = self.index.search(part.contiguous().numpy(), k)
         return torch.from_numpy(values), torch.from_numpy(indices)
 
 
-def _backend(gallery: Tensor, k: int, backend: str, device: torch.device) -> _Torch | _Faiss:
+def _backend(gallery: Tensor, k: int, backend: str, device: torch.device, gpus: int) -> _Torch | _Faiss:
     if backend == "torch":
         return _Torch(gallery, device)
     if device.type == "cuda" and k > FAISS_GPU_MAX_K:
         reason = f"k = {k} is above its limit of {FAISS_GPU_MAX_K} on a GPU"
     else:
         try:
-            return _Faiss(gallery, device)
+            return _Faiss(gallery, device, gpus)
         except (ImportError, AttributeError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     log.log(logging.WARNING if backend == "faiss" else logging.INFO, "search by plain torch: FAISS cannot (%s)", reason)

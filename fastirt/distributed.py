@@ -1,0 +1,283 @@
+"""torchrun: which rank this process is, what ranks tell each other, and what is said when one is gone.
+
+A process that torchrun did not start is the only rank, and nothing here does anything. Three groups keep apart what must not wait for
+each other: `data` (NCCL on GPUs, gloo on CPUs) for the step's tensors, `control` (gloo) for the host's decisions, `input` (gloo)
+for the thread that makes batches.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Callable, NoReturn, Optional
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastirt.errors import UserError
+from fastirt.rendezvous import meet
+
+log = logging.getLogger("fastirt")
+
+START_TIMEOUT = timedelta(minutes=10)
+TIMEOUT = timedelta(minutes=30)  # for a rank that hangs; one that dies is noticed at once
+LINGER = 2.0  # seconds that survivors leave to torchrun to see which rank died first
+
+
+class PeerGone(UserError):
+    """Another rank ended, or cannot be reached. Whoever sees this saves nothing and leaves."""
+
+
+class SaidElsewhere(UserError):
+    """Rank 0 failed and says why."""
+
+
+class Ranks:
+    """This process among all. `rank` of `size`; `local_rank` of `local_size` on this node; `wire` bytes sent and received so far.
+
+    `start` connects, `close` leaves in peace. Every method that talks must be called by all ranks in the same order.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, local_size: int = 1) -> None:
+        self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
+        self.backend, self.wire = "", 0
+        self._data: Any = None
+        self._control: Any = None
+        self._input: Any = None
+        self._peers: list[dict[str, Any]] = []
+        self._stops: Optional[tuple[Tensor, Any]] = None
+
+    @classmethod
+    def from_environment(cls) -> "Ranks":
+        """What torchrun says; the only rank without it. Raises UserError for half of it."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        if "WORLD_SIZE" not in os.environ or "LOCAL_RANK" not in os.environ:
+            return cls()  # also inside a batch job's own variables
+        try:
+            return cls(*(int(os.environ[name]) for name in names))
+        except (KeyError, ValueError) as error:
+            raise UserError(f"the environment lacks what torchrun sets ({', '.join(names)}): {error}") from None
+
+    @property
+    def many(self) -> bool:
+        return self.size > 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that logs and writes."""
+        return self.rank == 0
+
+    def slice(self, whole: int) -> tuple[int, int]:
+        """(first, count): this rank's part of the positions of a global batch."""
+        count = whole // self.size
+        return self.rank * count, count
+
+    def start(self, device: torch.device) -> None:
+        """Meet the others. Raises UserError where they do not come."""
+        if not self.many or self._data is not None:
+            return
+        shared = device.type == "cuda" and self.local_size > torch.cuda.device_count()
+        self.backend = "nccl" if device.type == "cuda" and not shared else "gloo"
+        if shared and self.local_rank == 0:
+            log.warning(
+                "%d ranks share %d GPUs: gloo instead of NCCL, slowly", self.local_size, torch.cuda.device_count()
+            )
+        given = {"device_id": device} if self.backend == "nccl" else {}
+        try:
+            store, _, _ = next(dist.rendezvous("env://", timeout=START_TIMEOUT))
+            store = meet(store, self.rank, self.size, START_TIMEOUT)
+            dist.init_process_group(
+                self.backend, store=store, rank=self.rank, world_size=self.size, timeout=TIMEOUT, **given
+            )
+            self._data = dist.group.WORLD
+            self._control, self._input = (dist.new_group(backend="gloo", timeout=TIMEOUT) for _ in range(2))
+            self._peers = self.gather_json({"host": socket.gethostname(), "pid": os.getpid()})
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UserError(f"rank {self.rank} of {self.size} cannot reach the others: {_first_line(error)}") from error
+        if self.first:
+            hosts = len({peer["host"] for peer in self._peers})
+            log.info("%d ranks on %d node%s, %s", self.size, hosts, "s" if hosts > 1 else "", self.backend)
+
+    def close(self) -> None:
+        """Leave once all are done."""
+        if self._data is not None:
+            self.barrier()
+            dist.destroy_process_group()
+            self._data = self._control = self._input = None
+
+    # Tensors of the step, by the data group.
+
+    def gather(self, own: Tensor) -> "Gathering":
+        """(n, …) of each rank to (size * n, …) in the order of ranks; without gradient. Begins; `Gathering.wait` gives it."""
+        self.wire += 2 * (self.size - 1) * own.nbytes
+        whole = own.new_empty((self.size * own.shape[0], *own.shape[1:]))
+        if own.is_cuda and self.backend == "gloo":
+            host = torch.empty(whole.shape, dtype=whole.dtype)
+            dist.all_gather_into_tensor(host, own.detach().cpu().contiguous(), group=self._data)
+            return Gathering(whole.copy_(host), None)
+        work = dist.all_gather_into_tensor(whole, own.detach().contiguous(), group=self._data, async_op=True)
+        return Gathering(whole, work)
+
+    def scatter_sum(self, whole: Tensor) -> Tensor:
+        """(size * n, …) of each rank, summed over the ranks: this rank's n rows."""
+        first, count = self.slice(whole.shape[0])
+        self.wire += 2 * (self.size - 1) * (whole.nbytes // self.size)
+        if self.backend == "gloo":
+            parts = [torch.empty_like(whole[:count], device="cpu") for _ in range(self.size)]
+            dist.all_to_all(parts, list(whole.cpu().contiguous().split(count)), group=self._data)
+            return torch.stack(parts).sum(0).to(whole.device)
+        out = torch.empty_like(whole[first : first + count])
+        dist.reduce_scatter_tensor(out, whole.contiguous(), group=self._data)
+        return out
+
+    def sum_bucket(self, _, bucket):  # without annotations: DDP compares them, and cannot read strings
+        """DDP's communication hook: gradients are summed over the ranks, not averaged."""
+        buffer = bucket.buffer()
+        self.wire += 4 * (self.size - 1) * buffer.nbytes // self.size  # a ring: each way, sums and then results
+        work = dist.all_reduce(buffer, group=self._data, async_op=True)
+        return work.get_future().then(lambda done: done.value()[0])
+
+    # Decisions of the host, by the control group; never on the device.
+
+    def gather_json(self, value: Any, thread: str = "control") -> list[Any]:
+        """A JSON value of each rank, in the order of ranks, on all. thread: "input" from the one that makes batches."""
+        if not self.many:
+            return [value]
+        group = self._input if thread == "input" else self._control
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        room = 512  # most messages are a few bytes: one round
+        lengths, texts = self._gather_bytes(data, room, group)
+        if max(lengths) > room:
+            lengths, texts = self._gather_bytes(data, max(lengths), group)
+        return [json.loads(text[:length].numpy().tobytes()) for length, text in zip(lengths, texts)]
+
+    def _gather_bytes(self, data: Tensor, room: int, group: Any) -> tuple[list[int], list[Tensor]]:
+        own = torch.zeros(8 + room, dtype=torch.uint8)
+        own[:8] = torch.tensor([len(data)]).view(torch.uint8)
+        own[8 : 8 + min(room, len(data))] = data[:room]
+        whole = torch.empty(self.size, 8 + room, dtype=torch.uint8)
+        dist.all_gather_into_tensor(whole, own[None], group=group)
+        return whole[:, :8].contiguous().view(torch.int64).flatten().tolist(), list(whole[:, 8:])
+
+    def gather_rows(self, own: Tensor) -> Optional[Tensor]:
+        """(n_r, …) on the CPU, of any length on each rank, one after the other on rank 0; None elsewhere."""
+        if not self.many:
+            return own
+        counts = self.gather_json(len(own))
+        padded = torch.zeros(max(counts), *own.shape[1:], dtype=own.dtype)
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in counts] if self.first else None
+        dist.gather(padded, parts, group=self._control, dst=0)
+        return torch.cat([part[:count] for part, count in zip(parts, counts)]) if parts else None
+
+    def from_first(self, work: Callable[[], Any]) -> Any:
+        """The JSON value of `work()` of rank 0, on all; it runs there alone. Its UserError is SaidElsewhere on the others."""
+        if not self.many:
+            return work()
+        told: dict[str, Any] = {}
+        error: Optional[UserError] = None
+        if self.first:
+            try:
+                told = {"value": work()}
+            except UserError as found:
+                error = found
+        told = self.gather_json(told)[0]
+        if error is not None:
+            raise error
+        if not told:
+            raise SaidElsewhere
+        return told["value"]
+
+    def barrier(self) -> None:
+        if self.many:
+            dist.barrier(group=self._control)
+
+    def agree_to_stop(self, signal: int) -> int:
+        """The largest signal that any rank had a step ago (with one rank: now). Called once a step, and waits for no device.
+
+        The exchange begun here is read by the next call, when it has long arrived, so that all ranks stop at the same step.
+        """
+        if not self.many:
+            return signal
+        agreed = 0
+        if self._stops is not None:
+            flag, work = self._stops
+            work.wait()
+            agreed = int(flag)
+        flag = torch.tensor(signal)
+        self._stops = (flag, dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._control, async_op=True))
+        return agreed
+
+    # When a rank is gone.
+
+    def explain(self, error: BaseException) -> Optional[PeerGone]:
+        """What an exception of a collective means, naming the rank that is gone; None where it is no such exception."""
+        text = str(error)
+        if not self.many or not (
+            isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "NCCL", "Connection closed"))
+        ):
+            return None
+        gone = self._gone()
+        if gone:
+            who = ", ".join(f"rank {rank} (pid {self._peers[rank]['pid']})" for rank in gone)
+            return PeerGone(f"{who} is gone; rank {self.rank} saves nothing and leaves: --resume goes on")
+        elsewhere = sorted({peer["host"] for peer in self._peers} - {socket.gethostname()})
+        where = f", perhaps on {' or '.join(elsewhere)}" if elsewhere else ""
+        return PeerGone(
+            f"another rank is gone{where}; rank {self.rank} saves nothing and leaves: --resume goes on ({_first_line(error)})"
+        )
+
+    def _gone(self) -> list[int]:
+        """Ranks of this node whose process has ended; given a moment, since connections close before processes are seen to end."""
+        host = socket.gethostname()
+        for _ in range(10):
+            gone = [r for r, peer in enumerate(self._peers) if peer["host"] == host and not _alive(peer["pid"])]
+            if gone:
+                return gone
+            time.sleep(0.1)
+        return []
+
+    def leave(self, code: int, linger: bool) -> NoReturn:
+        """End this process at once, without taking down what other ranks may have broken. linger: let torchrun see first who died."""
+        logging.shutdown()
+        if linger:
+            time.sleep(LINGER)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+ALONE = Ranks()  # a process that is the only rank; holds nothing
+
+
+class Gathering:
+    """A gather under way."""
+
+    def __init__(self, whole: Tensor, work: Any) -> None:
+        self._whole, self._work = whole, work
+
+    def wait(self) -> Tensor:
+        """The gathered tensor; on a GPU its stream waits, not the host."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        return self._whole
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process of this node runs; one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (OSError, IndexError):
+        return False
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

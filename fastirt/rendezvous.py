@@ -1,0 +1,45 @@
+"""How ranks meet in a store that may still hold what an earlier attempt of the job left in it.
+
+torchrun's agent keeps its store when it restarts workers, so that gloo would find the addresses of processes that are dead. Every
+attempt therefore works under a prefix of its own, which rank 0 proposes once it has heard from every rank of this attempt.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from datetime import timedelta
+
+import torch.distributed as dist
+
+POLL = 0.02  # seconds
+
+
+def meet(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Store:
+    """A part of `store` for these `size` processes alone. Each says hello with a fresh word; rank 0's welcome lists the words that it has
+    heard; a rank whose word is in it nods, and once all have nodded to the same welcome, they go. Raises RuntimeError after `timeout`.
+    """
+    store = dist.PrefixStore("fastirt", store)
+    word, end = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
+    store.set(f"hello/{rank}", word)
+    names = [f"hello/{r}" for r in range(size)]
+    heard: list[str] = []
+    welcome = ""
+    while time.monotonic() < end:
+        if rank == 0 and store.check(names):
+            now = [store.get(name).decode() for name in names]
+            if now != heard:
+                heard, welcome = now, uuid.uuid4().hex
+                store.set("welcome", json.dumps([welcome, heard]))
+        elif rank and store.check(["welcome"]):
+            offered, words = json.loads(store.get("welcome"))
+            welcome = offered if words[rank : rank + 1] == [word] else ""
+        if welcome:
+            store.set(f"{welcome}/nod/{rank}", "")
+            if rank == 0 and store.check([f"{welcome}/nod/{r}" for r in range(size)]):
+                store.set(f"{welcome}/go", "")
+            if store.check([f"{welcome}/go"]):
+                return dist.PrefixStore(welcome, store)
+        time.sleep(POLL)
+    raise RuntimeError(f"not all of {size} ranks came within {timeout}")

@@ -1,0 +1,87 @@
+"""What must be the same on all ranks: checked when they start, and every so often while they train."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any, Iterable
+
+import torch
+from torch import Tensor
+
+import fastirt
+from fastirt.config import Config, flatten
+from fastirt.distributed import Ranks
+from fastirt.encoder import Encoder
+from fastirt.errors import UserError
+from fastirt.step import TrainStep
+
+OWN = {"device", "num_workers", "data_path", "packed", "log_dir"}  # settings that a rank may have to itself
+
+
+def check_start(ranks: Ranks, config: Config, digest: str, encoder: Encoder) -> None:
+    """Raises UserError on all ranks, naming the difference, where they would not train the same model on the same data.
+
+    digest: of the catalogue.
+    """
+    if not ranks.many:
+        return
+    settings = {f"--{name.replace('_', '-')}": value for name, value in flatten(config.to_dict()).items()}
+    mine: dict[str, Any] = {name: v for name, v in settings.items() if name.strip("-").replace("-", "_") not in OWN}
+    mine |= {"version of torch": torch.__version__, "code of fastirt": code_digest()[:12], "data set": digest[:12]}
+    mine["weights"] = f"{int(checksum(encoder.state_dict().values())) % 2**64:016x}"
+    everyone = ranks.gather_json({name: str(value) for name, value in mine.items()})
+    for rank, theirs in enumerate(everyone):
+        different = [
+            f"{name} ({theirs.get(name)} instead of {value})"
+            for name, value in everyone[0].items()
+            if theirs.get(name) != value
+        ]
+        if different:
+            raise UserError(f"rank {rank} differs from rank 0 in {', '.join(different)}: start all ranks alike")
+
+
+def check_replicas(ranks: Ranks, step_module: TrainStep, step: int) -> None:
+    """Raises UserError on all ranks where one's weights, twin or memory are not the bits of rank 0's. Waits for the device."""
+    if not ranks.many:
+        return
+    held = {"weights": step_module.encoder.state_dict().values()}
+    if step_module.twin is not None:
+        held["momentum twin"] = step_module.twin.state_dict().values()
+    if step_module.memory is not None:
+        ring = step_module.memory
+        held["memory"] = [ring.pointer] if step_module.sharded else ring.state_dict().values()
+    mine = {name: int(checksum(tensors)) for name, tensors in held.items()}
+    everyone = ranks.gather_json(mine)
+    for rank, theirs in enumerate(everyone):
+        for name, value in everyone[0].items():
+            if theirs[name] != value:
+                raise UserError(
+                    f"step {step}: {name} of rank {rank} no longer equal those of rank 0 (a fault of memory, GPU or network?): "
+                    "nothing was saved since; go on from the last checkpoint with --resume"
+                )
+
+
+def checksum(tensors: Iterable[Tensor]) -> Tensor:
+    """0-d int64 on the device: the sum of all bit patterns, each tensor's times its place in the list. Cheap, one pass."""
+    total = None
+    for place, tensor in enumerate(tensors):
+        bits = tensor.detach()
+        if bits.is_floating_point():
+            bits = bits.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[bits.element_size()])
+        part = bits.sum(dtype=torch.int64) * (2 * place + 1)
+        total = part if total is None else total + part.to(total.device)
+    return torch.zeros((), dtype=torch.int64) if total is None else total
+
+
+@functools.cache
+def code_digest() -> str:
+    """SHA-256 of the package's own Python files."""
+    found = hashlib.sha256()
+    package = Path(fastirt.__file__).parent
+    kernels = Path(fastirt.kernels.__file__).parent if hasattr(fastirt, "kernels") else package / "kernels"
+    for folder in (package, kernels):
+        for file in sorted(folder.rglob("*.py")):
+            found.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes())
+    return found.hexdigest()

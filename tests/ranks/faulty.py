@@ -1,0 +1,58 @@
+"""`fastirt`, in which one rank meets a fault: KIND STEP RANK, then fastirt's own arguments. On a restart (torchrun) all is well.
+
+kill: SIGKILL after the step. term: SIGTERM to the job's agent. full: from that step on no file can grow past 64 KiB. weights, ring: one
+number of the rank's weights or memory changes. late: another configuration. seed: other weights at the start. gone: the data folder is moved.
+"""
+
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+from fastirt.cli import main
+from fastirt.encoder import build_encoder
+from fastirt.step import TrainStep
+
+
+def faulty(kind: str, at: int, rank: int) -> None:
+    if int(os.environ.get("RANK", 0)) != rank or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        return
+    forward = TrainStep.forward
+
+    def step(self, batch):
+        forward(self, batch)
+        if batch.step != at:
+            return
+        if kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif kind == "term":
+            os.kill(os.getppid(), signal.SIGTERM)
+        elif kind == "full":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+        elif kind == "weights":
+            self.weights[3].data.view(-1)[0] += 1e-7
+        elif kind == "ring":
+            self.memory.embeddings[0, 0] += 1e-3
+        elif kind == "gone":
+            data = Path(sys.argv[sys.argv.index("--data-path") + 1])
+            data.rename(data.with_name("moved"))
+
+    TrainStep.forward = step
+    if kind == "seed":
+        import fastirt.run
+
+        def other(config, size):
+            encoder = build_encoder(config, size)
+            encoder.vit.cls_token.data[0, 0, 0] += 1
+            return encoder
+
+        fastirt.run.build_encoder = other
+    if kind == "late":
+        sys.argv[sys.argv.index("--lr") + 1] = "5e-4"
+
+
+if __name__ == "__main__":
+    kind, at, rank = sys.argv[1:4]
+    faulty(kind, int(at), int(rank))
+    sys.exit(main(sys.argv[4:]))

@@ -1,0 +1,65 @@
+"""Run by every rank: training steps of each variant on its slice of the same global batches; what came out goes to a file."""
+
+import dataclasses
+import sys
+
+import torch
+
+from fastirt.distributed import Ranks
+from fastirt.encoder import build_encoder
+from fastirt.step import TrainStep
+from test_step import MEAN, STD, config_with, make_batch
+
+STEPS = 20
+VARIANTS = {
+    "anchor_sum": dict(contrastive="anchor_sum", clip_grad=0.5),
+    "nonzero_mean": dict(contrastive="nonzero_mean"),
+    "twin": dict(contrastive="anchor_sum", encoder_momentum=0.9, drop_path=0.2, memory_start=2),
+    "twin, nonzero_mean": dict(contrastive="nonzero_mean", encoder_momentum=0.9, drop_path=0.2),
+    "sharded": dict(contrastive="anchor_sum", memory_sharded=True),
+    "sharded, nonzero_mean": dict(contrastive="nonzero_mean", memory_sharded=True, memory_start=3),
+    "sharded, twin": dict(contrastive="nonzero_mean", memory_sharded=True, encoder_momentum=0.9, memory_dtype="bf16"),
+    "no memory": dict(contrastive="nonzero_mean", memory_ratio=0.0),
+    "fused": dict(contrastive="anchor_sum", loss_impl="triton"),
+    "fused, sharded": dict(contrastive="nonzero_mean", loss_impl="triton", memory_sharded=True),
+    "compile": dict(contrastive="anchor_sum", engine="compile"),
+    "sgd": dict(contrastive="anchor_sum", opt="sgd", lr=1e-4, drop_path=0.2),
+    "sgd, sharded": dict(contrastive="nonzero_mean", opt="sgd", lr=1e-4, memory_sharded=True),
+}
+SLOTS = 45  # no multiple of the batch, nor of the ranks
+
+
+def steps(name: str, ranks: Ranks) -> dict[str, torch.Tensor]:
+    """Losses of each step, first gradients; weights, twin and memory at the end, and how far training moved the weights."""
+    count = 6 if "fused" in name else STEPS  # Triton's interpreter is slow
+    config = config_with(**{**dict(batch_size=16, seed=3, lr=3e-4), **VARIANTS[name]})
+    torch.manual_seed(0)
+    encoder = build_encoder(config.model, config.input.input_size)
+    step = TrainStep(encoder, config, SLOTS, MEAN, STD, torch.device("cpu"), ranks)
+    start = [w.detach().clone() for w in step.weights]
+    found, curve = {}, []
+    first, own = ranks.slice(16)
+    for number in range(count):
+        batch = make_batch(number, 16)
+        here = slice(first, first + own)
+        before = step.sums.clone()
+        step(
+            dataclasses.replace(
+                batch, images=batch.images[here], labels=batch.labels[here], indices=batch.indices[here]
+            )
+        )
+        curve.append(step.sums - before)
+        if number == 0:
+            found |= {f"grad.{n}": p.grad.clone() for n, p in step.encoder.named_parameters() if p.grad is not None}
+    found["curve"], found["wire"] = torch.stack(curve), torch.tensor(step.wire)
+    found["moved"] = torch.stack([(w.detach() - s).norm() for w, s in zip(step.weights, start)]).norm()
+    return {**found, **step.state_dict()}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    ranks = Ranks.from_environment()
+    ranks.start(torch.device("cpu"))
+    out, names = sys.argv[1], sys.argv[2:] or VARIANTS
+    torch.save({name: steps(name, ranks) for name in names}, f"{out}/{ranks.rank}-of-{ranks.size}.pt")
+    ranks.close()
