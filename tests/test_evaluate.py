@@ -59,6 +59,9 @@ class FakeLoader:
             images = torch.where(torch.from_numpy(padded >= 0)[:, None, None, None], self.images[padded], 0)
             yield Batch(images, torch.zeros(4, dtype=torch.int64), padded, step, len(rows))
 
+    def agree(self):
+        assert self.closed
+
     def close(self):
         self.closed = True
 

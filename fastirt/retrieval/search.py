@@ -178,7 +178,7 @@ class _Faiss:
         return torch.from_numpy(values), torch.from_numpy(indices)
 
 
-def _backend(gallery: Tensor, k: int, backend: str, device: torch.device, gpus: int) -> _Torch | _Faiss:
+def _backend(gallery: Tensor, k: int, backend: str, device: torch.device, gpus: int = 1) -> _Torch | _Faiss:
     if backend == "torch":
         return _Torch(gallery, device)
     if device.type == "cuda" and k > FAISS_GPU_MAX_K:
