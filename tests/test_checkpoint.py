@@ -96,3 +96,54 @@ def test_a_failed_save_leaves_the_previous_one(tmp_path, monkeypatch):
         checkpoint.save(path, {"step": 4})
     assert checkpoint.load(path)["step"] == 3
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def shards_of(path, size, parts):
+    """A ring of `size` slots, saved by `parts` ranks; (whole ring, what the checkpoint says of the files)."""
+    ring = {"embeddings": torch.randn(size, 3), "labels": torch.arange(size)}
+    share = -(-size // parts)
+    told = []
+    for rank in range(parts):
+        first = min(size, rank * share)
+        own = {name: value[first : first + share] for name, value in ring.items()}
+        told.append(checkpoint.save_shard(path, rank, parts, first, own))
+    return ring, told
+
+
+@pytest.mark.parametrize("size, before, after", [(10, 4, 3), (7, 1, 4), (5, 4, 1), (5, 4, 4), (9, 2, 5)])
+def test_shards_are_dealt_out_anew(tmp_path, size, before, after):
+    path = tmp_path / "step_00000003.safetensors"
+    ring, told = shards_of(path, size, before)
+    share = -(-size // after)
+    for rank in range(after):
+        first = min(size, rank * share)
+        found = checkpoint.load_shards(path, told[::-1], first, min(share, size - first))
+        for name, value in ring.items():
+            assert torch.equal(found[name], value[first : first + share])
+
+
+def test_shards_come_and_go_with_their_checkpoint(tmp_path):
+    paths = [tmp_path / f"step_{step:08d}.safetensors" for step in range(4)]
+    for path in paths[:3]:
+        shards_of(path, 6, 2)
+        checkpoint.save(path, {"step": 0}, keep=2)
+    shards_of(paths[3], 6, 2)  # killed before the checkpoint itself was written
+    assert checkpoint.find(tmp_path) is None
+    checkpoint.save(paths[0].with_name("step_00000009.safetensors"), {"step": 9}, keep=2)
+    assert sorted(path.name[:15] for path in tmp_path.iterdir()) == [
+        "memory_00000002", "memory_00000002", "step_00000002.s", "step_00000009.s",
+    ]  # fmt: skip
+
+
+def test_a_shard_that_is_missing_or_damaged_is_one_clear_line(tmp_path):
+    path = tmp_path / "step_00000003.safetensors"
+    _, told = shards_of(path, 6, 2)
+    file = tmp_path / told[1]["file"]
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(UserError, match="memory_00000003_2-of-2.*damaged or missing"):
+        checkpoint.load_shards(path, told, 0, 6)
+    file.unlink()
+    with pytest.raises(UserError, match="memory_00000003_2-of-2.*damaged or missing"):
+        checkpoint.load_shards(path, told, 3, 3)
+    with pytest.raises(UserError, match="have holes"):
+        checkpoint.load_shards(path, told[:1], 0, 6)

@@ -46,3 +46,25 @@ def test_bf16_memory_stores_rounded_values_without_gradient():
     memory.write(torch.tensor([[0.1, 0.2]], requires_grad=True), torch.tensor([1]))
     assert memory.embeddings.dtype == torch.bfloat16 and not memory.embeddings.requires_grad
     assert memory.embeddings[0].tolist() == torch.tensor([0.1, 0.2]).bfloat16().tolist()
+
+
+@pytest.mark.parametrize("size, parts", [(10, 1), (10, 3), (11, 4), (5, 4), (3, 4)])
+def test_parts_hold_together_what_one_ring_holds(size, parts):
+    """Also where a batch wraps, is taken back, and where a part has no slot at all."""
+    whole = Memory(size, 2)
+    ring = [Memory(size, 2, part=part, parts=parts) for part in range(parts)]
+    stream = torch.arange(1, 40).float()
+    for number, start in enumerate(range(0, 36, 3)):
+        values = stream[start : start + 3]
+        for memory in (whole, *ring):
+            written = memory.write(values[:, None].expand(-1, 2), values.long())
+            memory.undo(written, torch.tensor(number % 4 == 3))
+        assert torch.equal(torch.cat([part.labels for part in ring]), whole.labels)
+        assert torch.equal(torch.cat([part.embeddings for part in ring]), whole.embeddings)
+        assert all(part.pointer == whole.pointer for part in ring)
+    slots = torch.arange(size)
+    for part in ring:
+        rows = part.here(slots)
+        assert torch.equal(rows[rows >= 0], torch.arange(len(part))) and torch.equal(
+            slots[rows >= 0] - part.first, rows[rows >= 0]
+        )

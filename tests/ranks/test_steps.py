@@ -31,7 +31,7 @@ def test_ranks_compute_what_one_computes(tmp_path, size, names, alone):
     for name in names:
         one, ranks = alone(name), [found[name] for found in everyone]
         first = ranks[0]
-        torch.testing.assert_close(first["curve"], one["curve"], rtol=3e-5, atol=3e-6, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(first["curve"], one["curve"], rtol=3e-5, atol=3e-6, msg=name)
         assert (one["curve"][-1, : LOSS_NAMES.index("koleo")] != 0).sum() >= (2 if "no memory" in name else 3)
         for key, value in one.items():
             if key.startswith("grad."):

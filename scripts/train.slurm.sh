@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# A SLURM job: sbatch --nodes=4 scripts/train.slurm.sh --dataset sop --data-path /data/SOP --output-dir /shared/run
+# One task a node; torchrun starts a rank for each of its GPUs. Before the time is up, or the job gives way to another, SLURM sends SIGTERM:
+# the ranks leave a checkpoint, and the job, requeued by SLURM or submitted again with the same line, goes on from it.
+#SBATCH --job-name=fastirt
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=96
+#SBATCH --time=12:00:00
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:-.}"
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export NODES=$SLURM_JOB_NUM_NODES HEAD=${HEAD:-$head:29500} JOB=$SLURM_JOB_ID
+srun --kill-on-bad-exit=1 bash scripts/train.nodes.sh --resume "$@"

@@ -1,0 +1,111 @@
+"""Two agents of two ranks each on the loopback address, as `scripts/train.nodes.sh` and, with stand-ins for SLURM's own commands,
+`scripts/train.slurm.sh` start them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import write_pictures
+from ranks.launch import free_port
+from ranks.test_jobs import alone, arguments, assert_same_curve
+
+ROOT = Path(__file__).parent.parent.parent
+SRUN = """#!/usr/bin/env bash
+# What srun does here: the command once a node, and their end.
+while [[ $1 == --* ]]; do shift; done
+pids=()
+for node in $(seq 0 $((SLURM_JOB_NUM_NODES - 1))); do SLURM_NODEID=$node "$@" & pids+=($!); done
+trap 'kill -TERM "${pids[@]}"' TERM
+status=0
+for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
+exit $status
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_pictures(root / "train", 9, 6)
+    write_pictures(root / "test", 6, 4, seed=1)
+    return root
+
+
+def environment(**more: str) -> dict[str, str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    given = dict(NODES="2", HEAD=f"127.0.0.1:{free_port()}", RANKS="2", RESTARTS="0", OMP_NUM_THREADS="1")
+    return {**os.environ, "PATH": path, **given, **more}
+
+
+def flags(*given) -> list[str]:
+    return arguments(*given)[1:]  # without `train`
+
+
+def test_two_nodes_run_as_one_process(data, tmp_path):
+    alone(*arguments(data, tmp_path / "one"))
+    given = environment()
+    nodes = [
+        subprocess.Popen(
+            ["bash", "scripts/train.nodes.sh", *flags(data, tmp_path / "two")],
+            env=given,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )  # fmt: skip
+        for _ in range(2)
+    ]
+    outputs = []
+    try:
+        outputs = [node.communicate(timeout=150)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert sum(output.count("4 ranks on 1 node, gloo") for output in outputs) == 1, outputs
+    assert_same_curve(tmp_path / "two", tmp_path / "one")
+
+
+def test_slurm_script_starts_stops_and_goes_on(data, tmp_path):
+    """SIGTERM, as SLURM sends it before the end of the job's time; then the same line again."""
+    for name, text in (("srun", SRUN), ("scontrol", "#!/bin/sh\necho 127.0.0.1\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    given = environment(
+        SLURM_JOB_NODELIST="n[1-2]", SLURM_JOB_NUM_NODES="2", SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=str(ROOT)
+    )
+    given["PATH"] = f"{tmp_path}{os.pathsep}{given['PATH']}"
+    out = tmp_path / "run"
+    for steps, stops in ((4000, True), (None, False)):
+        command = flags(data, out, steps=steps or 4000)
+        if not stops:  # a few steps more than it had come
+            newest = max((out / "checkpoints").glob("step_*"))
+            command = flags(data, out, steps=int(newest.stem[5:]) + 3)
+        job = subprocess.Popen(
+            ["bash", "scripts/train.slurm.sh", *command],
+            env=given, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+        output = ""
+        try:
+            if stops:
+                for line in job.stdout:
+                    output += line
+                    if "step 20/" in line:
+                        break
+                for pid in children(job.pid):  # SLURM signals the job's steps, not the script
+                    os.kill(pid, signal.SIGTERM)
+            output += job.communicate(timeout=150)[0]
+        finally:
+            if job.poll() is None:
+                os.killpg(job.pid, signal.SIGKILL)
+        assert ("stopped by signal 15" in output) == stops and (job.returncode == 0) != stops, output
+    assert json.loads((out / "metrics.json").read_text())["queries"] == 24 and "resumed" in output
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout
+    return [int(word) for word in found.split()]
