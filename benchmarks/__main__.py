@@ -1,4 +1,4 @@
-"""python -m benchmarks loss|input|cache|step|attention|train|retrieval|all|report|compare [flags]"""
+"""python -m benchmarks loss|input|cache|step|attention|train|retrieval|scaling|all|report|compare [flags]"""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ PARTS = {  # each module has `add_flags(parser)` and `run(args, results)`; most 
     "attention": "attention backends and padded sequences",
     "train": "a run from pictures to updated weights, with what bounds it",
     "retrieval": "exact nearest neighbours: FAISS, plain torch",
+    "scaling": "the step on as many ranks as there are, and a model of it on more",
 }
 UNITS = {"GB/s": "GB/s", "bf16": "TFLOP/s", "tf32": "TFLOP/s", "fp32": "TFLOP/s"}
 

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.results import FOLDER, key, read
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
-HEADLINES = ("step", "train", "input", "cache", "retrieval")  # the other parts are folded away
+HEADLINES = ("step", "train", "input", "cache", "retrieval", "scaling")  # the other parts are folded away
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
