@@ -56,20 +56,21 @@ def _folded(title: str, text: str) -> str:
 
 
 def _rows(figures: list[dict[str, Any]]) -> str:
-    lines = [
-        "| what | sizes | device | median (p20-p80) | limit here | of the limit | commit, date |",
-        "| --- | --- | --- | ---: | ---: | ---: | --- |",
-    ]
+    """A small table for each part, device and set of sizes."""
+    groups: dict[str, list[dict[str, Any]]] = {}
     for row in figures:
-        sizes = ", ".join(f"{name} {value}" for name, value in row["params"].items())
-        share, limit = row.get("share_of_limit"), row.get("limit")
-        lines.append(
-            f"| {row['part']}: {row['name']} | {sizes} | {row['device']} | "
-            f"{_number(row['p50'])} {row['unit']} ({_number(row['p20'])}-{_number(row['p80'])}) | "
-            f"{'' if limit is None else f'{_number(limit)} {row_unit(row)}'} | {'' if share is None else f'{100 * share:.1f} %'} | "
-            f"{row.get('commit', '')}, {row.get('time', '')[:10]} |"
-        )
-    return "\n".join(lines)
+        sizes = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in row["params"].items())
+        groups.setdefault(f"**{row['part']}** ({row['device']}): {sizes}", []).append(row)
+    blocks = []
+    for title, members in groups.items():
+        lines = ["| | median (p20-p80) | of the limit here | commit, date |", "| --- | ---: | ---: | --- |"]
+        for row in members:
+            share, limit, unit = row.get("share_of_limit"), row.get("limit"), row["unit"]
+            value = f"{_number(row['p50'])} {unit} ({_number(row['p20'])}-{_number(row['p80'])})"
+            bound = "" if share is None else f"{100 * share:.1f} % of {_number(limit)} {row_unit(row)}"
+            lines.append(f"| {row['name']} | {value} | {bound} | {row.get('commit', '')}, {row.get('time', '')[:10]} |")
+        blocks.append(title + "\n\n" + "\n".join(lines))
+    return "\n\n".join(blocks)
 
 
 def row_unit(row: dict[str, Any]) -> str:

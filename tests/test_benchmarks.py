@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import loss, peers, public, variants
+from benchmarks import loss, peers, public, scaling, variants
 from benchmarks.__main__ import PARTS
 from benchmarks.__main__ import main as benchmarks_main
 from benchmarks.results import Results, figure_of, read
@@ -26,8 +26,9 @@ SMALL = {
     "input": ("--pictures 48 --batches 1 --workers 2", {"public recipe", "torchvision v2", "fastirt files", "fastirt packed", "fastirt files, PIL"}),
     "step": ("--input-size 32 --only", {"eager fp32", "public recipe", "compile fp32"}),
     "attention": ("--tokens 20 --heads 2 --dim 8", {"torch's choice", "flash", "math", "padded to 200", "padded to 256"}),
-    "train": ("--steps 15 --pictures 48", {"fastirt", "fastirt, no cache", "fastirt, eager fp32", "public recipe"}),
+    "train": ("--steps 15 --pictures 48", {"fastirt", "fastirt, no cache", "public recipe"}),
     "retrieval": ("--queries 200 --dim 16 --k 5", {"fastirt (FAISS)", "fastirt (torch)", "torch product + topk", "FAISS IndexFlatIP"}),
+    "scaling": ("--step-ms 4", {"memory whole, alone", "memory whole, gloo", "memory sharded, gloo", "model (not measured), memory whole", "model (not measured), memory sharded"}),
 }  # fmt: skip
 
 
@@ -99,6 +100,16 @@ def test_the_compiled_way_computes_the_same():
     ways = peers.losses("nonzero_mean", CPU, 32)
     for plain, compiled in zip(peers.step(given, ways["plain"])(), peers.step(given, ways["compiled"])()):
         torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_the_model_of_many_ranks_by_hand():
+    """Links of 1 and 0.1 GB/s, 10 MB of gradients, 1 MB to exchange, 1 ms a message in 3 rounds; the backward hides two thirds of a step."""
+    links = dict(
+        step_ms=30, gradient_bytes=1e7, exchange_bytes=1e6, rounds=3, link_gb_s=1, network_gb_s=0.1, latency_us=1000, gpus_per_node=2
+    )  # fmt: skip
+    assert scaling.predicted(1, **links) == 30
+    assert scaling.predicted(2, **links) == pytest.approx(30 + 1 + 3)  # a ring of 10 ms is hidden
+    assert scaling.predicted(8, **links) == pytest.approx(30 + (175 - 20) + 70 + 9)  # over the network it is not
 
 
 def test_bytes_and_operations_by_hand():
