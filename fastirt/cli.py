@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional, Sequence
 
 from fastirt.config import METHODS, RECIPES, Config
-from fastirt.errors import UserError
+from fastirt.errors import one_line
 
 TRAIN = """Train and evaluate. Presets fill what is not given: --method and --recipe choose them; with neither, the defaults are
 those of the public re-implementation (recipe `unofficial`), and its command lines keep their meaning."""
@@ -33,20 +33,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     command = args.pop("command")
     try:
         return COMMANDS[command](args)
-    except UserError as error:
-        print(f"fastirt {command}: error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(f"fastirt {command}: interrupted", file=sys.stderr)
         return 130
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; not imported for commands that need no torch
+    except Exception as error:
+        if (told := one_line(error)) is None:
             raise
-        print(
-            f"fastirt {command}: error: the GPU is out of memory: lower --batch-size or --eval-batch-size, or pass --cache host "
-            f"({str(error).splitlines()[0][:120]})",
-            file=sys.stderr,
-        )
+        print(f"fastirt {command}: error: {told}", file=sys.stderr)
         return 2
 
 

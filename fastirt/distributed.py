@@ -220,7 +220,7 @@ class Ranks:
     def explain(self, error: BaseException) -> Optional[PeerGone]:
         """What an exception of a collective means, naming the rank that is gone; None where it is no such exception."""
         text = str(error)
-        if not self.many or not (
+        if not self.many or isinstance(error, UserError) or not (
             isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "NCCL", "Connection closed"))
         ):
             return None

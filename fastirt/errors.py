@@ -1,4 +1,13 @@
-"""The one exception that speaks to users."""
+"""What is said to users, in one line, and what is not their fault."""
+
+from __future__ import annotations
+
+import errno
+from typing import Optional
+
+OF_THE_MACHINE = {  # what the operating system may refuse in the middle of a run
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ESTALE, errno.EMFILE,
+}  # fmt: skip
 
 
 class UserError(Exception):
@@ -6,3 +15,17 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+def one_line(error: BaseException) -> Optional[str]:
+    """What to tell a user of an error that is not the program's: theirs, the disk's, or the GPU's memory. None for any other."""
+    if isinstance(error, UserError):
+        return str(error)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; not imported for commands that need no torch
+        return (
+            "the GPU is out of memory: lower --batch-size or --eval-batch-size, or pass --cache host "
+            f"({str(error).splitlines()[0][:120]})"
+        )
+    if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+        return f"{error.filename or 'a file'}: {error.strerror}: mend that; a run goes on from its last checkpoint with --resume"
+    return None

@@ -8,7 +8,7 @@ import traceback
 from typing import Callable
 
 from fastirt.distributed import PeerGone, Ranks, SaidElsewhere
-from fastirt.errors import UserError
+from fastirt.errors import one_line
 
 
 def as_rank(command: str, work: Callable[[Ranks], int]) -> int:
@@ -31,22 +31,14 @@ def as_rank(command: str, work: Callable[[Ranks], int]) -> int:
             return 0
     except SaidElsewhere:
         code = 2
-    except UserError as error:
-        code, linger = 2, isinstance(error, PeerGone)
-        print(f"fastirt {command}: rank {ranks.rank}: error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         code = 130
     except BaseException as error:
-        gone = ranks.explain(error)
-        code, linger = 2 if gone else 1, gone is not None
-        if gone:
-            print(f"fastirt {command}: rank {ranks.rank}: error: {gone}", file=sys.stderr)
-        elif type(error).__name__ == "OutOfMemoryError":
-            code = 2
-            print(
-                f"fastirt {command}: rank {ranks.rank}: error: the GPU is out of memory: lower --batch-size",
-                file=sys.stderr,
-            )
+        error = ranks.explain(error) or error
+        code, linger, told = 2, isinstance(error, PeerGone), one_line(error)
+        if told is None:
+            code = 1
+            traceback.print_exception(error)
         else:
-            traceback.print_exc()
+            print(f"fastirt {command}: rank {ranks.rank}: error: {told}", file=sys.stderr)
     return ranks.leave(code, linger)

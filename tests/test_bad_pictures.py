@@ -243,3 +243,12 @@ def test_a_picture_that_disappears_is_a_bad_one(broken_set):
     gone.unlink()
     list(loader)
     assert 0 in loader.bad
+
+
+def test_a_folder_that_disappears_blames_no_picture(broken_set, tmp_path):
+    split, loader = train_loader(broken_set)
+    root = Path(split.paths[0]).parent.parent
+    root.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=f"{root.name}: the folder of the pictures is gone .*--resume"):
+        list(loader)
+    assert not loader.bad

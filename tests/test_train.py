@@ -1,5 +1,6 @@
 """`fastirt train` and `fastirt evaluate` end to end on a little model: what a run writes, and what it refuses."""
 
+import errno
 import json
 
 import pytest
@@ -262,3 +263,23 @@ def test_longer_training_goes_on_from_a_finished_run(pictures, tmp_path):
     assert train(pictures, tmp_path / "b") == 0
     a, b = load_file(tmp_path / "a/model.safetensors"), load_file(tmp_path / "b/model.safetensors")
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_what_the_machine_refuses_in_the_middle_of_a_run_is_one_line(pictures, tmp_path, monkeypatch, capsys):
+    """A log that finds no room: no traceback, and the last checkpoint is there to go on from."""
+    from fastirt.logs import RunLog
+
+    row = RunLog.row
+
+    def full(self, values):
+        if values["step"] == 4:
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
+        row(self, values)
+
+    monkeypatch.setattr(RunLog, "row", full)
+    assert train(pictures, tmp_path / "run") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("fastirt train: error: ") and "log.jsonl: No space left on device" in error and "--resume" in error
+    monkeypatch.undo()
+    assert train(pictures, tmp_path / "run", "--resume") == 0
+    assert [r["step"] for r in rows(tmp_path / "run") if "loss" in r] == [2, 4, 6]

@@ -7,6 +7,7 @@ from typing import Protocol, Sequence
 
 import numpy as np
 
+from fastirt.errors import UserError
 from fastirt.input.check import MAX_BYTES, BadPicture
 
 
@@ -19,14 +20,17 @@ class PictureSource(Protocol):
         """The picture's name in messages."""
 
     def read(self, row: int) -> np.ndarray:
-        """(bytes,) uint8, encoded; raises BadPicture where it cannot be read. The loader checks what is inside."""
+        """(bytes,) uint8, encoded; raises BadPicture where it cannot be read, UserError where none can any more. The loader checks
+        what is inside."""
 
 
 class FileSource:
-    """One file a picture."""
+    """One file a picture. `root` is the folder that holds them all: if it goes away, no picture is to blame."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._paths = paths
+        common = os.path.commonpath((min(paths), max(paths))) if paths else ""
+        self.root = os.path.dirname(common) if paths and common == min(paths) else common
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -43,4 +47,8 @@ class FileSource:
                     raise BadPicture(path, f"{size:,} bytes, the limit is {MAX_BYTES:,}")
                 return np.frombuffer(file.read(), np.uint8)
         except OSError as error:
+            if self.root and not os.path.isdir(self.root):
+                raise UserError(
+                    f"{self.root}: the folder of the pictures is gone ({error.strerror}): bring it back, then go on with --resume"
+                ) from None
             raise BadPicture(path, (error.strerror or type(error).__name__).lower()) from None
