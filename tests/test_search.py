@@ -107,6 +107,16 @@ def test_above_faiss_limit_on_a_gpu_torch_takes_over_and_says_so(monkeypatch, ca
     assert "2048" in caplog.text and len(caplog.records) == 1
 
 
+@pytest.mark.parametrize("parts", [2, 3, 5])
+def test_an_index_in_parts_finds_what_one_finds(parts):
+    """As over the GPUs of a node: each part has its stretch of the gallery, and rows are numbered through."""
+    gallery, cpu = vectors(1001), torch.device("cpu")
+    one, several = module._Faiss(gallery, cpu), module._Faiss(gallery, cpu, parts)
+    assert several.index.count() == parts and several.index.ntotal == 1001
+    for expected, found in zip(one(gallery[:100], 20), several(gallery[:100], 20)):
+        torch.testing.assert_close(found, expected, atol=3e-7, rtol=0)
+
+
 def test_products_are_float32_where_training_allows_tf32():
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")

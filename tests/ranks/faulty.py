@@ -1,7 +1,8 @@
 """`fastirt`, in which one rank meets a fault: KIND STEP RANK, then fastirt's own arguments. On a restart (torchrun) all is well.
 
 kill: SIGKILL after the step. term: SIGTERM to the job's agent. full: from that step on no file can grow past 64 KiB. weights, ring: one
-number of the rank's weights or memory changes. late: another configuration. seed: other weights at the start. gone: the data folder is moved.
+number of the rank's weights or memory changes. gone: the data folder is moved. From the start on - lr: another learning rate. seed: other
+weights. data: another data set, PATH-other. code: another version of fastirt.
 """
 
 import os
@@ -10,6 +11,8 @@ import signal
 import sys
 from pathlib import Path
 
+import fastirt.replicas
+import fastirt.run
 from fastirt.cli import main
 from fastirt.encoder import build_encoder
 from fastirt.step import TrainStep
@@ -40,7 +43,6 @@ def faulty(kind: str, at: int, rank: int) -> None:
 
     TrainStep.forward = step
     if kind == "seed":
-        import fastirt.run
 
         def other(config, size):
             encoder = build_encoder(config, size)
@@ -48,8 +50,12 @@ def faulty(kind: str, at: int, rank: int) -> None:
             return encoder
 
         fastirt.run.build_encoder = other
-    if kind == "late":
+    elif kind == "lr":
         sys.argv[sys.argv.index("--lr") + 1] = "5e-4"
+    elif kind == "data":
+        sys.argv[sys.argv.index("--data-path") + 1] += "-other"
+    elif kind == "code":
+        fastirt.replicas.code_digest = lambda: "another"
 
 
 if __name__ == "__main__":

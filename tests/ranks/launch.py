@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 
@@ -62,14 +63,16 @@ def run(size: int, *command: str, timeout: float = 240, **environment: str) -> l
     return [output for _, output in found]
 
 
-def torchrun(size: int, *command: str, options: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
+def torchrun(
+    size: int, *command: str, options: tuple[str, ...] = (), stdout: Any = subprocess.PIPE, **environment: str
+) -> subprocess.Popen:
     """A job under torchrun's agent; `command` is a script, or "-m" and a module, and its arguments."""
     module = command[0] == "-m"
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}", *options]
         + (["-m", "--", *command[1:]] if module else ["--", *command]),
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.STDOUT,
         text=True,
         cwd=HERE.parent.parent,

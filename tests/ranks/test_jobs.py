@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ HERE = Path(__file__).parent
 def arguments(pictures: Path, out: Path, *more: str, steps: int = 20) -> list[str]:
     return [
         "train", "--dataset", "folder", "--data-path", str(pictures), "--output-dir", str(out), *TINY, "--recipe", "unofficial",
-        "--max-iter", str(steps), "--batch-size", "8", "--m-per-class", "2", "--lr", "1e-3", "--rank", "1", "--logging-freq", "2",
+        "--max-iter", str(steps), "--batch-size", "8", "--m-per-class", "2", "--opt", "sgd", "--lr", "1e-3", "--rank", "1", "--logging-freq", "2",
         "--save-freq", "5", "--encoder-momentum", "0.9", "--memory-start", "3", "--eval-batch-size", "5", *more,
     ]  # fmt: skip
 
@@ -59,11 +60,12 @@ def curve(out: Path) -> list[dict]:
 
 
 def assert_same_curve(found: Path, expected: Path) -> None:
-    """Up to float32 rounding in another order of summation, which 20 steps of AdamW amplify: measured 2e-5."""
+    """Up to float32 rounding in another order of summation. The optimiser is SGD: AdamW amplifies rounding threefold a step here, to
+    3e-3 of the loss after 20."""
     ours, theirs = curve(found), curve(expected)
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     for a, b in zip(ours, theirs):
-        assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
 
 
 def assert_same_weights(found: Path, expected: Path) -> None:
@@ -161,13 +163,19 @@ def test_preemption_leaves_one_checkpoint_and_loses_nothing(runs, mixed, tmp_pat
 @pytest.mark.parametrize(
     "kind, message",
     [
-        ("late", r"rank 1 differs from rank 0 in --lr \(0.0005 instead of 0.001\)"),
+        ("lr", r"rank 1 differs from rank 0 in --lr \(0.0005 instead of 0.001\)"),
         ("seed", r"rank 1 differs from rank 0 in weights \([0-9a-f]+ instead of [0-9a-f]+\)"),
+        ("data", r"rank 1 differs from rank 0 in data set \([0-9a-f]+ instead of [0-9a-f]+\)"),
+        ("code", r"rank 1 differs from rank 0 in code of fastirt \(another instead of [0-9a-f]+\)"),
         ("weights", r"step 5: weights of rank 1 no longer equal"),
         ("ring", r"step 5: memory of rank 1 no longer equal"),
     ],
 )
 def test_ranks_that_differ_are_refused(mixed, tmp_path, kind, message):
+    if kind == "data":
+        mixed = Path(shutil.copytree(mixed, tmp_path / "data"))
+        shutil.copytree(mixed, tmp_path / "data-other")
+        (tmp_path / "data-other/train/class00/0.jpg").unlink()
     output = job(2, *faulty(kind, 3, 1, *arguments(mixed, tmp_path / "run")), code=1)
     assert re.search(message, output), output
     assert "Error" not in output.split("ChildFailedError")[0].replace("error:", ""), output
@@ -185,8 +193,22 @@ def test_a_disk_that_fills_up_leaves_the_previous_checkpoint(mixed, tmp_path):
     job(2, "-m", "fastirt", *arguments(mixed, out, "--memory-sharded", "--memory-ratio", "20", "--resume", steps=12))
 
 
+def test_a_data_folder_that_disappears_is_no_bad_picture(runs, mixed, tmp_path):
+    """Without a cache every epoch reads; the run stops and, once the folder is back, goes on as if nothing had been."""
+    data = Path(shutil.copytree(mixed, tmp_path / "data"))
+    command = arguments(data, tmp_path / "run", "--cache", "none", "--resume")
+    output = job(2, *faulty("gone", 7, 1, *command), code=1)
+    assert re.search(r"error: .*/data: the folder of the pictures is gone \(.*\): bring it back", output), output
+    assert output.count("bad picture:") == 2  # the two of the training split
+    (tmp_path / "moved").rename(data)
+    job(2, "-m", "fastirt", *command)
+    assert_same_curve(tmp_path / "run", runs / "two")
+
+
 def test_user_errors_are_one_line(mixed, tmp_path):
     output = job(3, "-m", "fastirt", *arguments(mixed, tmp_path / "a"), code=1)
     assert "--batch-size 8: is of all 3 ranks together and must divide by them: use 6 or 9" in output
     output = job(2, "-m", "fastirt", *arguments(tmp_path / "nowhere", tmp_path / "b"), code=1)
     assert "nowhere" in output and "Traceback" not in output.split("torch/distributed")[0]
+    output = job(2, "-m", "fastirt", *arguments(mixed, Path("/proc/run")), code=1)
+    assert output.count("--output-dir /proc/run: cannot write there") == 1, output

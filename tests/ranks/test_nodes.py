@@ -41,8 +41,8 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PATH": path, **given, **more}
 
 
-def flags(*given) -> list[str]:
-    return arguments(*given)[1:]  # without `train`
+def flags(data: Path, out: Path, **more: int) -> list[str]:
+    return arguments(data, out, **more)[1:]  # without `train`
 
 
 def test_two_nodes_run_as_one_process(data, tmp_path):
