@@ -11,19 +11,21 @@ from typing import Any
 import torch
 
 from benchmarks.peers import captured, inputs, kernels_missing, losses, step
+from benchmarks.public import has_metric_learning
 from benchmarks.results import Results, figure_of
-from benchmarks.timing import samples
+from benchmarks.timing import reason, release, samples
 from fastirt.kernels import REDUCTIONS
 
 PEER_BYTES = 32  # of memory that a peer is taken to need for each pair: eight matrices of float32
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+# Of the vectors; "tf32" is fp32 vectors with tf32 products, what a training run takes by default.
+DTYPES = {"tf32": torch.float32, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, nargs="+", help="N (default: 64 256 1024 4096; on a CPU 64 256)")
     parser.add_argument("--slots", type=int, nargs="+", help="M, 0: no memory (default: 0 6000 59551; on a CPU 0 6000)")
     parser.add_argument("--dim", type=int, nargs="+", default=[384], help="D")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="(default: tf32 bf16 fp32; on a CPU bf16 fp32)")
     parser.add_argument("--reduction", nargs="+", choices=REDUCTIONS, default=["nonzero_mean"])
 
 
@@ -43,6 +45,15 @@ def free_bytes(device: torch.device) -> int:
 
 def measure(reduction: str, dtype: str, dim: int, rows: int, slots: int, results: Results, repeats: int) -> None:
     """A figure for each way to compute the loss."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    try:
+        _measure(reduction, dtype, dim, rows, slots, results, repeats)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _measure(reduction: str, dtype: str, dim: int, rows: int, slots: int, results: Results, repeats: int) -> None:
     device, limits = results.device, results.limits
     params = dict(reduction=reduction, dtype=dtype, D=dim, N=rows, M=slots)
     given = inputs(rows, slots, dim, DTYPES[dtype], device)
@@ -51,7 +62,11 @@ def measure(reduction: str, dtype: str, dim: int, rows: int, slots: int, results
     if device.type != "cuda":
         calls.pop("fastirt", None)  # the interpreter
     elif "fastirt" in calls:
-        calls = {"fastirt graph": captured(calls["fastirt"]), **calls}
+        try:
+            calls = {"fastirt graph": captured(calls["fastirt"]), **calls}
+        except Exception as error:
+            results.missing("loss", "fastirt graph", f"{reason(error)} at {params}")
+            release(device)
     if rows * (rows + slots) * PEER_BYTES > free_bytes(device):
         for name in [name for name in calls if not name.startswith("fastirt")]:
             results.missing("loss", name, f"too little free memory for {params}")
@@ -85,5 +100,8 @@ def run(args: argparse.Namespace, results: Results) -> None:
     why = {kernels_missing(results.device, dim) for dim in args.dim} - {""} if on_gpu else {"no GPU"}
     for reason in sorted(why):
         results.missing("loss", "fastirt", reason)
-    for setup in itertools.product(args.reduction, args.dtype, args.dim, rows, slots):
+    if "nonzero_mean" in args.reduction and not has_metric_learning():
+        results.missing("loss", "metric-learning", "no pytorch-metric-learning")
+    dtypes = args.dtype or [name for name in DTYPES if on_gpu or name != "tf32"]
+    for setup in itertools.product(args.reduction, dtypes, args.dim, rows, slots):
         measure(*setup, results, args.repeats or (5 if args.quick else 20))

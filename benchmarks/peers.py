@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.public import contrastive_loss, has_metric_learning
 from fastirt.kernels import contrastive_koleo
 from fastirt.kernels.checks import choose
 from fastirt.kernels.reference import koleo as plain_koleo
@@ -60,7 +61,8 @@ def kernels_missing(device: torch.device, dim: int) -> str:
 
 def losses(reduction: str, device: torch.device, dim: int) -> dict[str, Callable[..., Tensor]]:
     """Every way to compute batch + memory + LAMBDA * koleo, by name, "fastirt" only where the kernels run. pytorch-metric-learning
-    is there for its own reduction only; it has no own-slot rule, so its value differs where the batch stands in the memory."""
+    is there, if installed, for its own reduction only; it has no own-slot rule, so its value differs where the batch stands in
+    the memory."""
 
     def ours(impl: str) -> Callable[..., Tensor]:
         def loss(z, labels, memory, memory_labels, own):
@@ -72,11 +74,8 @@ def losses(reduction: str, device: torch.device, dim: int) -> dict[str, Callable
     found = {"plain": ours("reference"), "compiled": torch.compile(ours("reference"), dynamic=False)}
     if not kernels_missing(device, dim):
         found = {"fastirt": ours("triton"), **found}
-    if reduction == "nonzero_mean":
-        from pytorch_metric_learning.distances import CosineSimilarity
-        from pytorch_metric_learning.losses import ContrastiveLoss
-
-        contrastive = ContrastiveLoss(pos_margin=1, neg_margin=0.5, distance=CosineSimilarity())
+    if reduction == "nonzero_mean" and has_metric_learning():
+        contrastive = contrastive_loss(0.5)
 
         def metric_learning(z, labels, memory, memory_labels, own):
             value = contrastive(z, labels) + LAMBDA * plain_koleo(z)
@@ -95,7 +94,8 @@ def captured(call: Callable[[], Any]) -> Callable[[], Any]:
             call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # The outer stream puts the current one back, which torch.cuda.graph does not do when a capture breaks.
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
         results = call()
 
     def replay() -> Any:

@@ -1,20 +1,21 @@
 """The public re-implementation's recipe, written anew from its description: the peer that fastirt is timed against.
 
 PIL and torchvision in a DataLoader; an eager fp32 step with pytorch-metric-learning's contrastive loss against the batch and a
-cross-batch memory, KoLeo on its own, AdamW.
+cross-batch memory, KoLeo on its own, AdamW. Without that package, the same loss in plain torch; `recipe_name` then says so.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Optional, Sequence
+import os
+from typing import Callable, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 
 
@@ -41,14 +42,68 @@ class Pictures(Dataset):
             return self.transform(image.convert("RGB")), int(self.labels[row])
 
 
+def cores() -> int:
+    """Workers or threads that decode, for every contender alike: as many as `fastirt train` takes by default."""
+    return min(16, len(os.sched_getaffinity(0)))
+
+
 def loader(
     paths: Sequence[str], labels: Sequence[int], batch_size: int, workers: int, size: int = 224, resize: int = 256
 ) -> DataLoader:
-    """Shuffled batches (B, 3, S, S) float32 with labels (B,), decoded by `workers` processes."""
+    """Random batches (B, 3, S, S) float32 with labels (B,), decoded by `workers` processes, without end: a small set is not paused
+    at the end of each epoch, as a large one hardly is."""
+    pictures = Pictures(paths, labels, size, resize)
     return DataLoader(
-        Pictures(paths, labels, size, resize), batch_size, shuffle=True, drop_last=True, num_workers=workers,
-        pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0,
+        pictures, batch_size, sampler=RandomSampler(pictures, replacement=True, num_samples=10**9), drop_last=True,
+        num_workers=workers, pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0,
     )  # fmt: skip
+
+
+def has_metric_learning() -> bool:
+    try:
+        import pytorch_metric_learning.losses  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def recipe_name() -> str:
+    """Of its figures."""
+    return "public recipe" if has_metric_learning() else "public recipe (own contrastive)"
+
+
+def contrastive_loss(margin: float) -> Callable[..., Tensor]:
+    """(embeddings, labels, ref_emb=None, ref_labels=None) -> loss, of pytorch-metric-learning where that is installed."""
+    if not has_metric_learning():
+        return OwnContrastive(margin)
+    from pytorch_metric_learning.distances import CosineSimilarity
+    from pytorch_metric_learning.losses import ContrastiveLoss
+
+    return ContrastiveLoss(pos_margin=1, neg_margin=margin, distance=CosineSimilarity())
+
+
+class OwnContrastive:
+    """pytorch-metric-learning's ContrastiveLoss on cosine similarities, by its defaults: the mean of the positives' losses that are not
+    zero, and that of the negatives'."""
+
+    def __init__(self, margin: float) -> None:
+        self.margin = margin
+
+    def __call__(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Optional[Tensor] = None, ref_labels: Optional[Tensor] = None
+    ) -> Tensor:
+        rows = F.normalize(embeddings, dim=1)
+        cols = rows if ref_emb is None else F.normalize(ref_emb, dim=1)
+        similarity = rows @ cols.T
+        same = labels[:, None] == (labels if ref_emb is None else ref_labels)[None, :]
+        positive = same.clone().fill_diagonal_(False) if ref_emb is None else same
+        return _mean_nonzero(F.relu(1 - similarity) * positive) + _mean_nonzero(
+            F.relu(similarity - self.margin) * ~same
+        )
+
+
+def _mean_nonzero(losses: Tensor) -> Tensor:
+    return losses.sum() / (losses > 0).sum().clamp(min=1)
 
 
 class Recipe:
@@ -68,19 +123,12 @@ class Recipe:
         momentum: Optional[float] = None,
         lr: float = 3e-5,
     ) -> None:
-        from pytorch_metric_learning.distances import CosineSimilarity
-        from pytorch_metric_learning.losses import ContrastiveLoss
-
-        self.encoder, self.device, self.lambda_reg, self.momentum = (
-            encoder.to(device).train(),
-            device,
-            lambda_reg,
-            momentum,
-        )
+        self.encoder, self.device = encoder.to(device).train(), device
+        self.lambda_reg, self.momentum = lambda_reg, momentum
         self.twin: Optional[nn.Module] = None
         if momentum is not None:
             self.twin = copy.deepcopy(self.encoder).requires_grad_(False)
-        self.contrastive = ContrastiveLoss(pos_margin=1, neg_margin=margin, distance=CosineSimilarity())
+        self.contrastive = contrastive_loss(margin)
         self.optimizer = torch.optim.AdamW(self.encoder.parameters(), lr=lr, weight_decay=5e-4)
         self.memory = torch.zeros(memory, encoder.num_features, device=device)
         self.memory_labels = torch.zeros(memory, dtype=torch.long, device=device)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, Iterable, NamedTuple
 
 import torch
 
-OUT_OF_MEMORY = "out of memory"
+from benchmarks.timing import peak, reason, release
 
 
 class Rounds(NamedTuple):
@@ -21,37 +21,24 @@ def in_turns(
     contenders: dict[str, Callable[[], Any]], device: torch.device, rounds: int, steps: int, warm_up: int = 6
 ) -> dict[str, Rounds | str]:
     """Each contender `steps` times in each of `rounds` rounds, after `warm_up` unmeasured ones; the device is waited for at the ends
-    of a turn only. One that runs out of memory gives the words "out of memory"."""
+    of a turn only. One that fails gives the words why."""
     found: dict[str, Rounds | str] = {}
     for name, step in contenders.items():
         try:
-            found[name] = Rounds([], _warm_up(step, device, warm_up))
-        except torch.OutOfMemoryError:
-            found[name] = OUT_OF_MEMORY
-            torch.cuda.empty_cache()
+            found[name] = Rounds([], peak(lambda: [step() for _ in range(warm_up)], device))
+        except Exception as error:
+            found[name] = reason(error)
+            release(device)
     for _ in range(rounds):
         for name, step in contenders.items():
             if isinstance(found[name], str):
                 continue
             try:
                 found[name].seconds.append(_turn(step, device, steps))
-            except torch.OutOfMemoryError:
-                found[name] = OUT_OF_MEMORY
-                torch.cuda.empty_cache()
+            except Exception as error:
+                found[name] = reason(error)
+                release(device)
     return found
-
-
-def _warm_up(step: Callable[[], Any], device: torch.device, count: int) -> int | None:
-    if device.type != "cuda":
-        for _ in range(count):
-            step()
-        return None
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    for _ in range(count):
-        step()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
 
 
 def _turn(step: Callable[[], Any], device: torch.device, steps: int) -> float:
@@ -66,7 +53,7 @@ def _turn(step: Callable[[], Any], device: torch.device, steps: int) -> float:
 
 
 def launches(step: Callable[[], Any], device: torch.device) -> dict[str, int]:
-    """What the host launches in one step and what the device then runs: {"launches", "kernels"}; on a CPU {"operators"}."""
+    """What the host launches in one step and what the device then runs: {"launches", "kernels", "copies"}; on a CPU {"operators"}."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -74,9 +61,15 @@ def launches(step: Callable[[], Any], device: torch.device) -> dict[str, int]:
         step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-    events = profile.key_averages()
+    return counted(profile.key_averages(), device)
+
+
+def counted(events: Iterable[Any], device: torch.device) -> dict[str, int]:
+    """Of a profiler's averages; spans that a program or the profiler named itself are no kernels."""
+    events = [event for event in events if not getattr(event, "is_user_annotation", False)]
     if device.type != "cuda":
         return {"operators": sum(event.count for event in events if event.key.startswith("aten::"))}
     host = sum(e.count for e in events if e.key.startswith(("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")))
-    kernels = sum(e.count for e in events if e.device_type == torch.profiler.DeviceType.CUDA)
-    return {"launches": host, "kernels": kernels}
+    ran = [event for event in events if event.device_type == torch.profiler.DeviceType.CUDA]
+    copies = sum(event.count for event in ran if event.key.startswith(("Memcpy", "Memset")))
+    return {"launches": host, "kernels": sum(event.count for event in ran) - copies, "copies": copies}

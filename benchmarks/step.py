@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 from typing import Any, Callable, Iterator
 
 import numpy as np
 import torch
-import torch._inductor.config
 
 from benchmarks import public
 from benchmarks.results import Results, figure_of
 from benchmarks.rounds import in_turns, launches
+from benchmarks.timing import reason, release
 from benchmarks.variants import patch_matmul
 from fastirt.config import Config
 from fastirt.encoder import build_encoder
+from fastirt.engine import compiled
 from fastirt.flops import training_flops
 from fastirt.input.loader import Batch
 from fastirt.step import TrainStep
@@ -28,15 +30,17 @@ WATERFALL: dict[str, dict[str, Any]] = {
     "+ torch.compile": dict(engine="compile", precision="bf16", loss_impl="auto"),
     "+ CUDA graph": dict(engine="graph", precision="bf16", loss_impl="auto"),
 }
-ALONE: dict[str, dict[str, Any]] = {  # beside the waterfall's last row, one change each
+LAST = "+ CUDA graph"
+PUBLIC = "public recipe"
+ALONE: dict[str, dict[str, Any]] = {  # each in turns with the waterfall's last row, one change each; the slowest to compile at the end
     "graph, bf16 weights": dict(precision="bf16-weights"),
     "graph, patch matmul": dict(transform=patch_matmul),
-    "graph, max-autotune": dict(inductor={"max_autotune": True}),
     "graph, momentum twin": dict(encoder_momentum=0.999),
     "graph, bf16 memory": dict(memory_dtype="bf16"),
     "graph, apex FusedAdam": dict(opt="apex-fused-adam"),
     "compile, apex FusedLAMB": dict(engine="compile", opt="apex-fused-lamb"),
     "compile, timm LAMB": dict(engine="compile", opt="lamb"),
+    "graph, max-autotune": dict(inductor={"max_autotune": True}),
 }
 
 
@@ -46,6 +50,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, nargs="+", help="(default: 64 256; on a CPU 16)")
     parser.add_argument("--slots", type=int, help="of the memory (default: 59551; on a CPU 2000)")
     parser.add_argument("--only", nargs="+", help="names of contenders, e.g. '+ CUDA graph'")
+    parser.add_argument("--skip", nargs="+", default=[], help="names of contenders to leave out")
     parser.add_argument("--steps", type=int, help="in a round (default: 20; on a CPU 3)")
 
 
@@ -69,7 +74,7 @@ def batches(size: int, count: int, device: torch.device) -> Iterator[Batch]:
 def ours(changes: dict[str, Any], sizes: dict[str, Any], device: torch.device) -> tuple[Callable[[], None], TrainStep]:
     """A call that does one step of IRT_R, recipe `paper`, and the step itself, which has done one: the compiler has run.
 
-    Of `changes`, `transform` is called with the encoder, `inductor` configures the compiler, and the rest are options.
+    Of `changes`, `transform` is called with the encoder, `inductor` are options of the compiler, and the rest are options of the run.
     """
     changes = dict(changes)
     transform, inductor = changes.pop("transform", None), changes.pop("inductor", {})
@@ -82,9 +87,15 @@ def ours(changes: dict[str, Any], sizes: dict[str, Any], device: torch.device) -
     if transform is not None:
         transform(encoder)
     module = TrainStep(encoder, config, sizes["slots"], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), device)
+    if inductor:
+        module._embed, module._embed_keys, module._compare = (
+            compiled(function, **inductor)
+            for function in (module._run_encoder, module._run_encoder, module._run_objective)
+        )
+    if "max_grad_norm" in module.optimizer.defaults:  # timm's LAMB: its own clipping off, as apex's is
+        module.optimizer.defaults["max_grad_norm"] = None
     stream = batches(sizes["input_size"], sizes["batch_size"], device)
-    with torch._inductor.config.patch(inductor):
-        module(next(stream))
+    module(next(stream))
     return lambda: module(next(stream)), module
 
 
@@ -106,11 +117,11 @@ def contenders(device: torch.device) -> dict[str, dict[str, Any] | None]:
     """By name; None is the public recipe."""
     if device.type == "cuda":
         last = list(WATERFALL.values())[-1]
-        return {**WATERFALL, "public recipe": None, **{name: {**last, **changes} for name, changes in ALONE.items()}}
+        return {**WATERFALL, PUBLIC: None, **{name: {**last, **changes} for name, changes in ALONE.items()}}
     return {
         "eager fp32": WATERFALL["eager fp32"],
         "compile fp32": dict(engine="compile", precision="fp32"),
-        "public recipe": None,
+        PUBLIC: None,
     }
 
 
@@ -132,40 +143,86 @@ def run(args: argparse.Namespace, results: Results) -> None:
 
 
 def _measure(args: argparse.Namespace, sizes: dict[str, Any], results: Results) -> None:
+    """The waterfall and the public recipe in turns, then each of ALONE in turns with the waterfall's last row. What a group found is
+    written as it ends, and its memory is free for the next."""
+    wanted = {
+        name: changes
+        for name, changes in contenders(results.device).items()
+        if name not in args.skip and (not args.only or name in args.only)
+    }
+    kept = _group({name: changes for name, changes in wanted.items() if name not in ALONE}, {}, args, sizes, results)
+    last = {name: call for name, call in kept.items() if name == LAST}
+    del kept
+    for name in ALONE:
+        if name in wanted:
+            release(results.device)
+            _group({name: wanted[name]}, last, args, sizes, results)
+    last.clear()
+    release(results.device)
+
+
+def _group(
+    named: dict[str, dict[str, Any] | None],
+    beside: dict[str, Callable[[], Any]],
+    args: argparse.Namespace,
+    sizes: dict[str, Any],
+    results: Results,
+) -> dict[str, Callable[[], Any]]:
+    """A figure for each of `named`, measured in turns with them and with `beside`; the calls that could be measured."""
     device, on_gpu = results.device, results.device.type == "cuda"
-    calls: dict[str, Callable[[], Any]] = {}
-    flops = 0
-    for name, changes in contenders(device).items():
-        if args.only and name not in args.only:
-            continue
+    calls = dict(beside)
+    for name, changes in named.items():
         try:
-            if changes is None:
-                calls[name] = peer(sizes, device)
-            else:
-                calls[name], module = ours(changes, sizes, device)
-                flops = training_flops(module.encoder)
-            calls[name]()
+            call = peer(sizes, device) if changes is None else ours(changes, sizes, device)[0]
+            call()
+            calls[name] = call
         except Exception as error:  # no apex, no compiler, no memory: the others go on
-            calls.pop(name, None)
-            results.missing("step", name, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
+            results.missing("step", _shown(name), reason(error))
+            release(device)
     steps = args.steps or (2 if args.quick else 20 if on_gpu else 3)
     timed = in_turns(calls, device, args.repeats or (2 if args.quick else 7), steps)
-    base = timed.get("public recipe")
-    for name, found in timed.items():
+    medians = {name: statistics.median(found.seconds) for name, found in timed.items() if not isinstance(found, str)}
+    for name in named:
+        found = timed.get(name)
         if isinstance(found, str):
-            results.missing("step", name, found)
-            continue
-        rates = [sizes["batch_size"] / seconds for seconds in found.seconds]
-        precision = "bf16" if on_gpu else "fp32"
-        top = results.limits[precision] * 1e12
-        extra: dict[str, Any] = {"ms": 1e3 * statistics.median(found.seconds), "peak_bytes": found.peak_bytes}
-        extra["MFU"] = statistics.median(rates) * flops / top if flops else None
-        if base is not None and not isinstance(base, str):
-            extra["times_public"] = statistics.median(base.seconds) / statistics.median(found.seconds)
-        extra |= launches(calls[name], device)
-        results.add(
-            figure_of(
-                rates, part="step", name=name, unit="imgs/s", params=sizes, limit=top / flops if flops else None,
-                limit_name=f"{precision} products", extra=extra,
-            )
-        )  # fmt: skip
+            results.missing("step", _shown(name), found)
+            calls.pop(name)
+        elif found is not None:
+            extra: dict[str, Any] = {"ms": 1e3 * medians[name], "peak_bytes": found.peak_bytes}
+            extra["times_public"] = medians[PUBLIC] / medians[name] if PUBLIC in medians else None
+            extra["times_graph"] = medians[LAST] / medians[name] if LAST in medians else None
+            twin = bool(named[name]) and "encoder_momentum" in named[name]
+            _write(name, found.seconds, twin, extra, calls[name], sizes, results)
+    return calls
+
+
+def _write(
+    name: str, seconds: list[float], twin: bool, extra: dict[str, Any], call: Callable[[], Any], sizes: dict[str, Any],
+    results: Results,
+) -> None:  # fmt: skip
+    precision = "bf16" if results.device.type == "cuda" else "fp32"
+    flops = operations(sizes["model"], sizes["input_size"], twin)
+    rates = [sizes["batch_size"] / value for value in seconds]
+    limit = results.limits[precision] * 1e12 / flops if flops else None
+    extra["MFU"] = statistics.median(rates) / limit if limit else None
+    try:
+        extra |= launches(call, results.device)
+    except Exception as error:  # the profiler's own
+        print(f"step, {name}: no profile: {reason(error)}", flush=True)
+    results.add(
+        figure_of(
+            rates, part="step", name=_shown(name), unit="imgs/s", params=sizes, limit=limit,
+            limit_name=f"{precision} products", extra=extra,
+        )
+    )  # fmt: skip
+
+
+@functools.lru_cache
+def operations(model: str, input_size: int, twin: bool = False) -> int:
+    """For one picture in a step of this timm model."""
+    config = Config().replace(weights="scratch", model=model)
+    return training_flops(build_encoder(config.model, input_size), twin)
+
+
+def _shown(name: str) -> str:
+    return public.recipe_name() if name == PUBLIC else name

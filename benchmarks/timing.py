@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import time
 from typing import Any, Callable, Collection, Optional
 
@@ -11,13 +13,41 @@ FLUSH_BYTES = 256 << 20  # more than any L2
 OUT_OF_MEMORY = "out of memory"
 
 
+def reason(error: BaseException) -> str:
+    """Why something was not run, in one line."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return OUT_OF_MEMORY
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+
+
+def release(device: torch.device) -> None:
+    """Give the device's memory back that nothing uses any more."""
+    gc.collect()
+    if device.type == "cuda":
+        with contextlib.suppress(RuntimeError):  # a failed kernel is reported again by every later call
+            torch.cuda.empty_cache()
+
+
+def peak(call: Callable[[], Any], device: torch.device) -> Optional[int]:
+    """Call it; bytes of device memory at its peak beyond what was there before, None on a CPU."""
+    if device.type != "cuda":
+        call()
+        return None
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
 def samples(
     calls: dict[str, Callable[[], Any]], device: torch.device, repeats: int = 20, graphs: Collection[str] = ()
 ) -> tuple[dict[str, list[float] | str], dict[str, Optional[int]]]:
     """(milliseconds of each call's `repeats` calls, bytes of device memory at its peak beyond what was there before).
 
-    Taken in turns, after three unmeasured ones; on a GPU with a cold L2. A call that runs out of memory gives the words
-    "out of memory". A peak is None where it is not known, as on a CPU.
+    Taken in turns, after three unmeasured ones; on a GPU with a cold L2. A call that fails gives the words why: "out of
+    memory", or the error's. A peak is None where it is not known, as on a CPU.
 
     A GPU call is timed from an idle device, so the time includes the host's launches where these are the slower part. `graphs`
     names replays of CUDA graphs: they are queued behind the flush, so theirs is the device's time alone; what a graph holds was
@@ -31,19 +61,19 @@ def samples(
         try:
             for _ in range(3):
                 call()
-            peaks[name] = None if name in graphs else _peak(call, device)
+            peaks[name] = None if name in graphs or device.type != "cuda" else peak(call, device)
             times[name] = []
-        except torch.OutOfMemoryError:
-            failed[name] = OUT_OF_MEMORY
-            torch.cuda.empty_cache()
+        except Exception as error:
+            failed[name] = reason(error)
+            release(device)
     for _ in range(repeats):
         for name in list(times):
             try:
                 times[name].append(_once(calls[name], flush, wait=name not in graphs))
-            except torch.OutOfMemoryError:
-                failed[name] = OUT_OF_MEMORY
+            except Exception as error:
+                failed[name] = reason(error)
                 del times[name]
-                torch.cuda.empty_cache()
+                release(device)
     found = {**times, **failed}
     return {name: found[name] for name in calls}, peaks
 
@@ -63,14 +93,3 @@ def _once(call: Callable[[], Any], flush: Optional[torch.Tensor], wait: bool) ->
     end.record()
     end.synchronize()
     return begin.elapsed_time(end)
-
-
-def _peak(call: Callable[[], Any], device: torch.device) -> Optional[int]:
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before

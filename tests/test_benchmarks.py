@@ -1,16 +1,21 @@
 """The benchmark suite on the CPU: what is timed is what is tested, and every figure has its limit beside it."""
 
+import argparse
 import sys
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
-from benchmarks import loss, peers, public, scaling, variants
+from benchmarks import loss, peers, public, scaling, step, variants
 from benchmarks.__main__ import PARTS
 from benchmarks.__main__ import main as benchmarks_main
 from benchmarks.results import Results, figure_of, read
-from benchmarks.rounds import in_turns
+from benchmarks.rounds import counted, in_turns
 from benchmarks.timing import samples
+from conftest import TINY_KWARGS
 from fastirt.config import ModelConfig
 from fastirt.encoder import build_encoder
 from fastirt.kernels import reference, tune
@@ -121,14 +126,44 @@ def test_bytes_and_operations_by_hand():
     assert moved == 2 * 59615 * (768 + 8) + 64 * 768
 
 
-def test_a_call_without_memory_left_is_reported():
-    def fails():
-        raise torch.OutOfMemoryError("too much")
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (torch.OutOfMemoryError("too much"), "out of memory"),
+        (RuntimeError("cannot be captured\nat all"), "RuntimeError: cannot be captured"),
+        (ImportError(""), "ImportError: "),
+    ],
+)
+@pytest.mark.parametrize("after", [0, 4])
+def test_a_call_that_fails_is_reported_and_the_others_go_on(error, words, after):
+    """At once, and between measured calls."""
 
-    timed, _ = samples({"works": lambda: None, "fails": fails}, CPU, repeats=3)
-    assert len(timed["works"]) == 3 and timed["fails"] == "out of memory"
-    turns = in_turns({"works": lambda: None, "fails": fails}, CPU, rounds=3, steps=2, warm_up=1)
-    assert len(turns["works"].seconds) == 3 and turns["fails"] == "out of memory"
+    def failing():
+        calls = []
+
+        def call():
+            calls.append(None)
+            if len(calls) > after:
+                raise error
+
+        return call
+
+    timed, _ = samples({"works": lambda: None, "fails": failing()}, CPU, repeats=3)
+    assert len(timed["works"]) == 3 and timed["fails"] == words
+    turns = in_turns({"works": lambda: None, "fails": failing()}, CPU, rounds=3, steps=2, warm_up=1)
+    assert len(turns["works"].seconds) == 3 and turns["fails"] == words
+
+
+def test_launches_count_neither_spans_nor_copies_as_kernels():
+    def event(key, count, device="CPU", span=False):
+        kind = getattr(torch.profiler.DeviceType, device)
+        return SimpleNamespace(key=key, count=count, device_type=kind, is_user_annotation=span)
+
+    events = [event("cudaLaunchKernelExC", 3), event("cuLaunchKernel", 2), event("cudaGraphLaunch", 1), event("aten::mm", 7)]
+    events += [event("some kernel", 5, "CUDA"), event("Memcpy HtoD (Pinned -> Device)", 2, "CUDA")]
+    events += [event("Memset (Device)", 1, "CUDA"), event("Optimizer.step#AdamW.step", 1, "CUDA", span=True)]
+    assert counted(events, torch.device("cuda")) == {"launches": 6, "kernels": 5, "copies": 3}
+    assert counted(events, CPU) == {"operators": 7}
 
 
 def test_peers_too_large_for_the_memory_are_not_tried(monkeypatch, tmp_path):
@@ -177,6 +212,113 @@ def test_the_public_recipe_learns_and_its_memory_wraps_as_described():
     assert recipe.filled == recipe.head == 96 and losses[-1] < losses[0]
     recipe(torch.zeros(12, 3, 4, 4), labels)  # overflows: over the last slots, then from the start
     assert recipe.filled == 100 and recipe.head == 0 and torch.equal(recipe.memory_labels[88:], labels)
+
+
+@pytest.mark.parametrize("with_memory", [False, True])
+def test_the_recipe_s_own_contrastive_is_pytorch_metric_learnings(with_memory, monkeypatch):
+    theirs = public.contrastive_loss(0.3)
+    assert public.recipe_name() == "public recipe" and not isinstance(theirs, public.OwnContrastive)
+    monkeypatch.setitem(sys.modules, "pytorch_metric_learning.losses", None)
+    own = public.contrastive_loss(0.3)
+    assert public.recipe_name() == "public recipe (own contrastive)" and isinstance(own, public.OwnContrastive)
+    generator = torch.Generator().manual_seed(0)
+    rows, memory = torch.randn(24, 8, generator=generator) + 0.3, torch.randn(40, 8, generator=generator) + 0.3
+    labels, others = torch.arange(24) % 5, torch.arange(40) % 7
+    found = []
+    for contrastive in (theirs, own):
+        given = rows.clone().requires_grad_()
+        value = contrastive(given, labels, **(dict(ref_emb=memory, ref_labels=others) if with_memory else {}))
+        found.append((value, torch.autograd.grad(value, given)[0]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-7)
+    assert own(rows, torch.arange(24), ref_emb=-rows, ref_labels=torch.arange(24, 48)).isfinite()
+    assert own(rows[:1], labels[:1]) == 0  # no pair
+
+
+def test_without_pytorch_metric_learning_the_others_are_measured(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pytorch_metric_learning.losses", None)
+    out = tmp_path / "here.jsonl"
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    assert benchmarks_main(["loss", *SMALL["loss"][0].split(), *QUICK, "--out", str(out)]) == 0
+    words = "step --input-size 32 --only".split()
+    assert benchmarks_main([*words, "public recipe", *QUICK, "--out", str(out)]) == 0
+    rows = read([out])
+    assert {row["name"] for row in rows if row["part"] == "loss" and "not_run" not in row} == {"plain", "compiled"}
+    assert "no pytorch-metric-learning" in {row["not_run"] for row in rows if row["name"] == "metric-learning"}
+    shown = [row["name"] for row in rows if row["part"] == "step" and "not_run" not in row]
+    assert shown == ["public recipe (own contrastive)"]
+
+
+def test_a_contender_with_options_of_the_compiler_is_compiled_with_them(monkeypatch):
+    """Two contenders of one shape share what dynamo has compiled, but not one with other options. Only inductor is left out."""
+    seen = []
+
+    def compile_fx(graph, inputs, config_patches, **_):
+        seen.append(config_patches.get("max_autotune"))
+        return graph
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", compile_fx)
+    torch.compiler.reset()
+    counters.clear()
+    sizes = dict(model="vit_tiny_patch16_224", input_size=16, batch_size=4, slots=20)
+    changes = dict(engine="compile", precision="fp32", model_kwargs=TINY_KWARGS)
+    graphs = []
+    for options in ({}, {}, step.ALONE["graph, max-autotune"]):
+        step.ours({**changes, **options}, sizes, CPU)
+        graphs.append(counters["stats"]["unique_graphs"])
+    torch.compiler.reset()
+    assert graphs == [2, 2, 4] and seen == [None, None, True, True]  # encoder and objective
+
+
+def test_optimisers_do_equal_work():
+    sizes = dict(model="vit_tiny_patch16_224", input_size=16, batch_size=4, slots=20)
+    changes = dict(engine="eager", precision="fp32", model_kwargs=TINY_KWARGS, opt="lamb")
+    module = step.ours(changes, sizes, CPU)[1]
+    assert module.optimizer._get_clip_grad_norm() is None
+
+
+def test_contenders_of_the_step_are_written_by_group_and_let_go(monkeypatch, tmp_path):
+    """As on a GPU: the waterfall in turns, then each other beside its last row, one at a time; what fails costs itself alone."""
+    alive, order, made = weakref.WeakSet(), [], Results(tmp_path / "r.jsonl", CPU, LIMITS)
+
+    class Call:
+        def __init__(self, name):
+            self.name, self.count = name, 0
+            alive.add(self)
+
+        def __call__(self):
+            self.count += 1
+            if self.name == "graph, bf16 memory" and self.count == 4:
+                raise RuntimeError("cannot be captured")
+            order.append((self.name, len(made.figures), sorted(call.name for call in alive)))
+
+    def ours(changes, sizes, device):
+        if "apex" in changes.get("opt", ""):
+            raise ImportError("no apex")
+        return Call(names[id(changes)]), None
+
+    contenders = step.contenders(torch.device("cuda"))
+    names = {id(changes): name for name, changes in contenders.items()}
+    monkeypatch.setattr(step, "contenders", lambda device: contenders)
+    monkeypatch.setattr(step, "ours", ours)
+    monkeypatch.setattr(step, "peer", lambda sizes, device: Call("public recipe"))
+    monkeypatch.setattr(step, "launches", lambda call, device: {})
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--repeats", type=int, default=2)
+    step.add_flags(parser)
+    step.run(parser.parse_args(["--quick", "--input-size", "32", "--skip", "graph, max-autotune"]), made)
+    first, failing = [*step.WATERFALL, "public recipe"], ["graph, bf16 memory"]
+    alone = [name for name in step.ALONE if "apex" not in name and "max-autotune" not in name and name not in failing]
+    assert [figure.name for figure in made.figures] == first + alone
+    assert all(figure.extra["times_public"] and figure.extra["times_graph"] for figure in made.figures[: len(first)])
+    assert all(figure.extra["times_graph"] and not figure.extra["times_public"] for figure in made.figures[len(first) :])
+    assert {seen for name, seen, _ in order if name in first and name != step.LAST} == {0}
+    for name, _, living in order:
+        assert set(living) <= set(first) or set(living) <= {step.LAST, *alone, *failing} and len(living) == 2, name
+    assert not alive
+    missing = {row["name"]: row["not_run"] for row in read([made.path]) if "not_run" in row}
+    assert missing["graph, bf16 memory"] == "RuntimeError: cannot be captured"
+    assert missing["graph, apex FusedAdam"] == "ImportError: no apex"
 
 
 def test_variants_of_the_model_compute_the_same():
