@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fastirt.errors import UserError
+from fastirt.errors import UserError, first_line
 from fastirt.files import replacing
 
 FORMAT = "fastirt checkpoint 1"
@@ -71,7 +71,7 @@ def load_shards(path: Path, shards: list[dict[str, Any]], first: int, count: int
                     )
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(
-                f"{file}: damaged or missing ({str(error).splitlines()[0]}); resume from an older checkpoint"
+                f"{file}: damaged or missing ({first_line(error)}); resume from an older checkpoint"
             ) from error
     whole = {name: torch.cat(found) for name, found in parts.items()}
     if len(whole["labels"]) != count:
@@ -111,9 +111,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
                 )
             return _unflatten(json.loads(metadata["state"]), file.get_tensor)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise UserError(
-            f"{path}: damaged checkpoint ({str(error).splitlines()[0]}); resume from an older one"
-        ) from error
+        raise UserError(f"{path}: damaged checkpoint ({first_line(error)}); resume from an older one") from error
 
 
 def forget_later(path: Path) -> None:

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastirt.errors import UserError
+from fastirt.errors import UserError, first_line
 from fastirt.rendezvous import meet
 
 log = logging.getLogger("fastirt")
@@ -52,6 +52,7 @@ class Ranks:
         self._control: Any = None
         self._input: Any = None
         self._peers: list[dict[str, Any]] = []
+        self._asked = 0
         self._stops: Optional[tuple[Tensor, Any]] = None
 
     @classmethod
@@ -74,6 +75,10 @@ class Ranks:
         """Whether this is the rank that logs and writes."""
         return self.rank == 0
 
+    def threads(self, most: int) -> int:
+        """At most so many, and no more than this rank's share of the node's cores."""
+        return max(1, min(most, len(os.sched_getaffinity(0)) // self.local_size))
+
     def slice(self, whole: int) -> tuple[int, int]:
         """(first, count): this rank's part of the positions of a global batch."""
         count = whole // self.size
@@ -83,16 +88,11 @@ class Ranks:
         """Meet the others. Raises UserError where they do not come."""
         if not self.many or self._data is not None:
             return
-        shared = device.type == "cuda" and self.local_size > torch.cuda.device_count()
-        self.backend = "nccl" if device.type == "cuda" and not shared else "gloo"
-        if shared and self.local_rank == 0:
-            log.warning(
-                "%d ranks share %d GPUs: gloo instead of NCCL, slowly", self.local_size, torch.cuda.device_count()
-            )
-        given = {"device_id": device} if self.backend == "nccl" else {}
         try:
             store, _, _ = next(dist.rendezvous("env://", timeout=START_TIMEOUT))
             store = meet(store, self.rank, self.size, START_TIMEOUT)
+            self.backend = self._choose_backend(store, device)
+            given = {"device_id": device} if self.backend == "nccl" else {}
             dist.init_process_group(
                 self.backend, store=store, rank=self.rank, world_size=self.size, timeout=TIMEOUT, **given
             )
@@ -100,10 +100,28 @@ class Ranks:
             self._control, self._input = (dist.new_group(backend="gloo", timeout=TIMEOUT) for _ in range(2))
             self._peers = self.gather_json({"host": socket.gethostname(), "pid": os.getpid()})
         except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(f"rank {self.rank} of {self.size} cannot reach the others: {_first_line(error)}") from error
+            raise UserError(f"rank {self.rank} of {self.size} cannot reach the others: {first_line(error)}") from error
         if self.first:
             hosts = len({peer["host"] for peer in self._peers})
             log.info("%d ranks on %d node%s, %s", self.size, hosts, "s" if hosts > 1 else "", self.backend)
+
+    def _choose_backend(self, store: dist.Store, device: torch.device) -> str:
+        """The same on all ranks: NCCL where each has a GPU to itself. Raises UserError where some have none."""
+        gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+        store.set(f"gpu/{self.rank}", gpu)
+        gpus = [store.get(f"gpu/{rank}").decode() for rank in range(self.size)]
+        without = [str(rank) for rank, other in enumerate(gpus) if not other]
+        if not any(gpus):
+            return "gloo"
+        if without:
+            raise self.once(
+                f"rank {', '.join(without)} runs on a CPU, others on GPUs: mend its node's driver, or pass --device cpu"
+            )
+        if len(set(gpus)) < self.size:
+            if self.first:
+                log.warning("%d ranks share %d GPUs: gloo instead of NCCL, slowly", self.size, len(set(gpus)))
+            return "gloo"
+        return "nccl"
 
     def close(self) -> None:
         """Leave once all are done."""
@@ -111,6 +129,15 @@ class Ranks:
             self.barrier()
             dist.destroy_process_group()
             self._data = self._control = self._input = None
+
+    @property
+    def managed(self) -> bool:
+        """Whether something started this process that also ends it, and may tell it to more than once."""
+        return self.many or "TORCHELASTIC_RUN_ID" in os.environ
+
+    def once(self, message: str) -> UserError:
+        """An error that all ranks raise alike, and rank 0 alone says."""
+        return UserError(message) if self.first else SaidElsewhere(message)
 
     # Tensors of the step, by the data group.
 
@@ -200,12 +227,17 @@ class Ranks:
             dist.barrier(group=self._control)
 
     def agree_to_stop(self, signal: int) -> int:
-        """The largest signal that any rank had a step ago (with one rank: now). Called once a step, and waits for no device.
+        """The largest signal that any rank had when they last exchanged them (with one rank: now). Called once a step, and waits for no
+        device.
 
-        The exchange begun here is read by the next call, when it has long arrived, so that all ranks stop at the same step.
+        They do so at every step, many ranks more rarely; the exchange begun here is read at the next one, when it has long arrived, so that all
+        ranks stop at the same step.
         """
         if not self.many:
             return signal
+        self._asked += 1
+        if self._asked % (1 + self.size // 8):  # a ring of 64 takes longer than a step
+            return 0
         agreed = 0
         if self._stops is not None:
             flag, work = self._stops
@@ -220,8 +252,12 @@ class Ranks:
     def explain(self, error: BaseException) -> Optional[PeerGone]:
         """What an exception of a collective means, naming the rank that is gone; None where it is no such exception."""
         text = str(error)
-        if not self.many or isinstance(error, UserError) or not (
-            isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "NCCL", "Connection closed"))
+        if (
+            not self.many
+            or isinstance(error, UserError)
+            or not (
+                isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "NCCL", "Connection closed"))
+            )
         ):
             return None
         gone = self._gone()
@@ -231,7 +267,7 @@ class Ranks:
         elsewhere = sorted({peer["host"] for peer in self._peers} - {socket.gethostname()})
         where = f", perhaps on {' or '.join(elsewhere)}" if elsewhere else ""
         return PeerGone(
-            f"another rank is gone{where}; rank {self.rank} saves nothing and leaves: --resume goes on ({_first_line(error)})"
+            f"another rank is gone{where}; rank {self.rank} saves nothing and leaves: --resume goes on ({first_line(error)})"
         )
 
     def _gone(self) -> list[int]:
@@ -277,7 +313,3 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (OSError, IndexError):
         return False
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

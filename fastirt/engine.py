@@ -8,10 +8,15 @@ from typing import Any, Callable
 import torch
 
 from fastirt.distributed import ALONE, Ranks
-from fastirt.errors import UserError
+from fastirt.errors import UserError, first_line
 from fastirt.optim import capturable
 
 log = logging.getLogger("fastirt")
+
+
+class CaptureFailed(UserError):
+    """Something in the step cannot be in a CUDA graph."""
+
 
 ENGINES = ("eager", "compile", "graph")
 WARM_UP = 3  # steps that run before the capture, for libraries and the compiler to set themselves up
@@ -50,9 +55,8 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
         try:
             return fast(*args)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise UserError(
-                f"--engine: torch.compile fails on this model or machine ({reason}): use --engine eager"
+                f"--engine: torch.compile fails on this model or machine ({first_line(error)}): use --engine eager"
             ) from error
 
     return call
@@ -68,7 +72,7 @@ class Capture:
     def __init__(self, device: torch.device, many: bool = False) -> None:
         """many: the body talks to other ranks."""
         self.device, self.enabled = device, True
-        self._warm_up = WARM_UP_OF_MANY if many else WARM_UP
+        self.warm_up = WARM_UP_OF_MANY if many else WARM_UP
         self._stream = torch.cuda.Stream(device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._calls = 0
@@ -81,7 +85,7 @@ class Capture:
         self._graph, self._calls = None, 0
 
     def __call__(self, body: Callable[[], None]) -> None:
-        if not self.enabled or self._calls < self._warm_up:
+        if not self.enabled or self._calls < self.warm_up:
             self._calls += 1
             self._aside(body)
             return
@@ -102,12 +106,17 @@ class Capture:
         torch.cuda.empty_cache()  # what the warm-up took: the graph has a pool of its own
         graph = torch.cuda.CUDAGraph()
         try:
+            # The outer stream puts the current one back where torch.cuda.graph fails to: it does not when the capture breaks.
             # thread_local: the threads that decode pictures go on calling CUDA meanwhile.
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                body()
-        except torch.OutOfMemoryError:
-            raise
+            with torch.cuda.stream(torch.cuda.current_stream(self.device)):
+                with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                    body()
         except RuntimeError as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"--engine graph: the step cannot be captured ({reason}): use --engine compile") from error
+            while isinstance(error.__context__, Exception):  # the end of a broken capture raises anew, over the cause
+                error = error.__context__
+            if isinstance(error, torch.OutOfMemoryError):
+                raise error
+            raise CaptureFailed(
+                f"--engine graph: the step cannot be captured ({first_line(error)}): use --engine compile"
+            ) from error
         self._graph = graph

@@ -24,8 +24,14 @@ def one_line(error: BaseException) -> Optional[str]:
     if type(error).__name__ == "OutOfMemoryError":  # torch's; not imported for commands that need no torch
         return (
             "the GPU is out of memory: lower --batch-size or --eval-batch-size, or pass --cache host "
-            f"({str(error).splitlines()[0][:120]})"
+            f"({first_line(error)})"
         )
     if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
         return f"{error.filename or 'a file'}: {error.strerror}: mend that; a run goes on from its last checkpoint with --resume"
     return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of its message that says anything, or its kind."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line[:200] for line in lines if line), type(error).__name__)

@@ -23,14 +23,14 @@ def as_rank(command: str, work: Callable[[Ranks], int]) -> int:
             handler.setFormatter(
                 logging.Formatter(f"%(asctime)s %(levelname)s rank {ranks.rank}: %(message)s", "%H:%M:%S")
             )
-    linger = False
+    code, linger = 0, False
     try:
         code = work(ranks)
         if code == 0:
             ranks.close()
             return 0
     except SaidElsewhere:
-        code = 2
+        code, linger = 2, True
     except KeyboardInterrupt:
         code = 130
     except BaseException as error:

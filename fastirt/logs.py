@@ -7,9 +7,11 @@ import logging
 import math
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any, Iterator, TypeVar
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -84,25 +86,60 @@ class NoLog:
     def close(self) -> None: ...
 
 
+class InputWait:
+    """How long the device stood still for want of a batch.
+
+    On a CPU that is the time until a batch is there. A GPU works behind the host, which may wait for a batch while the device is busy: there
+    no more counts than the gap, on the device's own clock, between the end of a step and the moment at which the next batch was there.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self._seconds = 0.0
+        self._open: deque[tuple[float, Any, Any]] = (
+            deque()
+        )  # (host's wait, events before and after it) not yet reached by the device
+
+    def follow(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches; the consumer does a step with each."""
+        while True:
+            ended, before = self._now(), time.perf_counter()
+            batch = next(batches, None)
+            waited = time.perf_counter() - before
+            if batch is None:
+                return
+            if self.on_gpu:
+                self._open.append((waited, ended, self._now()))
+            else:
+                self._seconds += waited
+            yield batch
+
+    def read(self) -> float:
+        """Seconds since the last reading, as far as the device has come; waits for nothing."""
+        while self._open and self._open[0][2].query():
+            waited, ended, there = self._open.popleft()
+            self._seconds += min(waited, ended.elapsed_time(there) / 1e3)
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def _now(self) -> Any:
+        if not self.on_gpu:
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
 class Throughput:
     """Pictures per second, utilisation, input wait and time left, each over the time since the last reading.
 
-    flops: of one picture in a step; peak: FLOP/s that the device could do.
+    flops: of one picture in a step; peak: FLOP/s that the device could do. `waiting` wraps the batches.
     """
 
-    def __init__(self, batch_size: int, flops: float, peak: float) -> None:
+    def __init__(self, batch_size: int, flops: float, peak: float, device: torch.device) -> None:
         self.batch_size, self.flops, self.peak = batch_size, flops, peak
-        self._start, self._steps, self._waited = time.perf_counter(), 0, 0.0
-
-    def waiting(self, batches: Iterator[T]) -> Iterator[T]:
-        """The same batches; the time until each is there counts as input wait."""
-        while True:
-            before = time.perf_counter()
-            batch = next(batches, None)
-            self._waited += time.perf_counter() - before
-            if batch is None:
-                return
-            yield batch
+        self._start, self._steps, self._wait = time.perf_counter(), 0, InputWait(device)
+        self.waiting = self._wait.follow
 
     def tick(self) -> None:
         self._steps += 1
@@ -110,8 +147,8 @@ class Throughput:
     def read(self, steps_left: int) -> dict[str, float]:
         """imgs_per_s, mfu and input_wait (shares of 1), seconds_left; starts a new window."""
         elapsed = max(time.perf_counter() - self._start, 1e-9)
-        rate, waited = self._steps / elapsed, min(1.0, self._waited / elapsed)
-        self._start, self._steps, self._waited = time.perf_counter(), 0, 0.0
+        rate, waited = self._steps / elapsed, min(1.0, self._wait.read() / elapsed)
+        self._start, self._steps = time.perf_counter(), 0
         images = rate * self.batch_size
         return {
             "imgs_per_s": round(images, 1),

@@ -11,7 +11,7 @@ from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight
 from torch import Tensor, nn
 
 from fastirt.config import OptimConfig
-from fastirt.errors import UserError
+from fastirt.errors import UserError, first_line
 
 FUSED = ("adam", "adamw", "sgd", "momentum", "nesterov")  # torch's own, which take `fused=True` and `found_inf`
 APEX = {"apex-fused-adam": "FusedAdam", "apex-fused-lamb": "FusedLAMB"}
@@ -58,9 +58,7 @@ def build_optimizer(vit: nn.Module, config: OptimConfig, capture: bool = False) 
             f"--opt-betas {' '.join(map(str, config.opt_betas or ()))}: too few for --opt {config.opt}"
         ) from None
     except (TypeError, ValueError, AssertionError, RuntimeError, ImportError) as error:
-        raise UserError(
-            f"--opt {config.opt}: cannot be made with these settings: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise UserError(f"--opt {config.opt}: cannot be made with these settings: {first_line(error)}") from error
     if getattr(optimizer, "is_second_order", False):
         raise UserError(f"--opt {config.opt}: needs second derivatives, which fused attention has not: choose another")
     if capture:
@@ -90,8 +88,9 @@ def _apex(vit: nn.Module, config: OptimConfig, extra: dict[str, Any], capture: b
     try:
         return getattr(optimizers, APEX[name])(groups, lr=config.lr, weight_decay=0.0, **extra)
     except (ImportError, RuntimeError, TypeError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--opt {config.opt}: apex cannot make it ({reason}); build it anew: {APEX_BUILD}") from error
+        raise UserError(
+            f"--opt {config.opt}: apex cannot make it ({first_line(error)}); build it anew: {APEX_BUILD}"
+        ) from error
 
 
 def learning_rate(step: int, config: OptimConfig) -> float:

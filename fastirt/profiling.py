@@ -2,126 +2,133 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import statistics
 import time
 from pathlib import Path
-from typing import Iterable, Iterator, Optional
+from typing import Any, Iterable, Iterator, Optional
 
 import torch
 
 from fastirt.engine import WARM_UP
 from fastirt.input.loader import Batch
+from fastirt.logs import InputWait
 from fastirt.step import PHASES, TrainStep
 
 log = logging.getLogger("fastirt")
 
-SKIPPED = WARM_UP + 2  # steps before the first that is traced: compilation and capture are over
 TRACE = "trace.json"
 
 
 class Marks:
-    """Times at which the phases of steps end: on the device's clock where it is a GPU."""
+    """Times at which the phases of steps end: on the device's clock where it is a GPU.
 
-    def __init__(self, device: torch.device) -> None:
-        self.on_gpu = device.type == "cuda"
-        self.steps: list[list[tuple[str, object]]] = []
+    captured: events become part of the CUDA graph that is captured next, and each replay gives them new times.
+    """
+
+    def __init__(self, device: torch.device, captured: bool = False) -> None:
+        self.device, self.on_gpu, self.captured = device, device.type == "cuda", captured
+        self.spent: dict[str, list[float]] = {phase: [] for phase in PHASES}
+        self._step: dict[str, Any] = {}
+        self._steps: list[dict[str, Any]] = []
 
     def __call__(self, phase: str) -> None:
-        if phase == "start":
-            self.steps.append([])
+        if phase == "start" and not self.captured:
+            self._step = {}
+            self._steps.append(self._step)
+        if not self.on_gpu:
+            self._step[phase] = time.perf_counter()
+            return
+        if phase not in self._step:
+            self._step[phase] = torch.cuda.Event(enable_timing=True, external=self.captured and phase != "start")
+        self._step[phase].record()
+
+    def read(self) -> None:
+        """Take the times of the steps since the last reading; waits for the device. With `captured`: of the last step alone."""
         if self.on_gpu:
-            now: object = torch.cuda.Event(enable_timing=True)
-            now.record()
-        else:
-            now = time.perf_counter()
-        self.steps[-1].append((phase, now))
+            torch.cuda.synchronize(self.device)
+        for step in [self._step] if self.captured else self._steps:
+            for (_, before), (phase, now) in zip(step.items(), list(step.items())[1:]):
+                self.spent[phase].append(before.elapsed_time(now) if self.on_gpu else (now - before) * 1e3)
+        self._steps.clear()
 
     def milliseconds(self) -> dict[str, float]:
-        """Median over the steps by phase; waits for the device."""
-        if self.on_gpu:
-            torch.cuda.synchronize()
-        spent: dict[str, list[float]] = {phase: [] for phase in PHASES}
-        for marks in self.steps:
-            for (_, before), (phase, now) in zip(marks, marks[1:]):
-                spent[phase].append(before.elapsed_time(now) if self.on_gpu else (now - before) * 1e3)
-        return {phase: statistics.median(values) for phase, values in spent.items() if values}
+        """Median over the steps by phase."""
+        return {phase: statistics.median(values) for phase, values in self.spent.items() if values}
 
 
 class Profile:
     """Follows a run's batches, traces `steps` of them and then says where their time went.
 
-    A captured step is one launch and cannot be split, so with the graph engine as many further steps run uncaptured for that.
+    A captured step is one launch, so with the graph engine it is captured anew with events between its phases, for as many further steps.
+    Of many ranks all follow, and the first one speaks (`aloud`).
     """
 
-    def __init__(self, steps: int, module: TrainStep, folder: Path) -> None:
-        self.steps, self.module, self.path = steps, module, folder / TRACE
+    def __init__(self, steps: int, module: TrainStep, folder: Path, aloud: bool = True) -> None:
+        self.steps, self.module, self.path, self.aloud = steps, module, folder / TRACE, aloud
+        # Steps before the first that is traced: compilation and capture are over.
+        self.skipped = 2 + (module.capture.warm_up if module.capture is not None else WARM_UP)
 
     def follow(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches; the consumer does a step with each. Fewer than SKIPPED + steps: nothing is said but that."""
+        """The same batches; the consumer does a step with each. Where they end too soon nothing is said but that."""
         batches, module = iter(batches), self.module
-        for _ in range(SKIPPED):
-            if (batch := next(batches, None)) is None:
-                break
-            yield batch
+        yield from itertools.islice(batches, self.skipped)
         traced = torch.profiler.profile(acc_events=True)
-        plain = module.mark
-        marks = None if module.capture is not None else Marks(module.device)
+        plain, captured = module.mark, module.capture is not None and module.capture.enabled
+        marks = Marks(module.device, captured)
         traced.start()
         try:
-            wall, waited = yield from self._measure(batches, marks)
+            wall, waited = yield from self._measure(batches, None if captured else marks)
         finally:
             traced.stop()
-        uncaptured: Optional[float] = None
-        if marks is None and wall:
-            module.capture.enabled, marks = False, Marks(module.device)
-            try:
-                uncaptured, _ = yield from self._measure(batches, marks)
-            finally:
-                module.capture.enabled = True
+        if captured and wall:
+            module.mark = marks
+            module.capture.forget()
+            yield from itertools.islice(batches, module.capture.warm_up + 1)  # the last of them is captured
+            yield from self._measure(batches, marks)
+            module.capture.forget()
         module.mark = plain
-        if not wall or not marks.steps:
+        if self.aloud and not marks.milliseconds():
             log.warning(
-                "--profile %d: the run ended before that many steps after the first %d: no trace", self.steps, SKIPPED
+                "--profile %d: the run ended before that many steps after the first %d: no trace",
+                self.steps,
+                self.skipped,
             )
-        else:
+        elif self.aloud:
             traced.export_chrome_trace(str(self.path))
-            self._say(wall, waited, marks.milliseconds(), uncaptured)
+            self._say(wall, waited, marks.milliseconds())
         yield from batches
 
     def _measure(self, batches: Iterator[Batch], marks: Optional[Marks]) -> Iterator[Batch]:
         """Yields `steps` batches; returns (milliseconds a step, of these waited for input), (0, 0) where they ran out."""
         self.module.mark = marks or (lambda phase: None)
         self._wait()
-        start, waited = time.perf_counter(), 0.0
-        for _ in range(self.steps):
-            before = time.perf_counter()
-            batch = next(batches, None)
-            waited += time.perf_counter() - before
-            if batch is None:
-                return 0.0, 0.0
+        start, waiting, count = time.perf_counter(), InputWait(self.module.device), 0
+        for batch in waiting.follow(itertools.islice(batches, self.steps)):
             yield batch
+            count += 1
+            if marks is not None and marks.captured:
+                marks.read()
         self._wait()
-        return (time.perf_counter() - start) / self.steps * 1e3, waited / self.steps * 1e3
+        if count < self.steps:
+            return 0.0, 0.0
+        if marks is not None and not marks.captured:
+            marks.read()
+        return (time.perf_counter() - start) / self.steps * 1e3, waiting.read() / self.steps * 1e3
 
     def _wait(self) -> None:
         if self.module.device.type == "cuda":
             torch.cuda.synchronize(self.module.device)
 
-    def _say(self, wall: float, waited: float, phases: dict[str, float], uncaptured: Optional[float]) -> None:
-        of = wall if uncaptured is None else uncaptured
+    def _say(self, wall: float, waited: float, phases: dict[str, float]) -> None:
         rows = {"input wait": waited, **phases}
-        rows["other"] = max(0.0, of - sum(rows.values()))
-        most = max(rows, key=rows.get)
-        log.info(
-            "profile: %.2f ms a step (%s engine, %d steps), input wait %.2f ms",
-            wall,
-            self.module.engine,
-            self.steps,
-            waited,
-        )
-        if uncaptured is not None:
-            log.info("profile: split over %d uncaptured steps of %.2f ms", self.steps, uncaptured)
+        rows["other"] = max(0.0, wall - sum(rows.values()))
+        log.info("profile: %.2f ms a step (%s engine, %d steps)", wall, self.module.engine, self.steps)
         for name, spent in rows.items():
-            log.info("profile: %-10s %9.2f ms  %5.1f %%", name, spent, 100 * spent / of)
-        log.info("profile: most of it is %s; trace: %s (chrome://tracing or ui.perfetto.dev)", most, self.path)
+            log.info("profile: %-10s %9.2f ms  %5.1f %%", name, spent, 100 * spent / wall)
+        log.info(
+            "profile: most of it is %s; trace: %s (chrome://tracing or ui.perfetto.dev)",
+            max(rows, key=rows.get),
+            self.path,
+        )

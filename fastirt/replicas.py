@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections import Counter
 from pathlib import Path
 from typing import Any, Iterable
 
@@ -14,14 +15,14 @@ import fastirt
 from fastirt.config import Config, flatten
 from fastirt.distributed import Ranks
 from fastirt.encoder import Encoder
-from fastirt.errors import UserError
 from fastirt.step import TrainStep
 
+CHUNK = 2**22  # numbers summed at once: 32 MiB as int64
 OWN = {"device", "num_workers", "data_path", "packed", "log_dir"}  # settings that a rank may have to itself
 
 
 def check_start(ranks: Ranks, config: Config, digest: str, encoder: Encoder) -> None:
-    """Raises UserError on all ranks, naming the difference, where they would not train the same model on the same data.
+    """Raises UserError on all ranks, which rank 0 says, naming the difference, where they would not train the same model on the same data.
 
     digest: of the catalogue.
     """
@@ -39,7 +40,7 @@ def check_start(ranks: Ranks, config: Config, digest: str, encoder: Encoder) -> 
             if theirs.get(name) != value
         ]
         if different:
-            raise UserError(f"rank {rank} differs from rank 0 in {', '.join(different)}: start all ranks alike")
+            raise ranks.once(f"rank {rank} differs from rank 0 in {', '.join(different)}: start all ranks alike")
 
 
 def check_replicas(ranks: Ranks, step_module: TrainStep, step: int) -> None:
@@ -52,26 +53,32 @@ def check_replicas(ranks: Ranks, step_module: TrainStep, step: int) -> None:
     if step_module.memory is not None:
         ring = step_module.memory
         held["memory"] = [ring.pointer] if step_module.sharded else ring.state_dict().values()
+    ranks.barrier()  # one that is gone is noticed here, not by waiting for a device that waits for it
     mine = {name: int(checksum(tensors)) for name, tensors in held.items()}
     everyone = ranks.gather_json(mine)
-    for rank, theirs in enumerate(everyone):
-        for name, value in everyone[0].items():
-            if theirs[name] != value:
-                raise UserError(
-                    f"step {step}: {name} of rank {rank} no longer equal those of rank 0 (a fault of memory, GPU or network?): "
+    for name in mine:
+        most = Counter(theirs[name] for theirs in everyone).most_common(1)[0][0]  # of two: rank 0's
+        for rank, theirs in enumerate(everyone):
+            if theirs[name] != most:
+                raise ranks.once(
+                    f"step {step}: {name} of rank {rank} no longer equal those of the others (a fault of memory, GPU or network?): "
                     "nothing was saved since; go on from the last checkpoint with --resume"
                 )
 
 
 def checksum(tensors: Iterable[Tensor]) -> Tensor:
-    """0-d int64 on the device: the sum of all bit patterns, each tensor's times its place in the list. Cheap, one pass."""
+    """0-d int64 on the device: bit patterns times their row's place, summed, so that rows in another order show. One pass, in chunks."""
     total = None
     for place, tensor in enumerate(tensors):
-        bits = tensor.detach()
-        if bits.is_floating_point():
-            bits = bits.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[bits.element_size()])
-        part = bits.sum(dtype=torch.int64) * (2 * place + 1)
-        total = part if total is None else total + part.to(total.device)
+        rows = tensor.detach().flatten(1) if tensor.dim() > 1 else tensor.detach().reshape(-1, 1)
+        bits = rows.contiguous().view(
+            {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()]
+        )
+        for first in range(0, len(bits), at_once := max(1, CHUNK // max(1, bits.shape[1]))):
+            sums = bits[first : first + at_once].sum(1, dtype=torch.int64)
+            places = torch.arange(first, first + len(sums), device=sums.device)
+            part = (sums * (2 * places + 1)).sum() * (2 * place + 1)
+            total = part if total is None else total + part.to(total.device)
     return torch.zeros((), dtype=torch.int64) if total is None else total
 
 

@@ -44,9 +44,9 @@ NEUTRAL = {
 
 def train(given: dict[str, Any], ranks: Ranks) -> int:
     """`fastirt train`: returns the exit code. Raises UserError for anything the user can mend."""
-    given = _restarted(given)
     device = choose_device(given.get("device"), ranks)
     ranks.start(device)
+    given = _restarted(given, ranks)
     found = ranks.from_first(lambda: str(_resume_from(given) or ""))
     resume = Path(found) if found else None
     config = _stored(resume.parent.parent, given, resume) if resume else resolve(given)
@@ -61,6 +61,7 @@ def train(given: dict[str, Any], ranks: Ranks) -> int:
     encoder = build_encoder(
         dataclasses.replace(config.model, weights="scratch") if resume else config.model, config.input.input_size
     )
+    check_start(ranks, config, catalog_digest(catalog), encoder)
     log.info("%s", summary(config, catalog, encoder, folder))
 
     def measure(model: Encoder) -> dict[str, Any]:
@@ -143,23 +144,39 @@ def summary(config: Config, catalog: Catalog, encoder: Encoder, folder: Path) ->
     )
 
 
-def _restarted(given: dict[str, Any]) -> dict[str, Any]:
+def _restarted(given: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """The flags as they were meant when torchrun starts the same command again after a failure (--max-restarts): go on.
 
-    Without --output-dir the folder is then named after the job, so that the next attempt finds it.
+    Without --output-dir the folder is then named after the job, so that the next attempt finds it. An agent counts its own ranks' failures
+    alone, and one that takes a lost agent's place counts none, so the run's folder remembers its job.
     """
-    job, most = os.environ.get("TORCHELASTIC_RUN_ID"), int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0)
+    mine = [os.environ.get(f"TORCHELASTIC_{name}") for name in ("RUN_ID", "MAX_RESTARTS", "RESTART_COUNT")]
+    everyone = ranks.gather_json(mine)
+    job, most, attempts = mine[0], *(max(int(other[i] or 0) for other in everyone) for i in (1, 2))
     if not job or not most:
         return given
     if not given.get("resume") and not given.get("output_dir"):
         if job == "none":
-            raise UserError(
+            raise ranks.once(
                 "torchrun --max-restarts: pass --output-dir too, or the next attempt cannot find this one's checkpoints"
             )
         given = {**given, "output_dir": str(Path("outputs") / f"job-{job}")}
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) and "resume" not in given:
-        given = {**given, "resume": ""}
-    return given
+    folder = Path(given.get("output_dir") or given["resume"])
+    folder = folder.parent.parent if folder.is_file() else folder  # --resume RUN/checkpoints/step_N.safetensors
+
+    def goes_on() -> bool:
+        again = attempts > 0 or (job != "none" and _job_of(folder) == job)
+        return again and ("resume" not in given or checkpoint.find(folder) is not None)
+
+    return {**given, "output_dir": str(folder), "resume": ""} if ranks.from_first(goes_on) else given
+
+
+def _job_of(folder: Path) -> Optional[str]:
+    """The torchrun job that last trained in a run's folder."""
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("job")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _resume_from(given: dict[str, Any]) -> Optional[Path]:
@@ -200,6 +217,8 @@ def _ready(config: Config, device: torch.device, ranks: int = 1) -> Config:
     precision = config.model.precision
     if precision == "auto":
         precision = "bf16" if resolve_precision(precision, device) == torch.bfloat16 else "fp32"
+    if precision == "fp32":
+        torch.backends.cudnn.allow_tf32 = False  # the patch embedding is a convolution
     return config.replace(device=str(device), precision=precision)
 
 
@@ -266,7 +285,8 @@ def _new_folder(stem: Path) -> Path:
 
 
 def _write_config(folder: Path, config: Config) -> None:
-    tree = {"fastirt": __version__, "torch": torch.__version__, "config": config.to_dict()}
+    job = os.environ.get("TORCHELASTIC_RUN_ID")
+    tree = {"fastirt": __version__, "torch": torch.__version__, "job": job, "config": config.to_dict()}
     try:
         with replacing(folder / "config.json") as temporary:
             temporary.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")

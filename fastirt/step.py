@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from typing import Callable
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastirt.config import Config
 from fastirt.distributed import ALONE, Ranks
 from fastirt.encoder import Encoder, make_twin, momentum_update
-from fastirt.engine import Capture, choose_engine, compiled
+from fastirt.engine import Capture, CaptureFailed, choose_engine, compiled
 from fastirt.errors import UserError
 from fastirt.global_loss import Against, GlobalLoss
 from fastirt.input.loader import Batch
@@ -23,6 +24,8 @@ from fastirt.memory import Memory, Written
 from fastirt.objective import Losses, RetrievalLoss
 from fastirt.optim import build_optimizer, clip_gradients, held_step, learning_rate, set_learning_rate
 from fastirt.working import WorkingCopy
+
+log = logging.getLogger("fastirt")
 
 LOSS_NAMES = ("loss", "contrastive_batch", "contrastive_memory", "koleo", "grad_norm")
 PHASES = ("copy", "forward", "objective", "backward", "optimiser")  # of a step, in the order in which they end
@@ -128,11 +131,24 @@ class TrainStep(nn.Module):
         self._student[0].draw_masks(config.run.seed, step, whole, "student", first, count)
         if self.twin is not None and with_memory:
             self._teacher[0].draw_masks(config.run.seed, step, whole, "twin", first, count)
-        if self.capture is not None:
-            self.capture(self.body)
-        else:
+        if self.capture is None:
             self.body()
+        else:
+            try:
+                self.capture(self.body)
+            except CaptureFailed as error:
+                if config.optim.engine != "auto":
+                    raise
+                log.warning("%s: going on without the graph", error)
+                self.engine, self.capture.enabled = "compile", False
+                self.capture(self.body)
         self.counted += 1
+
+    def release(self) -> None:
+        """Let go of the captured graph: NCCL does not end while one holds its communicator."""
+        if self.capture is not None:
+            torch.cuda.synchronize(self.device)
+            self.capture.forget()
 
     def body(self) -> None:
         """The step on what `forward` put in place: device work only, the same for every step of a run."""
@@ -223,9 +239,22 @@ class _Summed:
             module, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
         )
         self.reducer.register_comm_hook(None, ranks.sum_bucket)
+        self._settled = False
 
     def __call__(self, _: Encoder, images: Tensor) -> Tensor:
+        if not self._settled:
+            self._settle(images)
         return self.reducer(images)
+
+    def _settle(self, images: Tensor) -> None:
+        """Two passes for nothing: after them the reducer deals its buckets out anew, and where an element stands in a bucket decides in
+        which order the ranks' gradients are added. A run that starts again would else differ from one that never stopped."""
+        self._settled = True
+        with torch.random.fork_rng([images.device] if images.is_cuda else []):
+            for _ in range(2):
+                self.reducer(images).sum().backward()
+        for weight in self.reducer.parameters():
+            weight.grad = None
 
 
 class _Forward(nn.Module):

@@ -27,7 +27,7 @@ from fastirt.logs import NoLog, RunLog, Throughput
 from fastirt.optim import learning_rate, load_optimizer, optimizer_state
 from fastirt.profiling import Profile
 from fastirt.readout import Readout
-from fastirt.replicas import check_replicas, check_start
+from fastirt.replicas import check_replicas
 from fastirt.step import TrainStep
 from fastirt.stopping import Interrupted, Stopper
 
@@ -38,6 +38,7 @@ FREE_ON_RESUME = set(
     "output_dir log_dir logging_freq save_freq keep resume device num_workers pin_mem max_bad data_path "
     "rank eval_freq eval_batch_size search weights eval_descriptor engine cache profile memory_sharded check_freq".split()
 )
+NON_FINITE = 1000  # what a rank tells the others instead of a signal
 Evaluate = Callable[[Encoder], dict[str, Any]]
 
 
@@ -68,7 +69,6 @@ class Trainer:
         self.metrics: dict[str, Any] = {}
         self._lock: Optional[IO[str]] = None
         ranks.from_first(self._take_lock)
-        check_start(ranks, config, self.digest, encoder)
         self.step_module = TrainStep(encoder, config, len(catalog.train), mean, std, device, ranks)
         self.step, self.best, self.store = 0, {}, store
         self.last_good: Optional[Path] = None
@@ -87,6 +87,7 @@ class Trainer:
             ranks=ranks,
         )
         self.readout = Readout(self.step_module, device)
+        self._first_bad = -1
 
     def run(self) -> int:
         """Train to `max_iter`, save the final model, leave the last checkpoint. Raises UserError for a non-finite loss."""
@@ -98,39 +99,44 @@ class Trainer:
         self.ranks.from_first(lambda: self._open_log(board, redo))
         flops = training_flops(self.encoder, self.step_module.twin is not None)
         peak = peak_flops(self.device, self.step_module.dtype) * self.ranks.size
-        self.speed = Throughput(config.optim.batch_size, flops, peak)
-        try:
-            with Stopper(patient=self.ranks.many) as stopper:
-                if redo and self.step < total and not self._evaluate(stopper):
-                    return self._stop(stopper)
-                if self.store is not None and not self._fill_cache(stopper):
-                    return self._stop(stopper)
-                for batch in self._batches():
-                    self.recent.append((batch.step, batch.indices if batch.whole is None else batch.whole))
-                    self.step_module(batch)
-                    self.step = batch.step + 1
-                    self.speed.tick()
-                    self._watch()
-                    if self.step % config.run.logging_freq == 0 or self.step == total:
-                        self._ask()
-                    if self._told_to_stop(stopper):
-                        return self._stop(stopper)
-                    if self._due(config.run.check_freq):
-                        check_replicas(self.ranks, self.step_module, self.step)
-                    evaluates = self._due(config.eval.eval_freq)
-                    if evaluates or self.step == total or self._due(config.run.save_freq):
-                        self.save()
-                    if evaluates and not self._evaluate(stopper):
-                        return self._stop(stopper)
-                if self.ranks.first:
-                    save_model(self.encoder, self.folder / "model.safetensors", config)
-                if not self._evaluate(stopper):
-                    return self._stop(stopper)
-        finally:
-            self.loader.close()
-            self.log.close()
-            if self._lock is not None:
-                self._lock.close()
+        self.speed = Throughput(config.optim.batch_size, flops, peak, self.device)
+        with Stopper(patient=self.ranks.managed) as stopper:
+            try:
+                return self._train(stopper, redo)
+            finally:
+                self.loader.close()
+                self.log.close()
+                if self._lock is not None:
+                    self._lock.close()
+
+    def _train(self, stopper: Stopper, redo: bool) -> int:
+        config, total = self.config, self.config.optim.max_iter
+        if redo and self.step < total and not self._evaluate(stopper):
+            return self._stop(stopper)
+        if self.store is not None and not self._fill_cache(stopper):
+            return self._stop(stopper)
+        for batch in self._batches():
+            self.recent.append((batch.step, batch.indices if batch.whole is None else batch.whole))
+            self.step_module(batch)
+            self.step = batch.step + 1
+            self.speed.tick()
+            self._watch()
+            if self.step % config.run.logging_freq == 0 or self.step == total:
+                self._ask()
+            if self._told_to_stop(stopper):
+                return self._stop(stopper)
+            if self._due(config.run.check_freq):
+                check_replicas(self.ranks, self.step_module, self.step)
+            evaluates = self._due(config.eval.eval_freq)
+            if evaluates or self.step == total or self._due(config.run.save_freq):
+                self.save()
+            if evaluates and not self._evaluate(stopper):
+                return self._stop(stopper)
+        if self.ranks.first:
+            save_model(self.encoder, self.folder / "model.safetensors", config)
+        if not self._evaluate(stopper):
+            return self._stop(stopper)
+        self.step_module.release()
         return 0
 
     def _take_lock(self) -> None:
@@ -141,8 +147,10 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         batches = self.speed.waiting(iter(self.loader))
-        if self.config.run.profile and self.ranks.first:
-            return Profile(self.config.run.profile, self.step_module, self.folder).follow(batches)
+        if self.config.run.profile:
+            return Profile(self.config.run.profile, self.step_module, self.folder, aloud=self.ranks.first).follow(
+                batches
+            )
         return batches
 
     def _fill_cache(self, stopper: Stopper) -> bool:
@@ -162,6 +170,7 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of the present step; refuses to save past a non-finite one, or one at which ranks differ."""
+        self.ranks.barrier()  # one that is gone is noticed here, not by waiting for a device that waits for it
         self._report(wait=True)
         self._check(self.readout.first_bad_step(wait=True))
         check_replicas(self.ranks, self.step_module, self.step)
@@ -223,8 +232,10 @@ class Trainer:
                 module[name] = module[name][ring.first : ring.first + len(ring)]
 
     def _told_to_stop(self, stopper: Stopper) -> bool:
-        """Whether any rank was; all ranks hear it at the same step."""
-        signal = self.ranks.agree_to_stop(stopper.signal or 0)
+        """Whether any rank was; all ranks hear it at the same step, and likewise of a non-finite one."""
+        signal = self.ranks.agree_to_stop(NON_FINITE if self._first_bad >= 0 else stopper.signal or 0)
+        if signal == NON_FINITE:
+            self._check(self.readout.first_bad_step(wait=True))
         if signal:
             stopper.signal = signal
         return bool(signal)
@@ -267,7 +278,9 @@ class Trainer:
 
     def _watch(self) -> None:
         """Act on what the device has said so far, without waiting for it."""
-        self._check(self.readout.first_bad_step())
+        self._first_bad = self.readout.first_bad_step()
+        if not self.ranks.many:  # many ranks hear of it at different steps: see `_told_to_stop`
+            self._check(self._first_bad)
         self._report(wait=False)
         self.log.bar.update(self.step - self.log.bar.n)
 
@@ -280,7 +293,7 @@ class Trainer:
         if self.ranks.first:
             report.write_text(json.dumps({"step": first_bad + 1, "pictures": paths}, indent=1))
         last = f"last good checkpoint: {self.last_good}" if self.last_good else "no checkpoint was saved before it"
-        raise UserError(
+        raise self.ranks.once(
             f"non-finite loss or gradient first in step {first_bad + 1}, no update since; its pictures: {', '.join(paths[:3])}"
             f"{f' and {len(paths) - 3} more' if len(paths) > 3 else ''} (all in {report}); {last}; "
             "try a lower --lr, --clip-grad, or --precision fp32"

@@ -9,5 +9,8 @@ set -euo pipefail
 : "${NODES:?set NODES to the number of nodes}" "${HEAD:?set HEAD to host:port of the first node}"
 if ! command -v fastirt > /dev/null; then . "$(dirname "$0")/setup.sh"; fi
 : "${RANKS:=$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}"
+# Time for the last checkpoint, where this torchrun has the flag; without it 30 seconds.
+patience=()
+if python -m torch.distributed.run --help | grep -q -e --shutdown-timeout; then patience=(--shutdown-timeout=100); fi
 exec python -m torch.distributed.run --nnodes="$NODES" --nproc-per-node="$RANKS" --rdzv-backend=c10d --rdzv-endpoint="$HEAD" \
-    --rdzv-id="${JOB:-fastirt}" --max-restarts="${RESTARTS:-3}" -m -- fastirt train "$@"
+    --rdzv-id="${JOB:-fastirt}" --max-restarts="${RESTARTS:-3}" "${patience[@]}" -m -- fastirt train "$@"

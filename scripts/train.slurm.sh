@@ -11,6 +11,8 @@
 #SBATCH --requeue
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
+if ! command -v fastirt > /dev/null; then . scripts/setup.sh; fi # here, before all nodes want it at once
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export NODES=$SLURM_JOB_NUM_NODES HEAD=${HEAD:-$head:29500} JOB=$SLURM_JOB_ID
+export NODES=$SLURM_JOB_NUM_NODES HEAD=${HEAD:-$head:$((20000 + SLURM_JOB_ID % 20000))} JOB=$SLURM_JOB_ID
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not take the job's
 srun --kill-on-bad-exit=1 bash scripts/train.nodes.sh --resume "$@"

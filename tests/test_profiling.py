@@ -55,7 +55,7 @@ def test_logs_have_utilisation_and_input_wait(pictures, tmp_path):
 
 
 def test_throughput_by_hand():
-    speed = Throughput(batch_size=10, flops=4.0, peak=1e4)
+    speed = Throughput(batch_size=10, flops=4.0, peak=1e4, device=torch.device("cpu"))
 
     def slow():
         for item in range(3):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,10 +44,13 @@ class PictureCache:
         starts = np.concatenate([[0], np.cumsum(sizes)])
         self.shapes, self.valid, self.place = shapes, np.zeros(len(shapes), bool), place
         self._starts = starts[:-1]
-        pinned = place == "host" and device.type == "cuda"
+        self.remote = place == "host" and device.type == "cuda"  # read across the bus
         where = device if place == "device" else torch.device("cpu")
         try:
-            self.pixels = torch.empty(int(starts[-1]), dtype=torch.uint8, device=where, pin_memory=pinned)
+            self.pixels = torch.empty(int(starts[-1]), dtype=torch.uint8, device=where)
+            if self.remote:
+                _lock(self.pixels)
+                weakref.finalize(self, _unlock, self.pixels)
         except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
             raise UserError(
                 f"--cache {place}: {starts[-1] / 2**30:.1f} GiB of pictures do not fit: use --cache auto or none"
@@ -61,6 +65,19 @@ class PictureCache:
             raise ValueError(f"picture {row} is {tuple(picture.shape)}, the cache has room for {(height, width, 3)}")
         start = int(self._starts[row])
         self.pixels[start : start + picture.numel()].copy_(picture.reshape(-1), non_blocking=True)
+
+
+def _lock(pixels: Tensor) -> None:
+    """Make host memory readable by GPUs. torch's own page-locked tensors are rounded up to a power of two, here up to twice the size."""
+    if pixels.numel():
+        error = torch.cuda.cudart().cudaHostRegister(pixels.data_ptr(), pixels.numel(), 0)
+        if int(error):
+            raise RuntimeError(f"cudaHostRegister: {error}")
+
+
+def _unlock(pixels: Tensor) -> None:
+    if pixels.numel():
+        torch.cuda.cudart().cudaHostUnregister(pixels.data_ptr())
 
 
 @dataclass
@@ -94,13 +111,16 @@ def make_cache(
     places = ("device", "host") if device.type == "cuda" else ("host",)  # without a GPU they are one
     where = "host" if where == "device" and "device" not in places else where
     smallest = len(source) * input.resize_size**2 * 3
-    alike = ranks.local_size if ranks.many else 1  # each rank of this node keeps all pictures
-    room = {place: free_memory(place, device) // (alike if place == "host" else 1) for place in places}
+    mine = {place: free_memory(place, device) for place in places}
+    if "host" in mine and ranks.many:  # each rank of a node keeps all pictures
+        mine["host"] //= ranks.local_size
+    everyone = ranks.gather_json(mine)  # before any of them takes its share
+    room = {place: min(other.get(place, 0) for other in everyone) for place in places}
     fits = [place for place in places if smallest <= SHARE[place] * room[place]]
     if where == "auto" and not fits:
         _say_none(smallest, room)
         return None
-    shapes = picture_shapes(source, input, bad)
+    shapes = picture_shapes(source, input, bad, ranks)
     needed = int(shapes.prod(1).sum()) * 3
     if where == "auto":
         where = next((place for place in fits if needed <= SHARE[place] * room[place]), "none")
@@ -152,14 +172,16 @@ def _text(path: str) -> str:
         return ""
 
 
-def picture_shapes(source: PictureSource, input: InputConfig, bad: frozenset[int] = frozenset()) -> np.ndarray:
+def picture_shapes(
+    source: PictureSource, input: InputConfig, bad: frozenset[int] = frozenset(), ranks: Ranks = ALONE
+) -> np.ndarray:
     """(P, 2) int64 (height, width) after the resize; (0, 0) for bad pictures. Reads file headers only where they decide."""
     count, side = len(source), input.resize_size
     if input.resize == "square":
         shapes = np.full((count, 2), side, np.int64)
         shapes[list(bad)] = 0
         return shapes
-    with ThreadPoolExecutor(max(1, min(input.num_workers, len(os.sched_getaffinity(0))))) as pool:
+    with ThreadPoolExecutor(ranks.threads(input.num_workers)) as pool:
         sizes = pool.map(lambda row: (0, 0) if row in bad else _size(source, row), range(count), chunksize=64)
         return np.array([resized_size(*s, input.resize, side) if s[0] else (0, 0) for s in sizes], np.int64).reshape(
             -1, 2

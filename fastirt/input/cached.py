@@ -31,8 +31,8 @@ SAY_EVERY = 15.0  # seconds
 class CachedTrainLoader(TrainLoader):
     """`TrainLoader` whose batches are views of cached pictures: the same pictures, crops, flips and pixels.
 
-    Each batch also brings in as many pictures as it has rows, in catalogue order, so the cache is full before the first epoch
-    ends, however pictures are drawn. `fill` does all of that at once. Pictures found unreadable on the way count as bad.
+    Each batch also brings in as many pictures as the batch of all ranks has rows, in catalogue order, so the cache, which every rank has to
+    itself, is full before the first epoch ends, however pictures are drawn. `fill` does all of that at once. Pictures found unreadable on the way count as bad.
     """
 
     def __init__(self, *given: Any, cache: PictureCache, **named: Any) -> None:
@@ -80,8 +80,8 @@ class CachedTrainLoader(TrainLoader):
         return [row for row in dict.fromkeys(rows.tolist()) if not self._cache.valid[row]]
 
     def _ahead(self, missing: Sequence[int]) -> list[int]:
-        """The next pictures in catalogue order, as many as a batch has rows."""
-        return next_missing(self._cache, self._next, self._pictures.batch_size, self._pictures.bad, missing)
+        """The next pictures in catalogue order, as many as a batch of all ranks has rows."""
+        return next_missing(self._cache, self._next, self._whole, self._pictures.bad, missing)
 
     def _bring(self, rows: list[int], step: int, reading: dict[int, "Future[Encoded]"]) -> set[int]:
         """Read, decode and keep these rows; returns those that turned out to be bad."""
@@ -157,6 +157,4 @@ def train_loader(
     )
     source = FileSource(split.paths) if store is None else store
     cache = make_cache(config.input.cache, source, config.input, device, frozenset(bad), ranks)
-    if not all(ranks.gather_json(cache is not None)):  # all ranks fill theirs together
-        cache = None
     return TrainLoader(split, **given) if cache is None else CachedTrainLoader(split, **given, cache=cache)

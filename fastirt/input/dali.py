@@ -15,7 +15,9 @@ from fastirt.errors import UserError
 from fastirt.input import pil
 from fastirt.input.check import Undecodable
 
-HW_DECODER_LOAD = 0.65  # share of JPEGs that the GPU's hardware decoder takes; tune it to the number of CPU threads
+# All JPEGs that it can read go to the GPU's hardware decoder: with a share of them, which of two decoders, of slightly different pixels, gets a
+# picture would depend on its batch, and so on the cache and the number of ranks.
+HW_DECODER_LOAD = 1.0
 
 
 class Kind(NamedTuple):

@@ -85,7 +85,7 @@ class _Pictures:
         self.registry = BadPictures(csv_path, input.max_bad, ranks.first)
         self._found: list[tuple[int, str, int]] = []  # bad (row, reason, step) that other ranks have not heard of
         self.bad = frozenset(int(row) for row in bad)  # replaced, never mutated: other threads read it
-        self.threads = max(1, min(input.num_workers, len(os.sched_getaffinity(0)) // ranks.local_size))
+        self.threads = ranks.threads(input.num_workers)
         self._pool: ThreadPoolExecutor | None = None
         self._decoder: DaliDecoder | PilDecoder | None = None
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -179,6 +179,8 @@ class _Pictures:
             images = self._upload(images)
         else:
             images, views = None, dataclasses.replace(images, picks=self._upload(images.picks))
+            if views.pictures.remote:  # across the bus now, while an earlier step runs
+                images, views = views.pixels(), None
         self.wait()
         return Batch(images, tensor, indices, step, valid, views, whole)
 
@@ -317,6 +319,8 @@ class TrainLoader(_Loader):
             self._name_lost_classes(lost)
 
     def _name_lost_classes(self, lost: Sequence[int]) -> None:
+        if not self._pictures.ranks.first:  # all lose the same ones
+            return
         labels, bad = self._pictures.labels, self._pictures.bad
         for label in sorted({int(labels[row]) for row in lost}):
             if bad.issuperset(np.flatnonzero(labels == label).tolist()):
@@ -371,9 +375,9 @@ class EvalLoader(_Loader):
             rows = range(step * size, min((step + 1) * size, len(pictures.split)))
             return pictures.start_reading(row for row in rows if row not in pictures.bad)
 
-        following = start(self.own.start)
+        following = start(self.own.start) if self.own else {}
         for step in self.own:
-            reading, following = following, start(step + 1)
+            reading, following = following, start(step + 1) if step + 1 in self.own else {}
             encoded, _ = pictures.finish_reading(reading, reading, step)
             while encoded:
                 try:

@@ -23,24 +23,10 @@ from typing import IO, Optional
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from conftest import write_pictures
-from ranks.launch import torchrun
+from ranks.launch import torchrun, workers
 from ranks.test_jobs import arguments, assert_same_weights, curve
 
 STEPS, LIMIT = 60, 60.0  # optimiser steps of a run; seconds in which a job must end
-
-
-def workers(agent: int) -> dict[int, int]:
-    """Rank to process, of the ranks that an agent has started."""
-    found = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == agent:
-                rank = re.search(rb"(?:^|\0)RANK=(\d+)\0", (stat.parent / "environ").read_bytes())
-                if rank:
-                    found[int(rank[1])] = int(stat.parent.name)
-        except OSError:  # it has ended
-            pass
-    return found
 
 
 def job(ranks: int, command: list[str], out: IO[str], options: tuple[str, ...] = ()) -> subprocess.Popen:

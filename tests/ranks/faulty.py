@@ -1,7 +1,7 @@
 """`fastirt`, in which one rank meets a fault: KIND STEP RANK, then fastirt's own arguments. On a restart (torchrun) all is well.
 
-kill: SIGKILL after the step. term: SIGTERM to the job's agent. full: from that step on no file can grow past 64 KiB. weights, ring: one
-number of the rank's weights or memory changes. gone: the data folder is moved. From the start on - lr: another learning rate. seed: other
+kill: SIGKILL after the step. term: SIGTERM to the job's agent; term-one: to itself. full: from that step on no file can grow past 64 KiB.
+weights, nan: one number of the rank's weights changes. ring: two rows of its memory change places. gone: the data folder is moved. From the start on - lr: another learning rate. seed: other
 weights. data: another data set, PATH-other. code: another version of fastirt.
 """
 
@@ -31,12 +31,16 @@ def faulty(kind: str, at: int, rank: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         elif kind == "term":
             os.kill(os.getppid(), signal.SIGTERM)
+        elif kind == "term-one":
+            os.kill(os.getpid(), signal.SIGTERM)
         elif kind == "full":
             resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
         elif kind == "weights":
             self.weights[3].data.view(-1)[0] += 1e-7
         elif kind == "ring":
-            self.memory.embeddings[0, 0] += 1e-3
+            self.memory.embeddings[:2] = self.memory.embeddings[:2].flip(0)
+        elif kind == "nan":
+            self.weights[3].data.view(-1)[0] = float("nan")
         elif kind == "gone":
             data = Path(sys.argv[sys.argv.index("--data-path") + 1])
             data.rename(data.with_name("moved"))

@@ -1,6 +1,7 @@
 """Starts several ranks of a script on this machine, as torchrun would, without its agent."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -77,3 +78,17 @@ def torchrun(
         text=True,
         cwd=HERE.parent.parent,
     )
+
+
+def workers(agent: int) -> dict[int, int]:
+    """Rank to process, of the ranks that an agent has started."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == agent:
+                rank = re.search(rb"(?:^|\0)RANK=(\d+)\0", (stat.parent / "environ").read_bytes())
+                if rank:
+                    found[int(rank[1])] = int(stat.parent.name)
+        except OSError:  # it has ended
+            pass
+    return found

@@ -142,16 +142,21 @@ def test_a_killed_rank_is_named_and_a_restart_equals_the_undisturbed_run(runs, m
     assert time.monotonic() - start < 60
     assert re.search(r"rank 0: error: rank 1 \(pid \d+\) is gone", output), output
     assert not list((out / "checkpoints").glob("*00000013*"))  # whoever is left saves nothing
+    # On four ranks, since of two it does not matter in which order they are added.
+    job(4, "-m", "fastirt", *arguments(mixed, tmp_path / "four"))
     again = tmp_path / "again"
-    output = job(2, *faulty("kill", 12, 0, *arguments(mixed, again)), options=("--max-restarts=1",))
-    assert "resumed" in output and re.search(r"rank 1: error: rank 0 \(pid \d+\) is gone", output), output
-    assert_same_weights(again, runs / "two")
-    assert curve(again) == curve(runs / "two")
+    output = job(4, *faulty("kill", 12, 0, *arguments(mixed, again)), options=("--max-restarts=1",))
+    assert "resumed" in output and re.search(r"rank [123]: error: rank 0 \(pid \d+\) is gone", output), output
+    assert_same_weights(again, tmp_path / "four")
+    assert curve(again) == curve(tmp_path / "four")
 
 
-def test_preemption_leaves_one_checkpoint_and_loses_nothing(runs, mixed, tmp_path):
+@pytest.mark.parametrize("whom", ["agent", "one rank"])
+def test_preemption_leaves_one_checkpoint_and_loses_nothing(runs, mixed, tmp_path, whom):
+    """Ranks that were not told stop with the one that was."""
     out = tmp_path / "run"
-    output = job(2, *faulty("term", 11, 1, *arguments(mixed, out, "--memory-sharded")), code=1)
+    kind = "term" if whom == "agent" else "term-one"
+    output = job(2, *faulty(kind, 11, 1, *arguments(mixed, out, "--memory-sharded")), code=1)
     stopped = re.search(r"stopped by signal 15 at step (\d+); saved .*: go on with --resume", output)
     assert stopped and 12 <= int(stopped[1]) <= 16, output
     newest = sorted((out / "checkpoints").glob("step_*"))[-1]
@@ -168,7 +173,8 @@ def test_preemption_leaves_one_checkpoint_and_loses_nothing(runs, mixed, tmp_pat
         ("data", r"rank 1 differs from rank 0 in data set \([0-9a-f]+ instead of [0-9a-f]+\)"),
         ("code", r"rank 1 differs from rank 0 in code of fastirt \(another instead of [0-9a-f]+\)"),
         ("weights", r"step 5: weights of rank 1 no longer equal"),
-        ("ring", r"step 5: memory of rank 1 no longer equal"),
+        ("ring", r"step 5: memory of rank 1 no longer equal"),  # two rows changed places
+        ("nan", r"rank 0: error: non-finite loss or gradient first in step 5, no update since"),
     ],
 )
 def test_ranks_that_differ_are_refused(mixed, tmp_path, kind, message):
@@ -177,7 +183,7 @@ def test_ranks_that_differ_are_refused(mixed, tmp_path, kind, message):
         shutil.copytree(mixed, tmp_path / "data-other")
         (tmp_path / "data-other/train/class00/0.jpg").unlink()
     output = job(2, *faulty(kind, 3, 1, *arguments(mixed, tmp_path / "run")), code=1)
-    assert re.search(message, output), output
+    assert re.search(message, output) and output.count(": error: ") == 1, output  # all ranks raise it, one says it
     assert "Error" not in output.split("ChildFailedError")[0].replace("error:", ""), output
 
 
@@ -198,7 +204,7 @@ def test_a_data_folder_that_disappears_is_no_bad_picture(runs, mixed, tmp_path):
     data = Path(shutil.copytree(mixed, tmp_path / "data"))
     command = arguments(data, tmp_path / "run", "--cache", "none", "--resume")
     output = job(2, *faulty("gone", 7, 1, *command), code=1)
-    assert re.search(r"error: .*/data: the folder of the pictures is gone \(.*\): bring it back", output), output
+    assert re.search(r"error: .*/data.*: the folder of the pictures is gone \(.*\): bring it back", output), output
     assert output.count("bad picture:") == 2  # the two of the training split
     (tmp_path / "moved").rename(data)
     job(2, "-m", "fastirt", *command)

@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from conftest import write_pictures
-from ranks.launch import free_port
+from ranks.launch import free_port, workers
 from ranks.test_jobs import alone, arguments, assert_same_curve
 
 ROOT = Path(__file__).parent.parent.parent
@@ -68,6 +69,30 @@ def test_two_nodes_run_as_one_process(data, tmp_path):
     assert [node.returncode for node in nodes] == [0, 0], outputs
     assert sum(output.count("4 ranks on 1 node, gloo") for output in outputs) == 1, outputs
     assert_same_curve(tmp_path / "two", tmp_path / "one")
+
+
+def test_a_rank_killed_on_one_node_brings_both_back(data, tmp_path):
+    """Without --resume: the agent of the other node counts no failure of its own."""
+    out, given = tmp_path / "run", {**environment(), "RANKS": "1", "RESTARTS": "1"}
+    command = ["bash", "scripts/train.nodes.sh", *flags(data, out, steps=400)]
+    logs = [open(tmp_path / f"{node}.txt", "w") for node in range(2)]
+    nodes = [subprocess.Popen(command, env=given, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT) for log in logs]
+    try:
+        end = time.monotonic() + 100
+        while not list((out / "checkpoints").glob("step_*[1-9]0.safetensors")) and time.monotonic() < end:
+            time.sleep(0.05)
+        victims = {rank: pid for node in nodes for rank, pid in workers(node.pid).items()}
+        os.kill(victims[1], signal.SIGKILL)
+        codes = [node.wait(timeout=150) for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+        for log in logs:
+            log.close()
+    said = [(tmp_path / f"{node}.txt").read_text() for node in range(2)]
+    assert codes == [0, 0] and sum("resumed" in text for text in said) == 1, said
+    steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert steps == [*range(2, 401, 2), 400]
 
 
 def test_slurm_script_starts_stops_and_goes_on(data, tmp_path):
