@@ -1,18 +1,24 @@
-"""python -m benchmarks loss|input|cache|step|attention|train|retrieval|scaling|all|report|compare [flags]"""
+"""python -m benchmarks loss|input|cache|step|attention|train|retrieval|scaling|all|report|compare [flags]
+
+Several parts may be named: one process, with ceilings measured once, and each flag for the parts that have it.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 
 from benchmarks import compare, report
 from benchmarks.ceilings import ceilings
 from benchmarks.results import Results, default_path, figure_of
+from benchmarks.timing import reason, release
 
 PARTS = {  # each module has `add_flags(parser)` and `run(args, results)`; most important first
     "step": "the whole training step: engines, precisions, and the public recipe",
@@ -24,13 +30,23 @@ PARTS = {  # each module has `add_flags(parser)` and `run(args, results)`; most 
     "retrieval": "exact nearest neighbours: FAISS, plain torch",
     "scaling": "the step on as many ranks as there are, and a model of it on more",
 }
-UNITS = {"GB/s": "GB/s", "bf16": "TFLOP/s", "tf32": "TFLOP/s", "fp32": "TFLOP/s"}
+UNITS = {"GB/s": "GB/s", "h2d GB/s": "GB/s", "bf16": "TFLOP/s", "tf32": "TFLOP/s", "fp32": "TFLOP/s"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    if args.part in ("report", "compare"):
-        return {"report": report, "compare": compare}[args.part].main(args)
+    argv = sys.argv[1:] if argv is None else argv
+    named = list(itertools.takewhile(PARTS.__contains__, argv))
+    if len(named) > 1:
+        given = _several(list(dict.fromkeys(named)), argv[len(named) :])
+        args = next(iter(given.values()))
+    else:
+        args = _parser().parse_args(argv)
+        if args.part in ("report", "compare"):
+            return {"report": report, "compare": compare}[args.part].main(args)
+        given = (
+            {args.part: args} if args.part in PARTS else {name: _part(name).parse_args(_again(args)) for name in PARTS}
+        )
+    _allow_recompiling()
     device = torch.device(args.device)
     if device.type == "cuda":
         if not torch.cuda.is_available():
@@ -53,29 +69,25 @@ def main(argv: list[str] | None = None) -> int:
     for less, more in (("tf32", "fp32"), ("bf16", "tf32")):  # a CPU may be slower at less precision: it can use more
         results.limits[less] = max(results.limits[less], results.limits[more])
     failed = 0
-    for name in PARTS if args.part == "all" else [args.part]:
-        part = importlib.import_module(f"benchmarks.{name}")
-        given = args
-        if args.part == "all":
-            parser = _common(argparse.ArgumentParser())
-            part.add_flags(parser)
-            given = parser.parse_args(_again(args))
+    for name, flags in given.items():
         try:
-            part.run(given, results)
+            importlib.import_module(f"benchmarks.{name}").run(flags, results)
         except Exception as error:  # one part's failure must not cost the others
-            if args.part != "all":
+            if len(given) == 1:
                 raise
             failed += 1
-            results.missing(
-                name, "all", f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
-            )
+            results.missing(name, "all", reason(error))
+        release(device)
     if path is not None:
         print(f"wrote {path}")
     return 1 if failed else 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measurements beside their limits.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measurements beside their limits. Several parts may be named: each flag is for the parts that have it.",
+    )
     parts = parser.add_subparsers(dest="part", required=True, metavar="|".join([*PARTS, "all", "report", "compare"]))
 
     for name, help in PARTS.items():
@@ -85,6 +97,38 @@ def _parser() -> argparse.ArgumentParser:
     report.add_flags(parts.add_parser("report", help="the README's table and plots, from results files alone"))
     compare.add_flags(parts.add_parser("compare", help="did a figure fall by more than its noise allows?"))
     return parser
+
+
+def _part(name: str) -> argparse.ArgumentParser:
+    parser = _common(argparse.ArgumentParser(prog=f"python -m benchmarks {name}"))
+    importlib.import_module(f"benchmarks.{name}").add_flags(parser)
+    return parser
+
+
+def _several(names: list[str], words: list[str]) -> dict[str, argparse.Namespace]:
+    """Each part's flags. Words that follow a flag are its own; one that no part has is an error."""
+    parsers = {name: _part(name) for name in names}
+    flags: list[list[str]] = []
+    for word in words:
+        if word.startswith("-") or not flags:
+            flags.append([])
+        flags[-1].append(word)
+    known = {name: set(parser._option_string_actions) for name, parser in parsers.items()}
+    given: dict[str, list[str]] = {name: [] for name in names}
+    for flag in flags:
+        takers = [name for name in names if flag[0].partition("=")[0] in known[name]]
+        if not takers:
+            _parser().error(f"{' '.join(flag)}: none of {', '.join(names)} has this flag")
+        for name in takers:
+            given[name] += flag
+    return {name: parser.parse_args(given[name]) for name, parser in parsers.items()}
+
+
+def _allow_recompiling() -> None:
+    """Of the code that contenders share, each of which is compiled anew; dynamo's default of 8 would leave the last ones eager."""
+    config = torch._dynamo.config
+    for limit in ("recompile_limit", "accumulated_recompile_limit"):
+        setattr(config, limit, max(1 << 16, getattr(config, limit)))
 
 
 def _common(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -8,9 +8,13 @@ from typing import Any, Callable
 
 import torch
 
+from benchmarks.peers import captured
 from benchmarks.results import Results, figure_of
 from benchmarks.rounds import in_turns
+from benchmarks.timing import peak, reason, release, samples
 from benchmarks.variants import WAYS, attention
+
+IN_A_GRAPH = 10  # passes
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +22,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--heads", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=197)
     parser.add_argument("--dim", type=int, default=64, help="of a head")
+
+
+def repeated(call: Callable[[], Any]) -> Callable[[], None]:
+    def all_of_them() -> None:
+        for _ in range(IN_A_GRAPH):
+            call()
+
+    return all_of_them
 
 
 def run(args: argparse.Namespace, results: Results) -> None:
@@ -32,22 +44,28 @@ def run(args: argparse.Namespace, results: Results) -> None:
     def both(name: str) -> Callable[[], Any]:
         return lambda: torch.autograd.grad(attention(name, *inputs), inputs, slope)
 
-    calls = {}
+    calls, peaks = {}, {}
     for name in WAYS:
         try:
             both(name)()
-            calls[name] = both(name)
-        except (RuntimeError, ValueError) as error:
-            results.missing("attention", name, (str(error).splitlines() or [""])[0][:150])
-    timed = in_turns(calls, device, args.repeats or (2 if args.quick else 7), steps=2 if not on_gpu else 50)
+            peaks[name] = peak(both(name), device)
+            calls[name] = captured(repeated(both(name))) if on_gpu else both(name)
+        except Exception as error:  # a backend that is missing, or cannot do this
+            results.missing("attention", name, reason(error))
+            release(device)
+    if on_gpu:  # launches from Python take longer than the kernels
+        timed = samples(calls, device, args.repeats or (3 if args.quick else 20), graphs=calls)[0]
+        timed = {k: v if isinstance(v, str) else [ms / IN_A_GRAPH for ms in v] for k, v in timed.items()}
+    else:
+        turns = in_turns(calls, device, args.repeats or (2 if args.quick else 7), steps=2)
+        timed = {k: v if isinstance(v, str) else [1e3 * seconds for seconds in v.seconds] for k, v in turns.items()}
     operations = 7 * 2 * batch_size * args.heads * args.tokens**2 * args.dim  # two products forward, five backward
-    for name, found in timed.items():
-        if isinstance(found, str):
-            results.missing("attention", name, found)
+    for name, values in timed.items():
+        if isinstance(values, str):
+            results.missing("attention", name, values)
             continue
-        values = [1e3 * seconds for seconds in found.seconds]
         params = dict(batch_size=batch_size, heads=args.heads, tokens=args.tokens, dim=args.dim, dtype=str(dtype)[6:])
-        extra = {"TFLOP/s": operations / statistics.median(values) / 1e9, "peak_bytes": found.peak_bytes}
+        extra = {"TFLOP/s": operations / statistics.median(values) / 1e9, "peak_bytes": peaks[name]}
         limit = operations / results.limits[precision] / 1e9
         results.add(
             figure_of(

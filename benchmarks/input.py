@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
-import os
 import statistics
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 
 from benchmarks import public
 from benchmarks.results import Results, figure_of
+from benchmarks.timing import reason
 from fastirt.catalog import Catalog, load_catalog
 from fastirt.config import InputConfig
 from fastirt.demo.generate import generate
 from fastirt.input.loader import TrainLoader
 from fastirt.input.pack import PackedStore, pack
+from fastirt.input.pil import decode
+from fastirt.input.source import FileSource
 
-WARM_UP = 2  # batches
 SIZE, RESIZE = 224, 256
+PUBLIC = "public recipe"
+LIMIT, LIMIT_PACKED = "decode alone", "decode alone, packed"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-path", type=Path, help="class folders of pictures (default: rendered, 500 x 375)")
     parser.add_argument("--pictures", type=int, help="how many to render (default: 480)")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--batches", type=int, help="in a round (default: 6)")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads or processes each")
+    parser.add_argument("--batches", type=int, help="in a round (default: 4 x workers, at least 6)")
+    parser.add_argument("--workers", type=int, default=public.cores(), help="threads or processes each")
 
 
 def has_dali() -> bool:
@@ -80,12 +84,11 @@ def contenders(
         given = dict(batch_size=batch_size, m=0, seed=0, input=config, device=device, store=source)
         return lambda: iter(TrainLoader(split, **given))
 
-    def endless() -> Iterator:
-        loader = public.loader(split.paths, split.labels, batch_size, workers, SIZE, RESIZE)
-        return (batch for _ in itertools.count() for batch in loader)
+    def peer() -> Iterator:
+        return (batch for batch in public.loader(split.paths, split.labels, batch_size, workers, SIZE, RESIZE))
 
     return {
-        "public recipe": endless,
+        PUBLIC: peer,
         "torchvision v2": lambda: torchvision_batches(split.paths, batch_size, workers),
         "fastirt files": ours("dali"),
         "fastirt packed": ours("dali", PackedStore.open(store).split(split)),
@@ -93,9 +96,27 @@ def contenders(
     }
 
 
+def decode_rate(encoded: Sequence[np.ndarray], count: int, workers: int) -> float:
+    """Pictures a second, of `count`, where decoding JPEGs is all that `workers` threads do: by torchvision, or else by PIL."""
+    one: Callable[[np.ndarray], Any] = decode
+    with contextlib.suppress(ImportError):
+        from torchvision import io
+
+        one = lambda data: io.decode_jpeg(torch.from_numpy(data), mode=io.ImageReadMode.RGB)
+
+    def share(first: int) -> None:
+        for row in range(first, count, workers):
+            one(encoded[row % len(encoded)])
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(share, range(workers)))
+    return count / (time.perf_counter() - start)
+
+
 def run(args: argparse.Namespace, results: Results) -> None:
     batch_size = min(args.batch_size, 8) if args.quick else args.batch_size
-    batches, rounds = args.batches or (2 if args.quick else 6), args.repeats or (2 if args.quick else 5)
+    batches, rounds = args.batches or max(6, 4 * args.workers), args.repeats or (2 if args.quick else 5)
     with tempfile.TemporaryDirectory() as folder:
         root = args.data_path or rendered(Path(folder), args.pictures or (64 if args.quick else 480))
         catalog = load_catalog("folder", str(root))
@@ -107,32 +128,51 @@ def run(args: argparse.Namespace, results: Results) -> None:
 def _measure(
     catalog: Catalog, store: Path, batch_size: int, batches: int, rounds: int, workers: int, results: Results
 ) -> None:
-    """Each contender alone for a round, then the next: two that decode at once would share the cores."""
+    """Each contender alone for a round, then the next: two that decode at once would share the cores. Queues are empty when the time
+    starts: as many batches as `workers` processes prefetch are not counted."""
+    made = contenders(catalog, store, batch_size, workers, results.device)
+    sources = {LIMIT: FileSource(catalog.train.paths), LIMIT_PACKED: PackedStore.open(store).split(catalog.train)}
+    encoded = {name: [np.array(source.read(row)) for row in range(len(source))] for name, source in sources.items()}
     rates: dict[str, list[float]] = {}
-    for name, make in [*contenders(catalog, store, batch_size, workers, results.device).items()] * rounds:
+    for name in [*encoded, *made] * rounds:
         if name in rates and not rates[name]:
             continue  # it failed before
         try:
-            stream = make()
-            for _ in range(WARM_UP):
-                next(stream)
-            start = time.perf_counter()
-            for _ in range(batches):
-                next(stream)
-            if results.device.type == "cuda":
-                torch.cuda.synchronize(results.device)
-            rates.setdefault(name, []).append(batches * batch_size / (time.perf_counter() - start))
-            close = getattr(stream, "close", None)
-            if close is not None:
-                close()
+            if name in encoded:
+                rate = decode_rate(encoded[name], batches * batch_size, workers)
+            else:
+                rate = batch_size * _batches_a_second(made[name], 2 * workers, batches, results.device)
+            rates.setdefault(name, []).append(rate)
         except Exception as error:  # a library that is missing, or cannot do this on this machine
             rates[name] = []
-            results.missing("input", name, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
-    mean_bytes = float(np.mean([os.path.getsize(path) for path in catalog.train.paths]))
+            results.missing("input", name, reason(error))
     params = dict(batch_size=batch_size, workers=workers, crop=SIZE, pictures=len(catalog.train))
-    base = statistics.median(rates["public recipe"]) if rates.get("public recipe") else None
-    for name, values in rates.items():
-        if values:
-            extra = {"bytes_a_picture": round(mean_bytes)}
-            extra |= {"times_public": statistics.median(values) / base} if base else {}
-            results.add(figure_of(values, part="input", name=name, unit="imgs/s", params=params, extra=extra))
+    medians = {name: statistics.median(values) for name, values in rates.items() if values}
+    for name in medians:
+        limit_name = LIMIT_PACKED if "packed" in name else LIMIT
+        extra: dict[str, Any] = {"bytes_a_picture": round(float(np.mean([len(data) for data in encoded[limit_name]])))}
+        if name not in encoded and PUBLIC in medians:
+            extra["times_public"] = medians[name] / medians[PUBLIC]
+        on_cpu = results.device.type != "cuda" or name not in ("fastirt files", "fastirt packed")  # DALI's GPU decoder
+        limit = medians.get(limit_name) if on_cpu and name not in encoded else None
+        results.add(
+            figure_of(
+                rates[name], part="input", name=name, unit="imgs/s", params=params, limit=limit,
+                limit_name=limit_name if limit else "", extra=extra,
+            )
+        )  # fmt: skip
+
+
+def _batches_a_second(make: Callable[[], Iterator], warm_up: int, count: int, device: torch.device) -> float:
+    stream = make()
+    try:
+        for _ in range(warm_up):
+            next(stream)
+        start = time.perf_counter()
+        for _ in range(count):
+            next(stream)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return count / (time.perf_counter() - start)
+    finally:
+        stream.close()

@@ -98,8 +98,8 @@ def run(args: argparse.Namespace, results: Results) -> None:
     slots = [6000] if args.quick else [0, 6000, 59551] if on_gpu else [0, 6000]
     slots = slots if args.slots is None else args.slots
     why = {kernels_missing(results.device, dim) for dim in args.dim} - {""} if on_gpu else {"no GPU"}
-    for reason in sorted(why):
-        results.missing("loss", "fastirt", reason)
+    for said in sorted(why):
+        results.missing("loss", "fastirt", said)
     if "nonzero_mean" in args.reduction and not has_metric_learning():
         results.missing("loss", "metric-learning", "no pytorch-metric-learning")
     dtypes = args.dtype or [name for name in DTYPES if on_gpu or name != "tf32"]

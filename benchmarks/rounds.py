@@ -25,7 +25,7 @@ def in_turns(
     found: dict[str, Rounds | str] = {}
     for name, step in contenders.items():
         try:
-            found[name] = Rounds([], peak(lambda: [step() for _ in range(warm_up)], device))
+            found[name] = Rounds([], peak(lambda step=step: [step() for _ in range(warm_up)], device))
         except Exception as error:
             found[name] = reason(error)
             release(device)

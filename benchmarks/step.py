@@ -32,7 +32,8 @@ WATERFALL: dict[str, dict[str, Any]] = {
 }
 LAST = "+ CUDA graph"
 PUBLIC = "public recipe"
-ALONE: dict[str, dict[str, Any]] = {  # each in turns with the waterfall's last row, one change each; the slowest to compile at the end
+# Each in turns with the waterfall's last row, one change each; the slowest to compile at the end.
+ALONE: dict[str, dict[str, Any]] = {
     "graph, bf16 weights": dict(precision="bf16-weights"),
     "graph, patch matmul": dict(transform=patch_matmul),
     "graph, momentum twin": dict(encoder_momentum=0.999),

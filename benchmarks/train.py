@@ -18,6 +18,8 @@ import torch
 from benchmarks import public
 from benchmarks.input import has_dali, rendered
 from benchmarks.results import Results, figure_of
+from benchmarks.step import operations
+from benchmarks.timing import reason, release
 from fastirt.catalog import load_catalog
 from fastirt.cli import main as fastirt
 from fastirt.config import Config
@@ -51,18 +53,26 @@ def run(args: argparse.Namespace, results: Results) -> None:
         for name, flags in ways.items():
             try:
                 found = _ours(Path(folder) / name.replace(" ", ""), root, sizes, flags, results.device)
-            except RuntimeError as error:
-                results.missing("train", name, str(error))
-                continue
-            _add(results, name, sizes, *found)
+                _add(results, name, sizes, *found)
+            except (Exception, SystemExit) as error:
+                results.missing("train", name, reason(error))
+            release(results.device)
         try:
-            _add(results, "public recipe", sizes, _public(root, sizes, results.device), {})
-        except (ImportError, RuntimeError) as error:
-            results.missing("train", "public recipe", f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            _add(results, public.recipe_name(), sizes, _public(root, sizes, results.device), {})
+        except Exception as error:
+            results.missing("train", public.recipe_name(), reason(error))
 
 
 def _add(results: Results, name: str, sizes: dict[str, Any], rates: list[float], extra: dict[str, Any]) -> None:
-    results.add(figure_of(rates, part="train", name=name, unit="imgs/s", params=sizes, extra=extra))
+    """Beside the step's own limit: what products the machine could do for pictures that are there at once."""
+    precision = "bf16" if results.device.type == "cuda" else "fp32"
+    flops = operations(sizes["model"], sizes["input_size"])
+    results.add(
+        figure_of(
+            rates, part="train", name=name, unit="imgs/s", params=sizes, limit_name=f"{precision} products" if flops else "",
+            limit=results.limits[precision] * 1e12 / flops if flops else None, extra=extra,
+        )
+    )  # fmt: skip
 
 
 def _ours(
@@ -70,26 +80,9 @@ def _ours(
 ) -> tuple[list[float], dict[str, Any]]:
     """(imgs/s at each reading of the last third, what the log says of it). Evaluation is not part of it."""
     words = ["train", "--dataset", "folder", "--data-path", str(root), "--recipe", "paper", "--weights", "scratch"]
-    words += [
-        "--model",
-        sizes["model"],
-        "--input-size",
-        str(sizes["input_size"]),
-        "--batch-size",
-        str(sizes["batch_size"]),
-    ]
-    words += [
-        "--loader",
-        sizes["loader"],
-        "--max-iter",
-        str(sizes["steps"]),
-        "--logging-freq",
-        str(LOGGED),
-        "--save-freq",
-        "0",
-        "--rank",
-        "1",
-    ]
+    for flag in ("model", "input_size", "batch_size", "loader"):
+        words += ["--" + flag.replace("_", "-"), str(sizes[flag])]
+    words += ["--max-iter", str(sizes["steps"]), "--logging-freq", str(LOGGED), "--save-freq", "0", "--rank", "1"]
     logging.disable(logging.INFO)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -111,8 +104,8 @@ def _public(root: Path, sizes: dict[str, Any], device: torch.device) -> list[flo
     config = Config().replace(weights="scratch", model=sizes["model"])
     recipe = public.Recipe(build_encoder(config.model, sizes["input_size"]).vit, len(split), device)
     size = sizes["input_size"]
-    loader = public.loader(split.paths, split.labels, sizes["batch_size"], 2, size, round(size * 256 / 224))
-    stream = (batch for _ in iter(int, 1) for batch in loader)
+    workers, resize = public.cores(), round(size * 256 / 224)
+    stream = iter(public.loader(split.paths, split.labels, sizes["batch_size"], workers, size, resize))
     rates, start = [], time.perf_counter()
     for step in range(1, min(sizes["steps"], 60) + 1):
         images, labels = next(stream)

@@ -31,8 +31,9 @@ def test_a_result_slowed_down_on_purpose_fails(tmp_path, capsys):
     assert main([*words, "--out", str(out)]) == 0
     assert main(["compare", str(out), str(out)]) == 0
 
-    def slowed(calls, *rest):
-        return samples({name: lambda call=call: [call() for _ in range(12)] for name, call in calls.items()}, *rest)
+    def slowed(calls, *rest, **more):
+        slow = {name: lambda call=call: [call() for _ in range(12)] for name, call in calls.items()}
+        return samples(slow, *rest, **more)
 
     kept, cache.samples = cache.samples, slowed
     try:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from benchmarks import loss, peers, public, scaling, step, variants
+from benchmarks import cache, loss, peers, public, scaling, step, variants
 from benchmarks.__main__ import PARTS
 from benchmarks.__main__ import main as benchmarks_main
 from benchmarks.results import Results, figure_of, read
@@ -28,7 +28,7 @@ LIMITS = {"GB/s": 10.0, "bf16": 0.1, "tf32": 0.1, "fp32": 0.1}
 SMALL = {
     "loss": ("--rows 16 --slots 50 --dim 32 --dtype fp32", {"plain", "compiled", "metric-learning"}),
     "cache": ("--pictures 20 --side 40 --crop 32", {"fastirt, host", "torch indexing"}),
-    "input": ("--pictures 48 --batches 1 --workers 2", {"public recipe", "torchvision v2", "fastirt files", "fastirt packed", "fastirt files, PIL"}),
+    "input": ("--pictures 48 --batches 1 --workers 2", {"decode alone", "decode alone, packed", "public recipe", "torchvision v2", "fastirt files", "fastirt packed", "fastirt files, PIL"}),
     "step": ("--input-size 32 --only", {"eager fp32", "public recipe", "compile fp32"}),
     "attention": ("--tokens 20 --heads 2 --dim 8", {"torch's choice", "flash", "math", "padded to 200", "padded to 256"}),
     "train": ("--steps 15 --pictures 48", {"fastirt", "fastirt, no cache", "public recipe"}),
@@ -53,8 +53,53 @@ def test_a_part_end_to_end(part, tmp_path):
         if row["limit"]:
             shares = sorted((row["p50"] / row["limit"], row["limit"] / row["p50"]))
             assert row["share_of_limit"] in (pytest.approx(shares[0]), pytest.approx(shares[1]))
+        assert row["limit"] or part == "scaling" or row["name"].startswith("decode alone") or row["part"] == "ceilings"
     if part in ("loss", "cache", "step"):
         assert any(row["part"] == part for row in rows if "not_run" in row)  # what needs a GPU is listed
+
+
+def test_several_parts_in_one_process(tmp_path):
+    out = tmp_path / "here.jsonl"
+    words = "attention cache --pictures 20 --side=40 --crop 32 --tokens 20 --heads 2 --dim 8 --batch-size 2".split()
+    assert benchmarks_main([*words, *QUICK, "--out", str(out)]) == 0
+    figures = [row for row in read([out]) if "not_run" not in row]
+    assert [row["part"] for row in figures].count("ceilings") == 4
+    for part in ("attention", "cache"):
+        assert {row["name"] for row in figures if row["part"] == part} == SMALL[part][1]
+    assert {row["params"]["batch_size"] for row in figures if row["part"] != "ceilings"} == {2}
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("cache loss --queries 5", "--queries 5: none of cache, loss has this flag"),
+        ("cache loss 7", "7: none of cache, loss has this flag"),
+        ("cache attention --batch-size 2 3", "unrecognized arguments: 3"),
+        ("cache loss --rows x", "argument --rows: invalid int value: 'x'"),
+        ("cache nothing", "unrecognized arguments: nothing"),
+        ("all --rows 5", "unrecognized arguments: --rows 5"),
+    ],
+)
+def test_flags_of_several_parts_that_are_wrong(words, said, capsys):
+    with pytest.raises(SystemExit) as caught:
+        benchmarks_main(words.split())
+    assert caught.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_dynamo_may_compile_as_often_as_there_are_contenders():
+    before, torch._dynamo.config.recompile_limit = torch._dynamo.config.recompile_limit, 8
+    try:
+        assert benchmarks_main(["cache", *SMALL["cache"][0].split(), *QUICK, "--no-save"]) == 0
+        assert torch._dynamo.config.recompile_limit > 1000
+    finally:
+        torch._dynamo.config.recompile_limit = before
+
+
+def test_a_cache_s_random_bytes_do_not_repeat_with_its_pictures():
+    pixels = torch.zeros(3 * cache.TILE // 2, dtype=torch.uint8)
+    cache.fill(pixels)
+    assert (pixels[cache.TILE :] == pixels[: cache.TILE // 2 - 1 + cache.TILE % 2]).all()
+    assert (pixels != 0).float().mean() > 0.99 and cache.TILE % (256 * 256 * 3)
 
 
 def test_all_goes_on_after_a_part_that_fails(tmp_path, monkeypatch, capsys):
@@ -159,7 +204,12 @@ def test_launches_count_neither_spans_nor_copies_as_kernels():
         kind = getattr(torch.profiler.DeviceType, device)
         return SimpleNamespace(key=key, count=count, device_type=kind, is_user_annotation=span)
 
-    events = [event("cudaLaunchKernelExC", 3), event("cuLaunchKernel", 2), event("cudaGraphLaunch", 1), event("aten::mm", 7)]
+    events = [
+        event("cudaLaunchKernelExC", 3),
+        event("cuLaunchKernel", 2),
+        event("cudaGraphLaunch", 1),
+        event("aten::mm", 7),
+    ]
     events += [event("some kernel", 5, "CUDA"), event("Memcpy HtoD (Pinned -> Device)", 2, "CUDA")]
     events += [event("Memset (Device)", 1, "CUDA"), event("Optimizer.step#AdamW.step", 1, "CUDA", span=True)]
     assert counted(events, torch.device("cuda")) == {"launches": 6, "kernels": 5, "copies": 3}
@@ -311,7 +361,9 @@ def test_contenders_of_the_step_are_written_by_group_and_let_go(monkeypatch, tmp
     alone = [name for name in step.ALONE if "apex" not in name and "max-autotune" not in name and name not in failing]
     assert [figure.name for figure in made.figures] == first + alone
     assert all(figure.extra["times_public"] and figure.extra["times_graph"] for figure in made.figures[: len(first)])
-    assert all(figure.extra["times_graph"] and not figure.extra["times_public"] for figure in made.figures[len(first) :])
+    assert all(
+        figure.extra["times_graph"] and not figure.extra["times_public"] for figure in made.figures[len(first) :]
+    )
     assert {seen for name, seen, _ in order if name in first and name != step.LAST} == {0}
     for name, _, living in order:
         assert set(living) <= set(first) or set(living) <= {step.LAST, *alone, *failing} and len(living) == 2, name
