@@ -1,94 +1,113 @@
 #!/usr/bin/env bash
-# What only a GPU can say, in one command of under 9 minutes: tests of kernels, step engines and cache, then the benchmarks, most important
-# first. Usage: bash scripts/gpu_check.sh [OUT_FOLDER]. Every stage's output and every figure is in OUT_FOLDER as soon as it is known;
-# summary.txt, written last, fits a page. Exit code: 0, 1 where a stage failed, 2 without a GPU.
+# What only a GPU can say, in one command of under 9 minutes: tests of kernels, step engines and cache, and the benchmarks, most important
+# first. Usage: bash scripts/gpu_check.sh [OUT_FOLDER]. In OUT_FOLDER: log.txt (all output, as it comes), results.jsonl (every figure,
+# as soon as it is known), machine.txt, and summary.txt, a page or two, up to date after every stage. Exit code: 0, 1 where a stage failed
+# or was cut off, 2 without a GPU.
 # Needs no network: Python with torch, triton, timm and pytest; what a missing package prevents is listed as not run.
 set -uo pipefail
 out=$(realpath -m "${1:-outputs/gpu_check}")
 cd "$(dirname "$0")/.."
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-4} HF_HUB_OFFLINE=1
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-4} HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 unset TRITON_INTERPRET
-LIMIT=525 # seconds in all
-python=${PYTHON:-python}
-command -v "$python" > /dev/null || python=python3
-if ! "$python" -c 'import torch' 2> /dev/null && [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
-if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; then
+LIMIT=${LIMIT:-525} # seconds in all
+python=
+for candidate in "${PYTHON:-}" python python3 .venv/bin/python; do
+    if [ -n "$candidate" ] && "$candidate" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; then
+        python=$candidate
+        break
+    fi
+done
+if [ -z "$python" ]; then
     echo "gpu_check: no GPU that torch can use here: nothing was checked" >&2
     exit 2
 fi
 mkdir -p "$out"
-stages=$out/stages.txt
-: > "$stages"
+log=$out/log.txt
+: > "$log"
+stages=()
 status=0
+deadline=10 # of the stage, in seconds since the start: what an earlier one left is there for the next
 
-left() { echo $((LIMIT - SECONDS)); }
+summarise() {
+    {
+        echo "# gpu_check"
+        cat "$out/machine.txt"
+        echo
+        printf '%s\n' "${stages[@]}"
+        echo
+        echo "## Not run"
+        { printf '%s\n' "${stages[@]}" && cat "$log"; } | grep -E '^SKIPPED|not run:' | sed 's/^ *//' | cut -c1-160 | sort | uniq -c | sort -rn | head -n 40
+        echo
+        echo "## Failures" # pytest's own list, then each test's line, which is all that there is of a stage that was killed
+        grep -aE '^(FAILED|ERROR) |::.* (FAILED|ERROR)( |$)|^[A-Za-z_.]+(Error|Exception|Interrupt)\b' "$log" | cut -c1-200 | awk '!seen[$0]++' | head -n 40
+        echo
+        echo "## Figures"
+        grep -aE '^(ceilings|step|loss|cache|attention|train|retrieval|input) +' "$log" | grep -v 'not run:' | cut -c1-170 | head -n 100
+    } > "$out/summary.txt"
+}
 
-stage() { # NAME SECONDS COMMAND...: its output in NAME.txt, one line about it in stages.txt
-    local name=$1 limit=$2 start=$SECONDS code=0 verdict
+stage() { # NAME SECONDS COMMAND...: one line about it in the summary
+    local name=$1 start=$SECONDS code=0 limit before verdict said
+    deadline=$((deadline + $2))
+    [ "$deadline" -gt "$LIMIT" ] && deadline=$LIMIT
+    limit=$((deadline - SECONDS))
     shift 2
-    [ "$limit" -gt "$(left)" ] && limit=$(left)
     if [ "$limit" -lt 5 ]; then
-        echo "$name: not run: no time left" | tee -a "$stages"
-        return
+        stages+=("$name: not run: no time left")
+    else
+        printf '\n=== %s\n' "$name" >> "$log"
+        before=$(wc -c < "$log")
+        timeout --signal=INT --kill-after=8 "$limit" "$@" >> "$log" 2>&1 || code=$?
+        case $code in
+            0) verdict=passed ;;
+            124 | 130 | 137) verdict="cut off after ${limit} s" ;;
+            *) verdict="failed (exit $code)" ;;
+        esac
+        [ $code -eq 0 ] || status=1
+        said=$(tail -c +$((before + 1)) "$log" | grep -aE '(passed|failed|errors?)\b.* in [0-9]|^ERROR|^wrote' | tail -n 1 | cut -c1-150)
+        stages+=("$name: $verdict, $((SECONDS - start)) s. $said")
     fi
-    timeout --signal=INT --kill-after=10 "$limit" "$@" > "$out/$name.txt" 2>&1 || code=$?
-    case $code in
-        0) verdict=passed ;;
-        124 | 130 | 137) verdict="cut off after ${limit} s" ;;
-        *) verdict="failed (exit $code)" ;;
-    esac
-    [ $code -eq 0 ] || status=1
-    echo "$name: $verdict, $((SECONDS - start)) s. $(grep -E '(passed|failed|error|wrote|^ERROR)' "$out/$name.txt" | tail -n 1 | cut -c1-150)" | tee -a "$stages"
+    echo "${stages[-1]}"
+    summarise
 }
 
 {
     date -u +%FT%TZ
     nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,power.limit --format=csv,noheader
-    git describe --always --dirty 2> /dev/null || true
+    git describe --always --dirty
+    "$python" --version
 } > "$out/machine.txt" 2>&1
-if ! "$python" -c 'import fastirt.kernels' 2> /dev/null; then
-    stage install 60 "$python" -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
+paths=$(mktemp -d)
+trap 'rm -rf "$paths"' EXIT
+if ! "$python" -c 'import fastirt.kernels' 2> /dev/null; then # not installed: `kernels` is found beside `fastirt`
+    echo "import fastirt; fastirt.__path__.append('$PWD')" > "$paths/sitecustomize.py"
+    export PYTHONPATH=$paths:$PWD${PYTHONPATH:+:$PYTHONPATH}
 fi
 
-tests() { # NAME SECONDS FILES...
+tests() { # NAME SECONDS FILES AND FLAGS...
     local name=$1 limit=$2
     shift 2
-    stage "$name" "$limit" "$python" -m pytest -p no:cacheprovider -rs -v --tb=short "$@"
+    stage "test-$name" "$limit" "$python" -m pytest -p no:cacheprovider -rsfE -vv --tb=short "$@"
 }
-bench() { # PART SECONDS FLAGS...
-    local part=$1 limit=$2
+bench() { # NAME SECONDS PARTS AND FLAGS...
+    local name=$1 limit=$2
     shift 2
-    stage "bench-$part" "$limit" "$python" -m benchmarks "$part" --out "$out/results.jsonl" "$@"
+    stage "bench-$name" "$limit" "$python" -m benchmarks "$@" --out "$out/results.jsonl"
 }
 
-tests test-engine 110 tests/test_engine.py tests/test_step.py
-tests test-cache 50 tests/test_cache.py tests/kernels/test_gather.py
-tests test-kernels 110 tests/kernels --deselect tests/kernels/test_aot.py::test_all_compile_for_sm_80_90_and_100_without_a_fault
-bench step 130 --batch-size 64
-bench loss 60 --rows 64 256 --slots 59551
-bench cache 25
-bench attention 20
-tests test-gpu 60 tests/test_gpu.py tests/test_profiling.py
-bench train 70
-stage bench-step-256 60 "$python" -m benchmarks step --out "$out/results.jsonl" --batch-size 256 --repeats 3 \
-    --only "+ bf16 autocast" "+ torch.compile" "+ CUDA graph" "public recipe"
-bench retrieval 40 --repeats 3
-bench input 40 --repeats 3 --pictures 240
+# The budget: 10 s to find Python, then 85 + 195 + 55 + 45 + 30 + 40 + 40 + 10 + 15 = 515 s.
+tests smoke 85 tests/kernels/test_torch.py tests/kernels/test_values.py tests/kernels/test_gather.py tests/test_engine.py \
+    -k "cuda_graph or no_wait or page_locked or without_a_memory or test_engine"
+bench step 195 step --batch-size 64 --repeats 5 --skip "graph, max-autotune"
+tests kernels 55 tests/kernels/test_torch.py tests/kernels/test_gather.py tests/kernels/test_edges.py tests/kernels/test_values.py tests/kernels/test_parts.py
+bench cache-attention-loss 45 cache attention loss --rows 64 256 --slots 59551 --dtype tf32 bf16
+tests gpu 30 tests/test_gpu.py tests/test_cache.py tests/test_step.py -k "test_gpu or test_cache and not training_ends or on_the_kernels"
+bench train 40 train --steps 120 --pictures 480
+bench step-256 40 step --batch-size 256 --repeats 3 --only "+ bf16 autocast" "+ torch.compile" "+ CUDA graph" "public recipe"
+bench retrieval 10 retrieval --repeats 3
+bench input 15 input --repeats 2 --pictures 240
+stages+=("bench-max-autotune: not run: minutes of compiling: python -m benchmarks step --batch-size 64 --only '+ CUDA graph' 'graph, max-autotune'")
 
-{
-    echo "# gpu_check"
-    cat "$out/machine.txt"
-    echo
-    cat "$stages"
-    echo
-    echo "## Not run for want of a package or of time"
-    cat "$out"/stages.txt "$out"/test-*.txt "$out"/bench-*.txt 2> /dev/null | grep -E '^SKIPPED|not run:' | sed 's/^ *//' | cut -c1-160 | sort | uniq -c | sort -rn | head -n 20
-    echo
-    echo "## Failures"
-    cat "$out"/test-*.txt 2> /dev/null | grep -E '^(FAILED|ERROR) ' | cut -c1-200 | head -n 20
-    echo
-    echo "## Figures"
-    cat "$out"/bench-*.txt 2> /dev/null | grep -E '^(ceilings|step|loss|cache|attention|train|retrieval|input) +' | cut -c1-170 | head -n 70
-} > "$out/summary.txt"
+summarise
 cat "$out/summary.txt"
 exit $status
