@@ -10,8 +10,10 @@ from torch import nn
 from conftest import write_pictures
 from fastirt.catalog import Catalog, Split, load_catalog
 from fastirt.config import Config
+from fastirt.distributed import Ranks
 from fastirt.errors import UserError
-from fastirt.input.loader import Batch
+from fastirt.input.loader import Batch, EvalLoader
+from fastirt.input.source import FileSource
 from fastirt.retrieval.embed import embed, normalization_constants
 from fastirt.retrieval.evaluate import evaluate
 
@@ -153,3 +155,24 @@ def test_a_rank_above_the_gallery_is_refused_before_anything_is_embedded():
     with pytest.raises(UserError, match="--rank 4.* at most 3"):
         evaluate(encoder, catalog, CONFIG.replace(rank=(1, 4)), CPU, progress=False)
     assert not encoder.calls
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 9])
+def test_ranks_share_the_batches_and_read_no_others(tmp_path, size):
+    """22 pictures in batches of 5, on up to more ranks than there are batches."""
+    write_pictures(tmp_path / "train", 2, 2)
+    write_pictures(tmp_path / "test", 11, 2, seed=1)
+    split = load_catalog("folder", str(tmp_path)).query
+    seen, read = [], []
+
+    class Source(FileSource):
+        def read(self, row):
+            read.append(row)
+            return super().read(row)
+
+    for rank in range(size):
+        given = dict(batch_size=5, input=CONFIG.input, device=CPU, store=Source(split.paths), ranks=Ranks(rank, size))
+        for batch in EvalLoader(split, **given):
+            assert len(batch) == 5  # the same padded size on any number of ranks
+            seen += batch.indices[: batch.valid].tolist()
+    assert seen == sorted(read) == list(range(22))

@@ -26,7 +26,7 @@ from conftest import write_pictures
 from ranks.launch import torchrun, workers
 from ranks.test_jobs import arguments, assert_same_weights, curve
 
-STEPS, LIMIT = 60, 60.0  # optimiser steps of a run; seconds in which a job must end
+STEPS, LIMIT = 200, 60.0  # optimiser steps of a run; seconds in which a job must end
 
 
 def job(ranks: int, command: list[str], out: IO[str], options: tuple[str, ...] = ()) -> subprocess.Popen:
@@ -86,7 +86,7 @@ def main() -> int:
         write_pictures(root / "data/test", 6, 4, seed=1)
 
         def command(out: Path, layout: str) -> list[str]:
-            more = ["--resume", "--eval-freq", "20", *(["--memory-sharded"] if layout == "sharded" else [])]
+            more = ["--resume", "--eval-freq", "70", *(["--memory-sharded"] if layout == "sharded" else [])]
             return arguments(root / "data", out, *more, steps=STEPS)
 
         took = {}

@@ -23,19 +23,20 @@ VARIANTS = {
     "fused": dict(contrastive="anchor_sum", loss_impl="triton"),
     "fused, sharded": dict(contrastive="nonzero_mean", loss_impl="triton", memory_sharded=True),
     "compile": dict(contrastive="anchor_sum", engine="compile"),
+    "graph": dict(contrastive="anchor_sum", engine="graph", encoder_momentum=0.9, drop_path=0.2),  # on GPUs alone
     "sgd": dict(contrastive="anchor_sum", opt="sgd", lr=1e-4, drop_path=0.2),
     "sgd, sharded": dict(contrastive="nonzero_mean", opt="sgd", lr=1e-4, memory_sharded=True),
 }
 SLOTS = 45  # no multiple of the batch, nor of the ranks
 
 
-def steps(name: str, ranks: Ranks) -> dict[str, torch.Tensor]:
-    """Losses of each step, first gradients; weights, twin and memory at the end, and how far training moved the weights."""
+def steps(name: str, ranks: Ranks, device: torch.device) -> dict[str, torch.Tensor]:
+    """On the CPU: losses of each step, first gradients; weights, twin and memory at the end, and how far training moved the weights."""
     count = 6 if "fused" in name else STEPS  # Triton's interpreter is slow
     config = config_with(**{**dict(batch_size=16, seed=3, lr=3e-4), **VARIANTS[name]})
     torch.manual_seed(0)
     encoder = build_encoder(config.model, config.input.input_size)
-    step = TrainStep(encoder, config, SLOTS, MEAN, STD, torch.device("cpu"), ranks)
+    step = TrainStep(encoder, config, SLOTS, MEAN, STD, device, ranks)
     start = [w.detach().clone() for w in step.weights]
     found, curve = {}, []
     first, own = ranks.slice(16)
@@ -43,23 +44,29 @@ def steps(name: str, ranks: Ranks) -> dict[str, torch.Tensor]:
         batch = make_batch(number, 16)
         here = slice(first, first + own)
         before = step.sums.clone()
-        step(
-            dataclasses.replace(
-                batch, images=batch.images[here], labels=batch.labels[here], indices=batch.indices[here]
-            )
-        )
+        images, labels = batch.images[here].to(device), batch.labels[here].to(device)
+        step(dataclasses.replace(batch, images=images, labels=labels, indices=batch.indices[here]))
         curve.append(step.sums - before)
         if number == 0:
             found |= {f"grad.{n}": p.grad.clone() for n, p in step.encoder.named_parameters() if p.grad is not None}
     found["curve"], found["wire"] = torch.stack(curve), torch.tensor(step.wire)
     found["moved"] = torch.stack([(w.detach() - s).norm() for w, s in zip(step.weights, start)]).norm()
-    return {**found, **step.state_dict()}
+    step.release()
+    return {name: value.cpu() for name, value in {**found, **step.state_dict()}.items()}
+
+
+class OneOfMany(Ranks):
+    """One rank that does all that many do: a single GPU, or CPU, can tell whether the ways through NCCL or gloo work."""
+
+    many = True
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     ranks = Ranks.from_environment()
-    ranks.start(torch.device("cpu"))
-    out, names = sys.argv[1], sys.argv[2:] or VARIANTS
-    torch.save({name: steps(name, ranks) for name in names}, f"{out}/{ranks.rank}-of-{ranks.size}.pt")
+    if ranks.size == 1:
+        ranks = OneOfMany()
+    out, device, names = sys.argv[1], torch.device(sys.argv[2]), sys.argv[3:]
+    ranks.start(device)
+    torch.save({name: steps(name, ranks, device) for name in names}, f"{out}/{ranks.rank}-of-{ranks.size}.pt")
     ranks.close()
