@@ -36,27 +36,34 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--network-gb-s", type=float, default=50, help="each GPU's to other nodes (default: %(default)s)"
     )
-    parser.add_argument("--latency-us", type=float, default=10, help="of a message (default: %(default)s)")
+    parser.add_argument(
+        "--link-latency-us", type=float, default=2, help="of a message in a node (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--network-latency-us", type=float, default=10, help="of one between nodes (default: %(default)s)"
+    )
     parser.add_argument("--gpus-per-node", type=int, default=8)
 
 
 def predicted(
     ranks: int, *, step_ms: float, gradient_bytes: float, exchange_bytes: float, rounds: int, link_gb_s: float,
-    network_gb_s: float, latency_us: float, gpus_per_node: int,
+    network_gb_s: float, link_latency_us: float, network_latency_us: float, gpus_per_node: int,
 ) -> float:  # fmt: skip
     """Milliseconds of a step of `ranks` GPUs, by a model of four assumptions.
 
     Compute takes `step_ms` whatever the number of ranks: each has its own pictures, and its own rows of the objective. Gradients
     are summed by a ring over the slowest link, 2 (W - 1) / W of `gradient_bytes` each way, hidden behind the backward. Embeddings,
-    labels and sums of the other ranks, `exchange_bytes` from each, are not hidden. Each of the `rounds` of messages costs
-    log2 W latencies.
+    labels and sums of the other ranks, `exchange_bytes` from each, are not hidden. Each of the `rounds` of messages goes once around the
+    ring of all ranks, and waits for each hop, in a node or between two.
     """
     if ranks == 1:
         return step_ms
     speed = (link_gb_s if ranks <= gpus_per_node else network_gb_s) * 1e9
     ring = 2 * (ranks - 1) / ranks * gradient_bytes / speed * 1e3
     exchange = (ranks - 1) * exchange_bytes / speed * 1e3
-    waits = rounds * (ranks - 1).bit_length() * latency_us / 1e3
+    nodes = -(-ranks // gpus_per_node)
+    between = nodes if nodes > 1 else 0
+    waits = rounds * (between * network_latency_us + (ranks - 1 - between) * link_latency_us) / 1e3
     return step_ms + max(0.0, ring - BACKWARD * step_ms) + exchange + waits
 
 
@@ -106,7 +113,7 @@ def _model(
 ) -> None:
     links = dict(
         step_ms=step_ms, gradient_bytes=gradient_bytes, link_gb_s=args.link_gb_s, network_gb_s=args.network_gb_s,
-        latency_us=args.latency_us, gpus_per_node=args.gpus_per_node,
+        link_latency_us=args.link_latency_us, network_latency_us=args.network_latency_us, gpus_per_node=args.gpus_per_node,
     )  # fmt: skip
     for layout in ("whole", "sharded"):
         # Of each rank: its rows, their labels, sums and neighbours; in shards, the gradients of its rows from every other rank.

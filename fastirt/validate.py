@@ -52,8 +52,9 @@ def validate(config: Config, ranks: int = 1) -> None:
         raise UserError("--encoder-momentum fills the memory, but --memory-ratio is 0: leave one of them out")
     whole = config.optim.batch_size
     if whole % ranks and config.optim.max_iter:
-        below = whole // ranks * ranks
-        sizes = f"{below} or {below + ranks}" if below else str(ranks)
+        part = math.lcm(ranks, config.data.m or 1)
+        below = whole // part * part
+        sizes = f"{below} or {below + part}" if below else str(part)
         raise UserError(f"--batch-size {whole}: is of all {ranks} ranks together and must divide by them: use {sizes}")
     if config.optim.opt_betas is not None and not all(0 <= beta < 1 for beta in config.optim.opt_betas):
         raise UserError(f"--opt-betas {' '.join(map(str, config.optim.opt_betas))}: each must be in [0, 1)")

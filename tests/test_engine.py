@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from fastirt import checkpoint
-from fastirt.engine import choose_engine, compiled
+from fastirt.engine import CaptureFailed, choose_engine, compiled
 from fastirt.errors import UserError
 from fastirt.optim import load_optimizer, optimizer_state
 from fastirt.step import LOSS_NAMES
@@ -120,6 +120,48 @@ def test_a_captured_step_holds_after_a_bad_one():
     before = [w.detach().clone() for w in step.weights]
     run(step, 6, 8)
     assert step.first_bad_step == 6 and all(torch.equal(w, b) for w, b in zip(step.weights, before))
+
+
+class Breaks:
+    """A capture that fails, as on a machine where something in the step cannot be captured."""
+
+    enabled = True
+
+    def __call__(self, body):
+        if self.enabled:
+            raise CaptureFailed("--engine graph: no")
+        body()
+
+    def forget(self): ...
+
+
+def test_a_step_that_cannot_be_captured_goes_on_without(caplog):
+    """Where nobody asked for the graph; else it is said."""
+    plain, step = (make_step(config_with(engine="auto", **FULL)) for _ in range(2))
+    step.capture, step.config = Breaks(), config_with(engine="graph", **FULL)
+    with pytest.raises(CaptureFailed):
+        step(make_batch(0))
+    step.config = plain.config
+    for number in range(3):
+        plain(make_batch(number))
+        step(make_batch(number))
+    assert torch.equal(step.sums, plain.sums) and step.engine == "compile"
+    assert caplog.text.count("going on without the graph") == 1
+
+
+@needs_gpu
+@pytest.mark.parametrize("engine", ["auto", "graph"])
+def test_a_broken_capture_names_the_cause_and_leaves_the_stream_as_it_was(engine, caplog):
+    step = make_step(config_with(engine=engine, **FULL), device="cuda")
+    step.mark = lambda phase: torch.cuda.synchronize() if phase == "objective" else None
+    before = torch.cuda.current_stream()
+    if engine == "graph":
+        with pytest.raises(CaptureFailed, match="not permitted|capturing"):
+            run(step, 0, 6)
+    else:
+        curve = run(step, 0, 8)
+        assert step.engine == "compile" and torch.isfinite(curve).all() and "going on without the graph" in caplog.text
+    assert torch.cuda.current_stream() == before
 
 
 def test_the_choice():

@@ -1,5 +1,9 @@
 """What only a GPU can say; skipped where there is none."""
 
+import dataclasses
+import json
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +14,7 @@ from fastirt.cli import main
 from fastirt.config import InputConfig
 from fastirt.input.loader import EvalLoader, TrainLoader
 from fastirt.retrieval.search import search
+from fastirt.step import PHASES
 from test_step import config_with, make_batch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -41,21 +46,24 @@ def test_batches_are_complete_when_they_arrive(pictures):
     assert torch.equal(runs[0], runs[1]) and torch.equal(runs[0], runs[2])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_step_never_waits_for_the_gpu(precision):
+@pytest.mark.parametrize("engine", ["eager", "compile", "graph"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16-weights"])
+def test_the_step_never_waits_for_the_gpu(precision, engine):
     from fastirt.encoder import build_encoder
-    from fastirt.input.loader import Batch
     from fastirt.step import TrainStep
 
-    config = config_with(precision=precision, encoder_momentum=0.9, clip_grad=1.0, drop_path=0.2, drop=0.1)
+    config = config_with(
+        precision=precision, engine=engine, encoder_momentum=0.9, clip_grad=1.0, drop_path=0.2, drop=0.1
+    )
     step = TrainStep(build_encoder(config.model, 16), config, 20, (0.5,) * 3, (0.5,) * 3, GPU)
-    batches = [make_batch(number) for number in range(4)]
-    batches = [Batch(b.images.to(GPU), b.labels.to(GPU), b.indices, b.step, b.valid) for b in batches]
-    step(batches[0])
+    batches = [make_batch(number) for number in range(8)]
+    batches = [dataclasses.replace(b, images=b.images.to(GPU), labels=b.labels.to(GPU)) for b in batches]
+    for batch in batches[:5]:
+        step(batch)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for batch in batches[1:]:
+        for batch in batches[5:]:
             step(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -103,31 +111,52 @@ def test_a_run_on_the_gpu(pictures, tmp_path):
     assert main(["evaluate", str(tmp_path / "run"), "--device", "cpu", "--output-dir", str(tmp_path / "cpu")]) == 0
 
 
+def gpu_run(pictures, out, *flags):
+    tiny = [word if word != "cpu" else "cuda:0" for word in TINY]
+    words = ["train", "--dataset", "folder", "--data-path", str(pictures), "--output-dir", str(out), *tiny]
+    return main(
+        [*words, "--batch-size", "16", "--logging-freq", "4", "--rank", "1", "--encoder-momentum", "0.9", *flags]
+    )
+
+
 @pytest.mark.parametrize("engine", ["eager", "compile", "graph"])
-def test_every_engine_trains_and_resumes(pictures, tmp_path, engine):
-    flags = [word if word != "cpu" else "cuda:0" for word in TINY]
-    words = [
-        "train",
-        "--dataset",
-        "folder",
-        "--data-path",
-        str(pictures),
-        "--output-dir",
-        str(tmp_path / "run"),
-        *flags,
-    ]
-    words += [
-        "--batch-size",
-        "16",
-        "--logging-freq",
-        "4",
-        "--save-freq",
-        "6",
-        "--rank",
-        "1",
-        "--encoder-momentum",
-        "0.9",
-    ]
-    assert main([*words, "--engine", engine, "--max-iter", "12", "--profile", "2"]) == 0
-    assert main([*words, "--engine", engine, "--max-iter", "24", "--resume"]) == 0
-    assert (tmp_path / "run" / "trace.json").exists()
+def test_every_engine_trains_profiles_and_resumes(pictures, tmp_path, engine, caplog):
+    with caplog.at_level("INFO", logger="fastirt"):
+        assert gpu_run(pictures, tmp_path, "--engine", engine, "--max-iter", "24", "--profile", "2") == 0
+    assert (tmp_path / "trace.json").exists()
+    said = [r.getMessage().removeprefix("profile: ") for r in caplog.records if r.getMessage().startswith("profile")]
+    spent = {line[:10].strip(): float(line[10:].split()[0]) for line in said[1:-1]}
+    assert list(spent) == ["input wait", *PHASES, "other"] and spent["backward"] > 0
+    assert gpu_run(pictures, tmp_path, "--engine", engine, "--max-iter", "30", "--resume") == 0
+
+
+def test_pictures_in_the_hosts_memory_are_the_same(pictures, tmp_path):
+    """Page-locked memory read across the bus, under the captured step."""
+    losses = []
+    for cache in ("host", "device", "none"):
+        assert gpu_run(pictures, tmp_path / cache, "--cache", cache, "--max-iter", "20", "--precision", "fp32") == 0
+        rows = [json.loads(line) for line in (tmp_path / cache / "log.jsonl").read_text().splitlines()]
+        losses.append([row["loss"] for row in rows if "loss" in row])
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_input_wait_is_the_devices():
+    """A loader that takes as long as the device works costs nothing; one that takes longer costs the difference."""
+    from fastirt.logs import InputWait
+
+    def busy(milliseconds):
+        torch.cuda._sleep(int(milliseconds * 1.5e6))
+
+    def slow(seconds):
+        for number in range(10):
+            time.sleep(seconds)
+            yield number
+
+    found = []
+    for seconds in (0.002, 0.05):
+        waiting = InputWait(GPU)
+        for _ in waiting.follow(slow(seconds)):
+            busy(10)
+        torch.cuda.synchronize()
+        found.append(waiting.read())
+    assert found[0] < 0.02 and found[1] > 0.2, found
