@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks import public
+from benchmarks.float8 import float8_blocks
 from benchmarks.results import Results, figure_of
 from benchmarks.rounds import in_turns, launches
 from benchmarks.timing import reason, release
@@ -36,6 +37,7 @@ PUBLIC = "public recipe"
 ALONE: dict[str, dict[str, Any]] = {
     "graph, bf16 weights": dict(precision="bf16-weights"),
     "graph, patch matmul": dict(transform=patch_matmul),
+    "graph, fp8 linear layers": dict(transform=float8_blocks),
     "graph, momentum twin": dict(encoder_momentum=0.999),
     "graph, bf16 memory": dict(memory_dtype="bf16"),
     "graph, apex FusedAdam": dict(opt="apex-fused-adam"),

@@ -12,6 +12,7 @@ from torch._dynamo.utils import counters
 from benchmarks import cache, loss, peers, public, scaling, step, variants
 from benchmarks.__main__ import PARTS
 from benchmarks.__main__ import main as benchmarks_main
+from benchmarks.float8 import float8_blocks
 from benchmarks.results import Results, figure_of, read
 from benchmarks.rounds import counted, in_turns
 from benchmarks.timing import samples
@@ -161,7 +162,9 @@ def test_the_model_of_many_ranks_by_hand():
     )  # fmt: skip
     assert scaling.predicted(1, **links) == 30
     assert scaling.predicted(2, **links) == pytest.approx(30 + 1 + 3)  # a ring of 10 ms is hidden
-    assert scaling.predicted(8, **links) == pytest.approx(30 + (175 - 20) + 70 + 3 * (4 * 2 + 3 * 1))  # over the network it is not
+    assert scaling.predicted(8, **links) == pytest.approx(
+        30 + (175 - 20) + 70 + 3 * (4 * 2 + 3 * 1)
+    )  # over the network it is not
 
 
 def test_bytes_and_operations_by_hand():
@@ -392,6 +395,22 @@ def test_variants_of_the_model_compute_the_same():
         variants.patch_matmul(encoder)
     for one, other in zip(*found):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_float8_layers_follow_the_plain_ones():
+    """Within what three bits of mantissa leave, forward and backward."""
+    torch.manual_seed(0)
+    encoder = build_encoder(ModelConfig(model="vit_tiny_patch16_224", weights="scratch", model_kwargs=("depth=1",)), 48)
+    images, found = torch.randn(8, 3, 48, 48), []
+    for _ in range(2):
+        encoder.zero_grad()
+        embeddings = encoder(images)
+        embeddings[:, 0].sum().backward()
+        gradients = torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
+        found.append((embeddings.detach(), gradients))
+        float8_blocks(encoder)
+    for plain, rounded in zip(*found):
+        assert 1e-4 < (rounded - plain).norm() / plain.norm() < 0.15
 
 
 def test_unknown_part(capsys):

@@ -1,0 +1,55 @@
+"""Linear layers whose three products are in float8, for measuring: forward, gradient of the input, gradient of the weight.
+
+Each operand is scaled by its largest element at the time (Micikevicius et al. 2022, "FP8 Formats for Deep Learning", without their history),
+to e4m3 for activations and weights, to e5m2 for gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastirt.encoder import Encoder
+
+
+def scaled(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(values / scale in float8, scale as 0-d float32): the largest element becomes the largest number of the format."""
+    scale = values.abs().amax().float().clamp(min=1e-12) / torch.finfo(dtype).max
+    return (values.float() / scale).to(dtype), scale
+
+
+def product(a: Tensor, b: Tensor, a_dtype: torch.dtype, b_dtype: torch.dtype) -> Tensor:
+    """(M, K) x (N, K) to (M, N) bfloat16: A B^T. M, N and K are multiples of 16."""
+    (a8, a_scale), (b8, b_scale) = scaled(a.contiguous(), a_dtype), scaled(b.contiguous(), b_dtype)
+    return torch._scaled_mm(a8, b8.t(), scale_a=a_scale, scale_b=b_scale, out_dtype=torch.bfloat16)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        return product(rows, weight, torch.float8_e4m3fn, torch.float8_e4m3fn)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        rows, weight = ctx.saved_tensors
+        to_rows = product(gradient, weight.t(), torch.float8_e5m2, torch.float8_e4m3fn)
+        to_weight = product(gradient.t(), rows.t(), torch.float8_e5m2, torch.float8_e4m3fn)
+        return to_rows.to(rows.dtype), to_weight.to(weight.dtype)
+
+
+class Float8Linear(nn.Linear):
+    """`nn.Linear`, bfloat16 out."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        out = _Linear.apply(values.flatten(0, -2), self.weight).unflatten(0, values.shape[:-1])
+        return out if self.bias is None else out + self.bias.to(out.dtype)
+
+
+def float8_blocks(encoder: Encoder) -> None:
+    """All linear layers of the transformer's blocks as Float8Linear, over the same weights."""
+    for layer in encoder.vit.blocks.modules():
+        if type(layer) is nn.Linear:
+            layer.__class__ = Float8Linear
