@@ -82,7 +82,8 @@ def run(args: argparse.Namespace, results: Results) -> None:
             base = base or said
             alone = statistics.median(base["seconds"]) if base["params"]["ranks"] == 1 else None
             extra = {
-                "ms": 1e3 * statistics.median(said["seconds"]), "wire_mb": said["wire"] / 1e6,
+                "ms": 1e3 * statistics.median(said["seconds"]),
+                "wire_mb": (said["wire"] - said["gradients_wire"]) / 1e6, "gradients_mb": said["gradients_wire"] / 1e6,
                 "efficiency": alone / statistics.median(said["seconds"]) if alone else None,
             }  # fmt: skip
             results.add(
@@ -122,7 +123,11 @@ def _model(
         for ranks in MODELLED:
             ms = predicted(ranks, exchange_bytes=exchange, rounds=4 if layout == "sharded" else 3, **links)
             rate, params = 1e3 * ranks * pictures / ms, dict(ranks=ranks, pictures_a_rank=pictures, dim=dim, **links)
-            extra = {"ms": ms, "efficiency": step_ms / ms}
+            wire = {
+                "wire_mb": 2 * (ranks - 1) * exchange / 1e6,
+                "gradients_mb": 4 * (ranks - 1) / ranks * gradient_bytes / 1e6,
+            }
+            extra = {"ms": ms, "efficiency": step_ms / ms, **wire}
             name = f"model (not measured), memory {layout}"
             results.add(figure_of([rate], part="scaling", name=name, unit="imgs/s", params=params, extra=extra))
 
@@ -193,6 +198,7 @@ def main(layout: str, kind: str, effort: str) -> None:
         )
         gradients = sum(p.numel() * 4 for p in module.weights)
         found = dict(seconds=seconds, pictures=count * ranks.size, wire=module.wire, gradient_bytes=gradients)
+        found["gradients_wire"] = 4 * (ranks.size - 1) * gradients // ranks.size
         print(json.dumps({**found, "dim": encoder.embed_dim, "backend": ranks.backend or "alone", "params": params}))
     ranks.close()
 
