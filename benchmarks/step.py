@@ -37,12 +37,12 @@ PUBLIC = "public recipe"
 ALONE: dict[str, dict[str, Any]] = {
     "graph, bf16 weights": dict(precision="bf16-weights"),
     "graph, patch matmul": dict(transform=patch_matmul),
-    "graph, fp8 linear layers": dict(transform=float8_blocks),
     "graph, momentum twin": dict(encoder_momentum=0.999),
     "graph, bf16 memory": dict(memory_dtype="bf16"),
     "graph, apex FusedAdam": dict(opt="apex-fused-adam"),
     "compile, apex FusedLAMB": dict(engine="compile", opt="apex-fused-lamb"),
     "compile, timm LAMB": dict(engine="compile", opt="lamb"),
+    "graph, fp8 linear layers": dict(transform=float8_blocks),
     "graph, max-autotune": dict(inductor={"max_autotune": True}),
 }
 
