@@ -51,7 +51,7 @@ def test_stages_are_bounded_and_the_summary_says_what_happened(tmp_path):
     for name, text in (("python", PRETENDS), ("broken", "#!/bin/sh\nexit 1\n")):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
-    done = check(out, PATH=f"{folder}:{os.environ['PATH']}", PYTHON=str(folder / "broken"), LIMIT="9")
+    done = check(out, PATH=f"{folder}:{os.environ['PATH']}", PYTHON=str(folder / "broken"), LIMIT="14")
     assert done.returncode == 1, done.stderr
     assert {path.name for path in out.iterdir()} == {"log.txt", "results.jsonl", "machine.txt", "summary.txt"}
     summary = (out / "summary.txt").read_text()
