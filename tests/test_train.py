@@ -279,7 +279,11 @@ def test_what_the_machine_refuses_in_the_middle_of_a_run_is_one_line(pictures, t
     monkeypatch.setattr(RunLog, "row", full)
     assert train(pictures, tmp_path / "run") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("fastirt train: error: ") and "log.jsonl: No space left on device" in error and "--resume" in error
+    assert (
+        error.startswith("fastirt train: error: ")
+        and "log.jsonl: No space left on device" in error
+        and "--resume" in error
+    )
     monkeypatch.undo()
     assert train(pictures, tmp_path / "run", "--resume") == 0
     assert [r["step"] for r in rows(tmp_path / "run") if "loss" in r] == [2, 4, 6]
