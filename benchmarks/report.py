@@ -56,21 +56,45 @@ def _folded(title: str, text: str) -> str:
 
 
 def _rows(figures: list[dict[str, Any]]) -> str:
-    """A small table for each part, device and set of sizes."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+    """A table for each part, device and kind of sizes; what all its rows share stands above it."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in figures:
-        sizes = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in row["params"].items())
-        groups.setdefault(f"**{row['part']}** ({row['device']}): {sizes}", []).append(row)
-    blocks = []
-    for title, members in groups.items():
-        lines = ["| | median (p20-p80) | of the limit here | commit, date |", "| --- | ---: | ---: | --- |"]
-        for row in members:
-            share, limit, unit = row.get("share_of_limit"), row.get("limit"), row["unit"]
-            value = f"{_number(row['p50'])} {unit} ({_number(row['p20'])}-{_number(row['p80'])})"
-            bound = "" if share is None else f"{100 * share:.1f} % of {_number(limit)} {row_unit(row)}"
-            lines.append(f"| {row['name']} | {value} | {bound} | {row.get('commit', '')}, {row.get('time', '')[:10]} |")
-        blocks.append(title + "\n\n" + "\n".join(lines))
-    return "\n\n".join(blocks)
+        groups.setdefault((row["part"], row["device"], *row["params"]), []).append(row)
+    return "\n\n".join(_block(members) for members in groups.values())
+
+
+def _block(rows: list[dict[str, Any]]) -> str:
+    first, made = rows[0], {_made(row) for row in rows}
+    shared = [_size(name, value) for name, value in first["params"].items() if name not in _varying(rows)]
+    shared += made if len(made) == 1 else []
+    lines = [
+        f"**{first['part']}** ({'; '.join([first['device'], ', '.join(shared)])})",
+        "",
+        "| | median (p20-p80) | of the limit here |",
+        "| --- | ---: | ---: |",
+    ]
+    for row in rows:
+        name = ", ".join([row["name"], *(_size(n, v) for n, v in row["params"].items() if n in _varying(rows))])
+        name += f" ({_made(row)})" if len(made) > 1 else ""
+        share, limit, unit = row.get("share_of_limit"), row.get("limit"), row["unit"]
+        value = f"{_number(row['p50'])} {unit} ({_number(row['p20'])}-{_number(row['p80'])})"
+        bound = "" if share is None else f"{100 * share:.1f} % of {_number(limit)} {row_unit(row)}"
+        lines.append(f"| {name} | {value} | {bound} |")
+    return "\n".join(lines)
+
+
+def _made(row: dict[str, Any]) -> str:
+    return f"commit {row.get('commit', '')}, {row.get('time', '')[:10]}"
+
+
+def _size(name: str, value: Any) -> str:
+    return f"{name.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
+
+
+def _varying(rows: list[dict[str, Any]]) -> list[str]:
+    """The sizes in which rows differ."""
+    names = dict.fromkeys(name for row in rows for name in row["params"])
+    return [name for name in names if any(row["params"].get(name) != rows[0]["params"].get(name) for row in rows)]
 
 
 def row_unit(row: dict[str, Any]) -> str:
@@ -82,21 +106,23 @@ def _number(value: float) -> str:
 
 
 def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """One bar chart a part, unit and device: median, p20 to p80, and the limit. The same rows give the same bytes."""
+    """One bar chart a part, unit, device and kind of sizes: median, p20 to p80, and the limit. The same rows give the same bytes."""
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "fastirt"
     from matplotlib import pyplot
 
-    charts: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    charts: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in newest(rows)[0]:
-        charts.setdefault((row["part"], row["unit"], row["device"]), []).append(row)
+        charts.setdefault((row["part"], row["unit"], row["device"], *row["params"]), []).append(row)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for (part, unit, device), bars in charts.items():
+    for (part, unit, device, *_), bars in charts.items():
         figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.34 * len(bars)), layout="constrained")
-        names = [f"{bar['name']}\n{_differing(bar, bars)}".strip() for bar in bars]
+        varying = _varying(bars)
+        sizes = [" ".join(f"{n}={v}" for n, v in bar["params"].items() if n in varying) for bar in bars]
+        names = [f"{bar['name']}\n{size}".strip() for bar, size in zip(bars, sizes)]
         middle = [bar["p50"] for bar in bars]
         spread = [[max(0, b["p50"] - b["p20"]) for b in bars], [max(0, b["p80"] - b["p50"]) for b in bars]]
         axes.barh(range(len(bars)), middle, xerr=spread, color="#4878a8", ecolor="#333333", capsize=2)
@@ -107,18 +133,14 @@ def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
         axes.invert_yaxis()
         axes.set_xlabel(f"{unit} (red: this machine's limit)")
         axes.set_title(f"{part}, {device}", fontsize=9)
-        path = folder / (re.sub(r"[^a-z0-9]+", "-", f"{part} {unit} {device}".lower()).strip("-") + ".svg")
+        stem = re.sub(r"[^a-z0-9]+", "-", f"{part} {unit} {device}".lower()).strip("-")
+        path = folder / f"{stem}.svg"
+        if path in written:  # another kind of sizes
+            path = folder / f"{stem}-{sum(old.name.startswith(stem) for old in written) + 1}.svg"
         figure.savefig(path, metadata={"Date": None})
         pyplot.close(figure)
         written.append(path)
     return written
-
-
-def _differing(bar: dict[str, Any], bars: list[dict[str, Any]]) -> str:
-    """The sizes in which the bars of a chart differ."""
-    return " ".join(
-        f"{name}={value}" for name, value in bar["params"].items() if any(b["params"].get(name) != value for b in bars)
-    )
 
 
 def main(args: argparse.Namespace) -> int:

@@ -102,8 +102,10 @@ def test_the_report_fills_the_readme_and_draws_the_same_plots(tmp_path, capsys):
         plots.append({path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()})
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "**step** (CPU, 2 threads): batch size 8\n\n|" in text
-    assert "| fastirt | 123 imgs/s" in text and "100 imgs/s (98-102)" not in text  # the newest counts
+    assert "**step** (CPU, 2 threads; batch size 8)\n\n|" in text  # its rows are of two days, the loss's of one
+    assert "| fastirt (commit abc1234, 2026-02-02) |" in text
+    assert "**loss** (CPU, 2 threads; batch size 8, commit abc1234, 2026-01-02)" in text
+    assert "| 123 imgs/s" in text and "100 imgs/s (98-102)" not in text  # the newest counts
     assert "5.0 % of 400 imgs/s (fp32 products)" in text and "- loss, kernels (CPU, 2 threads): needs a GPU" in text
     assert plots[0] == plots[1] and set(plots[0]) == {"step-imgs-s-cpu-2-threads.svg", "loss-ms-cpu-2-threads.svg"}
     readme.write_text("no markers")
