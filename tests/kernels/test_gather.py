@@ -61,6 +61,20 @@ def test_special_entries_keep_their_bits():
     assert torch.equal(out.view(torch.int32), table[0].view(torch.int32).expand(1, 4, 4, 3))
 
 
+def test_bytes_further_than_2_to_the_31():
+    """As in a cache of more than 2 GiB; only the last picture is ever touched."""
+    near, _, _, (picture,) = stored([(4, 5)])
+    far = torch.empty(2**31 + 7 + picture.numel(), dtype=torch.uint8, device=DEVICE)
+    far[-picture.numel() :] = near
+    starts, widths = (torch.tensor([0, last], device=DEVICE) for last in (2**31 + 7, 5))
+    out = torch.empty(1, 4, 4, 3, dtype=torch.uint8, device=DEVICE)
+    for impl in ("triton", "reference"):
+        gather_views(
+            out, far, starts, widths, torch.tensor([[1, 0, 1, 1]], device=DEVICE), table_of(torch.uint8), impl=impl
+        )
+        assert torch.equal(out[0].cpu(), picture[:, 1:].flip(1))
+
+
 def test_no_views():
     pixels, starts, widths, _ = stored([(4, 4)])
     out = torch.empty(0, 4, 4, 3, device=DEVICE)
