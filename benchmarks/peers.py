@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.public import contrastive_loss, has_metric_learning
+from fastirt import engine
 from fastirt.kernels import contrastive_koleo
 from fastirt.kernels.checks import choose
 from fastirt.kernels.reference import koleo as plain_koleo
@@ -93,13 +94,11 @@ def captured(call: Callable[[], Any]) -> Callable[[], Any]:
         for _ in range(3):
             call()
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    # The outer stream puts the current one back, which torch.cuda.graph does not do when a capture breaks.
-    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
-        results = call()
+    results: list[Any] = []
+    graph = engine.captured(lambda: results.append(call()), torch.device("cuda", torch.cuda.current_device()))
 
     def replay() -> Any:
         graph.replay()
-        return results
+        return results[0]
 
     return replay

@@ -153,6 +153,9 @@ def measure(size: int, layout: str, device: torch.device, args: argparse.Namespa
     try:
         said = [rank.communicate(timeout=300) for rank in ranks]
     except subprocess.TimeoutExpired:
+        for rank in ranks:  # one that failed may have left the others waiting
+            if rank.poll():
+                return (rank.communicate()[1].strip().splitlines() or [f"exit code {rank.returncode}"])[-1][:200]
         return "took more than five minutes"
     finally:
         for rank in ranks:
@@ -176,7 +179,7 @@ def main(layout: str, kind: str, effort: str) -> None:
     side, count, slots = (224, 64, 59551) if on_gpu else (64 if full else 32, 8, 2000)
     config = Config().replace(
         weights="scratch", model=model, max_iter=10**6, batch_size=count * ranks.size, memory_ratio=1.0,
-        memory_sharded=layout == "sharded",
+        memory_sharded=layout == "sharded", engine="compile" if on_gpu else "eager",  # the same on one rank as on many
     )  # fmt: skip
     torch.manual_seed(0)
     encoder = build_encoder(config.model, side)

@@ -9,6 +9,8 @@ from typing import Any, Callable, Collection, Optional
 
 import torch
 
+from fastirt.errors import first_line
+
 FLUSH_BYTES = 256 << 20  # more than any L2
 OUT_OF_MEMORY = "out of memory"
 
@@ -17,7 +19,7 @@ def reason(error: BaseException) -> str:
     """Why something was not run, in one line."""
     if isinstance(error, torch.OutOfMemoryError):
         return OUT_OF_MEMORY
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def release(device: torch.device) -> None:

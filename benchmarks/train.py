@@ -100,6 +100,7 @@ def _ours(
 
 def _public(root: Path, sizes: dict[str, Any], device: torch.device) -> list[float]:
     """imgs/s over each `LOGGED` steps of the last third of as many steps, at most 60."""
+    torch.backends.cudnn.allow_tf32 = True  # torch's default, which a run in fp32 has changed
     split = load_catalog("folder", str(root)).train
     config = Config().replace(weights="scratch", model=sizes["model"])
     recipe = public.Recipe(build_encoder(config.model, sizes["input_size"]).vit, len(split), device)

@@ -71,6 +71,11 @@ class Ranks:
         return self.size > 1
 
     @property
+    def every(self) -> int:
+        """Steps between two exchanges of `agree_to_stop`: a ring of 64 ranks takes longer than a step."""
+        return min(8, 1 + self.size // 8)
+
+    @property
     def first(self) -> bool:
         """Whether this is the rank that logs and writes."""
         return self.rank == 0
@@ -107,9 +112,9 @@ class Ranks:
 
     def _choose_backend(self, store: dist.Store, device: torch.device) -> str:
         """The same on all ranks: NCCL where each has a GPU to itself. Raises UserError where some have none."""
-        gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+        gpu = _identity(device)
         store.set(f"gpu/{self.rank}", gpu)
-        gpus = [store.get(f"gpu/{rank}").decode() for rank in range(self.size)]
+        gpus = [gpu.decode() for gpu in store.multi_get([f"gpu/{rank}" for rank in range(self.size)])]
         without = [str(rank) for rank, other in enumerate(gpus) if not other]
         if not any(gpus):
             return "gloo"
@@ -236,7 +241,7 @@ class Ranks:
         if not self.many:
             return signal
         self._asked += 1
-        if self._asked % (1 + self.size // 8):  # a ring of 64 takes longer than a step
+        if self._asked % self.every:
             return 0
         agreed = 0
         if self._stops is not None:
@@ -288,6 +293,11 @@ class Ranks:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _identity(device: torch.device) -> str:
+    """What no other GPU has; empty for a CPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
 
 
 ALONE = Ranks()  # a process that is the only rank; holds nothing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Any, Callable
 
@@ -104,19 +105,37 @@ class Capture:
     def _capture(self, body: Callable[[], None]) -> None:
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()  # what the warm-up took: the graph has a pool of its own
-        graph = torch.cuda.CUDAGraph()
         try:
-            # The outer stream puts the current one back where torch.cuda.graph fails to: it does not when the capture breaks.
             # thread_local: the threads that decode pictures go on calling CUDA meanwhile.
-            with torch.cuda.stream(torch.cuda.current_stream(self.device)):
-                with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                    body()
+            self._graph = captured(body, self.device, stream=self._stream, capture_error_mode="thread_local")
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
-            while isinstance(error.__context__, Exception):  # the end of a broken capture raises anew, over the cause
-                error = error.__context__
-            if isinstance(error, torch.OutOfMemoryError):
-                raise error
             raise CaptureFailed(
                 f"--engine graph: the step cannot be captured ({first_line(error)}): use --engine compile"
             ) from error
-        self._graph = graph
+
+
+def captured(body: Callable[[], Any], device: torch.device, **options: Any) -> torch.cuda.CUDAGraph:
+    """`body` as a CUDA graph; options are torch.cuda.graph's. Where it breaks, everything is as it was, and the error is body's own."""
+    graph, pool, cause = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), None
+
+    def watched() -> None:
+        nonlocal cause
+        try:
+            body()
+        except Exception as error:
+            cause = error
+            raise
+
+    try:
+        # The outer stream puts the current one back, which torch.cuda.graph does not do where the capture's end fails too.
+        with torch.cuda.stream(torch.cuda.current_stream(device)), torch.cuda.graph(graph, pool=pool, **options):
+            watched()
+    except Exception as error:
+        with contextlib.suppress(
+            RuntimeError
+        ):  # nor does it tell the allocator, which would keep every block that is freed
+            torch._C._cuda_endAllocateToPool(device.index or 0, pool)
+        raise cause or error
+    return graph

@@ -6,7 +6,7 @@ import errno
 from typing import Optional
 
 OF_THE_MACHINE = {  # what the operating system may refuse in the middle of a run
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ESTALE, errno.EMFILE,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE,
 }  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def one_line(error: BaseException) -> Optional[str]:
             f"({first_line(error)})"
         )
     if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
-        return f"{error.filename or 'a file'}: {error.strerror}: mend that; a run goes on from its last checkpoint with --resume"
+        return f"{error.filename or 'a file'}: {error.strerror}: mend that (training goes on from its last checkpoint with --resume)"
     return None
 
 

@@ -148,7 +148,7 @@ def _restarted(given: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """The flags as they were meant when torchrun starts the same command again after a failure (--max-restarts): go on.
 
     Without --output-dir the folder is then named after the job, so that the next attempt finds it. An agent counts its own ranks' failures
-    alone, and one that takes a lost agent's place counts none, so the run's folder remembers its job.
+    alone, so the largest count is taken; the run's folder remembers its job, since an attempt may also have been refused a folder of another.
     """
     mine = [os.environ.get(f"TORCHELASTIC_{name}") for name in ("RUN_ID", "MAX_RESTARTS", "RESTART_COUNT")]
     everyone = ranks.gather_json(mine)
@@ -165,10 +165,9 @@ def _restarted(given: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     folder = folder.parent.parent if folder.is_file() else folder  # --resume RUN/checkpoints/step_N.safetensors
 
     def goes_on() -> bool:
-        again = attempts > 0 or (job != "none" and _job_of(folder) == job)
-        return again and ("resume" not in given or checkpoint.find(folder) is not None)
+        return _job_of(folder) in (None, job) and ("resume" not in given or checkpoint.find(folder) is not None)
 
-    return {**given, "output_dir": str(folder), "resume": ""} if ranks.from_first(goes_on) else given
+    return {**given, "output_dir": str(folder), "resume": ""} if attempts and ranks.from_first(goes_on) else given
 
 
 def _job_of(folder: Path) -> Optional[str]:
@@ -217,8 +216,7 @@ def _ready(config: Config, device: torch.device, ranks: int = 1) -> Config:
     precision = config.model.precision
     if precision == "auto":
         precision = "bf16" if resolve_precision(precision, device) == torch.bfloat16 else "fp32"
-    if precision == "fp32":
-        torch.backends.cudnn.allow_tf32 = False  # the patch embedding is a convolution
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"  # the patch embedding is a convolution
     return config.replace(device=str(device), precision=precision)
 
 

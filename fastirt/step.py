@@ -234,7 +234,7 @@ class _Summed:
     """An encoder's forward whose gradients are summed over the ranks, bucket by bucket, while the rest of the backward runs."""
 
     def __init__(self, encoder: Encoder, embed: Callable[[Encoder, Tensor], Tensor], ranks: Ranks) -> None:
-        module = _Forward(encoder, embed)
+        self.ranks, module = ranks, _Forward(encoder, embed)
         self.reducer = DistributedDataParallel(
             module, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
         )
@@ -249,12 +249,13 @@ class _Summed:
     def _settle(self, images: Tensor) -> None:
         """Two passes for nothing: after them the reducer deals its buckets out anew, and where an element stands in a bucket decides in
         which order the ranks' gradients are added. A run that starts again would else differ from one that never stopped."""
-        self._settled = True
+        self._settled, wire = True, self.ranks.wire
         with torch.random.fork_rng([images.device] if images.is_cuda else []):
             for _ in range(2):
                 self.reducer(images).sum().backward()
         for weight in self.reducer.parameters():
             weight.grad = None
+        self.ranks.wire = wire
 
 
 class _Forward(nn.Module):

@@ -75,7 +75,7 @@ class Trainer:
         bad: list[int] = []
         if resume is not None:
             bad = self._load(resume)
-        self.recent: deque[tuple[int, np.ndarray]] = deque(maxlen=2 * config.run.logging_freq + 8)
+        self.recent: deque[tuple[int, np.ndarray]] = deque(maxlen=2 * max(config.run.logging_freq, ranks.every) + 8)
         self.loader = train_loader(
             catalog,
             config,

@@ -162,6 +162,16 @@ def test_a_broken_capture_names_the_cause_and_leaves_the_stream_as_it_was(engine
         curve = run(step, 0, 8)
         assert step.engine == "compile" and torch.isfinite(curve).all() and "going on without the graph" in caplog.text
     assert torch.cuda.current_stream() == before
+    held = (
+        torch.cuda.memory_allocated()
+    )  # memory used on another stream is given back, as it would not be within a capture
+    other = torch.empty(2**24, device="cuda")
+    other.record_stream(torch.cuda.Stream())
+    torch.cuda.synchronize()
+    del other
+    torch.cuda.synchronize()
+    torch.empty(1, device="cuda")
+    assert torch.cuda.memory_allocated() < held + 2**24
 
 
 def test_the_choice():

@@ -113,8 +113,9 @@ def test_an_index_in_parts_finds_what_one_finds(parts):
     gallery, cpu = vectors(1001), torch.device("cpu")
     one, several = module._Faiss(gallery, cpu), module._Faiss(gallery, cpu, parts)
     assert several.index.count() == parts and several.index.ntotal == 1001
-    for expected, found in zip(one(gallery[:100], 20), several(gallery[:100], 20)):
-        torch.testing.assert_close(found, expected, atol=3e-7, rtol=0)
+    (expected, rows), (found, others) = one(gallery[:100], 20), several(gallery[:100], 20)
+    torch.testing.assert_close(found, expected, atol=3e-7, rtol=0)
+    assert (rows == others).float().mean() > 0.99  # two that are equal in float32 may change places
 
 
 def test_products_are_float32_where_training_allows_tf32():

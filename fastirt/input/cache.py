@@ -121,14 +121,14 @@ def make_cache(
         _say_none(smallest, room)
         return None
     shapes = picture_shapes(source, input, bad, ranks)
-    needed = int(shapes.prod(1).sum()) * 3
+    needed = max(ranks.gather_json(int(shapes.prod(1).sum()) * 3))  # one may not see a file that another sees
     if where == "auto":
         where = next((place for place in fits if needed <= SHARE[place] * room[place]), "none")
         if where == "none":
             _say_none(needed, room)
             return None
     elif needed > 0.95 * room[where]:
-        raise UserError(
+        raise ranks.once(
             f"--cache {where}: {needed / 2**30:.1f} GiB of pictures, {room[where] / 2**30:.1f} GiB are free: use --cache auto or none"
         )
     log.info("cache: %d pictures, %.2f GiB in %s memory", len(source), needed / 2**30, _NAMES[where])

@@ -80,15 +80,26 @@ def torchrun(
     )
 
 
+def children(pid: int) -> list[int]:
+    """Processes that a process has started and that have not ended."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(stat.parent.name))
+        except OSError:  # it has ended meanwhile
+            pass
+    return found
+
+
 def workers(agent: int) -> dict[int, int]:
     """Rank to process, of the ranks that an agent has started."""
     found = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    for pid in children(agent):
         try:
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == agent:
-                rank = re.search(rb"(?:^|\0)RANK=(\d+)\0", (stat.parent / "environ").read_bytes())
-                if rank:
-                    found[int(rank[1])] = int(stat.parent.name)
-        except OSError:  # it has ended
-            pass
+            rank = re.search(rb"(?:^|\0)RANK=(\d+)\0", Path(f"/proc/{pid}/environ").read_bytes())
+        except OSError:
+            continue
+        if rank:
+            found[int(rank[1])] = pid
     return found

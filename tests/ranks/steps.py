@@ -67,6 +67,9 @@ if __name__ == "__main__":
     if ranks.size == 1:
         ranks = OneOfMany()
     out, device, names = sys.argv[1], torch.device(sys.argv[2]), sys.argv[3:]
+    if device.type == "cuda":
+        device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
     ranks.start(device)
     torch.save({name: steps(name, ranks, device) for name in names}, f"{out}/{ranks.rank}-of-{ranks.size}.pt")
     ranks.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import write_pictures
-from ranks.launch import free_port, workers
+from ranks.launch import children, free_port, workers
 from ranks.test_jobs import alone, arguments, assert_same_curve
 
 ROOT = Path(__file__).parent.parent.parent
@@ -73,7 +73,7 @@ def test_two_nodes_run_as_one_process(data, tmp_path):
 
 def test_a_rank_killed_on_one_node_brings_both_back(data, tmp_path):
     """Without --resume: the agent of the other node counts no failure of its own."""
-    out, given = tmp_path / "run", {**environment(), "RANKS": "1", "RESTARTS": "1"}
+    out, given = tmp_path / "run", {**environment(), "RANKS": "1", "RESTARTS": "1", "JOB": "7"}
     command = ["bash", "scripts/train.nodes.sh", *flags(data, out, steps=400)]
     logs = [open(tmp_path / f"{node}.txt", "w") for node in range(2)]
     nodes = [subprocess.Popen(command, env=given, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT) for log in logs]
@@ -129,8 +129,3 @@ def test_slurm_script_starts_stops_and_goes_on(data, tmp_path):
                 os.killpg(job.pid, signal.SIGKILL)
         assert ("stopped by signal 15" in output) == stops and (job.returncode == 0) != stops, output
     assert json.loads((out / "metrics.json").read_text())["queries"] == 24 and "resumed" in output
-
-
-def children(pid: int) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout
-    return [int(word) for word in found.split()]

@@ -16,7 +16,7 @@ NAMES = ["anchor_sum", "twin, nonzero_mean", "sharded", "compile", "graph"]
 def test_ranks_on_a_gpu_compute_what_one_process_computes(tmp_path, size):
     """With two ranks on one GPU it is gloo, which cannot be captured."""
     names = NAMES if size == 1 or torch.cuda.device_count() > 1 else NAMES[:-1]
-    run(size, "tests/ranks/steps.py", str(tmp_path), "cuda:0" if size == 1 else "cuda", *names)
+    run(size, "tests/ranks/steps.py", str(tmp_path), "cuda", *names)
     everyone = [torch.load(tmp_path / f"{rank}-of-{size}.pt") for rank in range(size)]
     for name in names:
         one, first = steps(name, Ranks(), GPU), everyone[0][name]
