@@ -19,7 +19,7 @@ def reason(error: BaseException) -> str:
     """Why something was not run, in one line."""
     if isinstance(error, torch.OutOfMemoryError):
         return OUT_OF_MEMORY
-    return f"{type(error).__name__}: {first_line(error)}"
+    return f"{type(error).__name__}: {first_line(error) if str(error).strip() else ''}"
 
 
 def release(device: torch.device) -> None:

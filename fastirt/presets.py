@@ -68,7 +68,7 @@ DEMO: dict[str, Any] = dict(
     memory_start=200,
     lambda_reg=0.3,
     logging_freq=50,
-    save_freq=0,
+    save_freq=100,
 )
 
 

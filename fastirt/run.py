@@ -110,9 +110,11 @@ def evaluate_model(run: Optional[Path], given: dict[str, Any], ranks: Ranks) -> 
         config = _stored(run, {"weights": str(run / "model.safetensors"), **given})
         folder = run if set(given) <= NEUTRAL else None  # other figures than the run's own go elsewhere
     elif run is not None:
-        config = resolve({**_described(run), "weights": str(run), "max_iter": 0, **given})
+        config = resolve({**_described(run, given), "weights": str(run), "max_iter": 0, **given})
     else:
-        described = _described(Path(given["weights"])) if given.get("weights", "").endswith(".safetensors") else {}
+        described = (
+            _described(Path(given["weights"]), given) if given.get("weights", "").endswith(".safetensors") else {}
+        )
         config = resolve({**described, "max_iter": 0, **given})
     device = choose_device(given.get("device"), ranks)
     ranks.start(device)
@@ -220,11 +222,13 @@ def _ready(config: Config, device: torch.device, ranks: int = 1) -> Config:
     return config.replace(device=str(device), precision=precision)
 
 
-def _described(file: Path) -> dict[str, Any]:
-    """What a model file of ours says of itself, as flags; nothing for others."""
+def _described(file: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """What a model file of ours says of itself, as flags; nothing for others. Raises UserError where another model was `given`."""
     if file.suffix != ".safetensors" or not file.is_file():
         return {}
     described = read_model_metadata(file)
+    if given.get("model", described.get("model")) != described.get("model") and described:
+        raise UserError(f"--model {given['model']}: {file} says that it is of {described['model']}: leave --model out")
     return {name: value for name, value in described.items() if name != "recipe" or value in RECIPES}
 
 

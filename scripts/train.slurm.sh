@@ -10,6 +10,7 @@
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
 set -euo pipefail
+: "${SLURM_JOB_NODELIST:?submit this script with sbatch}"
 cd "${SLURM_SUBMIT_DIR:-.}"
 if ! command -v fastirt > /dev/null; then . scripts/setup.sh; fi # here, before all nodes want it at once
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

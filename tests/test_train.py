@@ -287,3 +287,22 @@ def test_what_the_machine_refuses_in_the_middle_of_a_run_is_one_line(pictures, t
     monkeypatch.undo()
     assert train(pictures, tmp_path / "run", "--resume") == 0
     assert [r["step"] for r in rows(tmp_path / "run") if "loss" in r] == [2, 4, 6]
+
+
+def test_weights_of_another_model_are_refused(pictures, tmp_path, capsys):
+    """A file of ours says what it is of, and its depth and width would else go under another model's name."""
+    assert train(pictures, tmp_path / "run", "--max-iter", "2") == 0
+    file = str(tmp_path / "run/model.safetensors")
+    words = [
+        "--model",
+        "deit_small_patch16_224",
+        "--dataset",
+        "folder",
+        "--data-path",
+        str(pictures),
+        "--device",
+        "cpu",
+    ]
+    for source in ([file], ["--weights", file]):
+        assert main(["evaluate", *source, *words, "--output-dir", str(tmp_path / "other")]) == 2
+        assert "says that it is of vit_tiny_patch16_224: leave --model out" in capsys.readouterr().err
