@@ -153,17 +153,19 @@ def measure(size: int, layout: str, device: torch.device, args: argparse.Namespa
     try:
         said = [rank.communicate(timeout=300) for rank in ranks]
     except subprocess.TimeoutExpired:
-        for rank in ranks:  # one that failed may have left the others waiting
-            if rank.poll():
-                return (rank.communicate()[1].strip().splitlines() or [f"exit code {rank.returncode}"])[-1][:200]
-        return "took more than five minutes"
+        failed = next((rank for rank in ranks if rank.poll()), None)  # it may have left the others waiting
+        return _last_words(failed, failed.communicate()[1]) if failed else "took more than five minutes"
     finally:
         for rank in ranks:
             rank.kill()
     for rank, (_, errors) in zip(ranks, said):
         if rank.returncode:
-            return (errors.strip().splitlines() or [f"exit code {rank.returncode}"])[-1][:200]
+            return _last_words(rank, errors)
     return json.loads(said[0][0].splitlines()[-1])
+
+
+def _last_words(rank: subprocess.Popen, errors: str) -> str:
+    return (errors.strip().splitlines() or [f"exit code {rank.returncode}"])[-1][:200]
 
 
 def main(layout: str, kind: str, effort: str) -> None:

@@ -257,13 +257,9 @@ class Ranks:
     def explain(self, error: BaseException) -> Optional[PeerGone]:
         """What an exception of a collective means, naming the rank that is gone; None where it is no such exception."""
         text = str(error)
-        if (
-            not self.many
-            or isinstance(error, UserError)
-            or not (
-                isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "NCCL", "Connection closed"))
-            )
-        ):
+        if not self.many or isinstance(error, UserError):
+            return None
+        if not isinstance(error, dist.DistError) and not any(w in text for w in ("gloo", "NCCL", "Connection closed")):
             return None
         gone = self._gone()
         if gone:

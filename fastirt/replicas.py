@@ -12,25 +12,28 @@ import torch
 from torch import Tensor
 
 import fastirt
+from fastirt.catalog import Catalog
 from fastirt.config import Config, flatten
 from fastirt.distributed import Ranks
 from fastirt.encoder import Encoder
+from fastirt.input.store import catalog_digest
 from fastirt.step import TrainStep
 
 CHUNK = 2**22  # numbers summed at once: 32 MiB as int64
 OWN = {"device", "num_workers", "data_path", "packed", "log_dir"}  # settings that a rank may have to itself
 
 
-def check_start(ranks: Ranks, config: Config, digest: str, encoder: Encoder) -> None:
-    """Raises UserError on all ranks, which rank 0 says, naming the difference, where they would not train the same model on the same data.
-
-    digest: of the catalogue.
-    """
+def check_start(ranks: Ranks, config: Config, catalog: Catalog, encoder: Encoder) -> None:
+    """Raises UserError on all ranks, which rank 0 says, naming the difference, where they would not train the same model on the same data."""
     if not ranks.many:
         return
     settings = {f"--{name.replace('_', '-')}": value for name, value in flatten(config.to_dict()).items()}
     mine: dict[str, Any] = {name: v for name, v in settings.items() if name.strip("-").replace("-", "_") not in OWN}
-    mine |= {"version of torch": torch.__version__, "code of fastirt": code_digest()[:12], "data set": digest[:12]}
+    mine |= {
+        "version of torch": torch.__version__,
+        "code of fastirt": code_digest()[:12],
+        "data set": catalog_digest(catalog)[:12],
+    }
     mine["weights"] = f"{int(checksum(encoder.state_dict().values())) % 2**64:016x}"
     everyone = ranks.gather_json({name: str(value) for name, value in mine.items()})
     for rank, theirs in enumerate(everyone):

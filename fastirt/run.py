@@ -20,7 +20,6 @@ from fastirt.encoder import Encoder, build_encoder, save_model
 from fastirt.errors import UserError
 from fastirt.files import replacing
 from fastirt.input.pack import PackedStore
-from fastirt.input.store import catalog_digest
 from fastirt.presets import resolve
 from fastirt.replicas import check_start
 from fastirt.retrieval.embed import normalization_constants
@@ -61,7 +60,7 @@ def train(given: dict[str, Any], ranks: Ranks) -> int:
     encoder = build_encoder(
         dataclasses.replace(config.model, weights="scratch") if resume else config.model, config.input.input_size
     )
-    check_start(ranks, config, catalog_digest(catalog), encoder)
+    check_start(ranks, config, catalog, encoder)
     log.info("%s", summary(config, catalog, encoder, folder))
 
     def measure(model: Encoder) -> dict[str, Any]:
@@ -127,7 +126,7 @@ def evaluate_model(run: Optional[Path], given: dict[str, Any], ranks: Ranks) -> 
         ranks.from_first(lambda: _write_config(folder, config.replace(output_dir=str(folder))))
     torch.manual_seed(config.run.seed)
     encoder = build_encoder(config.model, config.input.input_size).to(device, memory_format=torch.channels_last)
-    check_start(ranks, config.replace(output_dir=str(folder)), catalog_digest(catalog), encoder)
+    check_start(ranks, config.replace(output_dir=str(folder)), catalog, encoder)
     metrics = evaluate(
         encoder, catalog, config, device, stores=store, csv_path=folder / "bad_pictures.csv", ranks=ranks
     )
@@ -227,7 +226,7 @@ def _described(file: Path, given: dict[str, Any]) -> dict[str, Any]:
     if file.suffix != ".safetensors" or not file.is_file():
         return {}
     described = read_model_metadata(file)
-    if given.get("model", described.get("model")) != described.get("model") and described:
+    if described and given.get("model", described["model"]) != described["model"]:
         raise UserError(f"--model {given['model']}: {file} says that it is of {described['model']}: leave --model out")
     return {name: value for name, value in described.items() if name != "recipe" or value in RECIPES}
 
