@@ -46,6 +46,12 @@ class InputConfig:
         "square", "before the crop: whole picture to a square, or its shorter side", ("square", "shorter")
     )
     resize_size: int = option(256, "side in pixels after the resize")
+    orientation: str = option(
+        "stored",
+        "turn each image upright as its EXIF data says, or leave it as stored; default: exif, but stored for cub200, sop and "
+        "inshop, whose published results were made without",
+        ("exif", "stored"),
+    )
     normalization: str = option("model", "mean and std: the model's own (timm) or ImageNet's", ("model", "imagenet"))
     loader: str = option("dali", "DALI pipeline, or its plain PIL twin", ("dali", "pil"))
     num_workers: int = option(16, "threads that read and decode; at most the cores there are")
@@ -142,6 +148,9 @@ class EvalConfig:
     """Evaluation"""
 
     rank: tuple[int, ...] = option((1, 2, 4, 8), "compute Recall@K for these K")
+    eval_split: str = option(
+        "test", "where a data set has a test and a validation split: the one to evaluate", ("test", "val")
+    )
     eval_freq: int = option(0, "evaluate every so many steps and keep the best model; 0: only at the end")
     eval_batch_size: int = option(128, "pictures per batch in evaluation")
     search: str = option(

@@ -35,6 +35,8 @@ DATA_PATHS = {
     "demo": "data/demo",
 }
 
+PUBLISHED = ("cub200", "sop", "inshop")  # their published results were made with images as stored, EXIF data ignored
+
 # What both recipes do on each data set, when a recipe or a method was asked for.
 DATASETS: dict[str, dict[str, Any]] = {
     "cub200": dict(m=0, max_iter=2000, rank=(1, 2, 4, 8)),
@@ -82,7 +84,10 @@ def resolve(given: dict[str, Any]) -> Config:
     dataset = given.get("dataset", "cub200")
     as_public = "recipe" not in given and "method" not in given
     recipe = given.get("recipe") or ("unofficial" if as_public else "paper")
-    filled: dict[str, Any] = {"data_path": DATA_PATHS.get(dataset, ".")}
+    filled: dict[str, Any] = {
+        "data_path": DATA_PATHS.get(dataset, "."),
+        "orientation": "stored" if dataset in PUBLISHED else "exif",
+    }
     if dataset == "demo" and "recipe" not in given:
         filled.update(DEMO)
     else:

@@ -12,7 +12,7 @@ import numpy as np
 class Split:
     """Pictures with their classes, in catalogue order (which also decides ties in retrieval)."""
 
-    name: str  # "train", "test", "query" or "gallery"
+    name: str  # "train", "test", "val", "query" or "gallery"
     paths: tuple[str, ...]  # absolute file names
     labels: np.ndarray  # (N,) int64, ids into Catalog.class_names
 
@@ -26,10 +26,11 @@ class Catalog:
 
     dataset: str
     root: str  # absolute folder
-    train: Split
-    query: Split
+    train: Split | None  # None: nothing to train on, which only an evaluation can use
+    query: Split | None  # None: nothing to evaluate on; training then goes without
     gallery: Split | None  # None: the query split is its own gallery, and a query never finds itself
     class_names: tuple[str, ...]
+    own: np.ndarray | None = None  # (Q,) int64 gallery row that holds a query's own file, -1: none; None: no query has one
 
     def splits(self) -> tuple[Split, ...]:
         """The splits that are there: train, query (or test), gallery."""
