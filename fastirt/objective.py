@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Optional
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastirt.kernels import REDUCTIONS, contrastive_koleo
@@ -25,6 +26,8 @@ class RetrievalLoss(nn.Module):
     margin: cosine above which a negative pair is pushed apart. contrastive: `anchor_sum` (the paper) or `nonzero_mean`
     (pytorch-metric-learning's default reducer). lambda_reg: weight of KoLeo; it means something else under each normalisation.
     impl: `triton`, `reference` (plain PyTorch, always float32), or `auto`: Triton on a GPU that has it. precision: of the kernels' products.
+    normalize: L2-normalise embeddings and memory first, in float32, as pytorch-metric-learning does; the gradient passes
+    through the normalisation. False saves that where all vectors are of unit length already.
     """
 
     def __init__(
@@ -34,13 +37,14 @@ class RetrievalLoss(nn.Module):
         lambda_reg: float = 0.7,
         impl: str = "auto",
         precision: str = "auto",
+        normalize: bool = True,
     ) -> None:
         super().__init__()
         check_choice("contrastive", contrastive, REDUCTIONS)
         check_choice("impl", impl, IMPLEMENTATIONS)
         check_choice("precision", precision, PRECISIONS)
         self.margin, self.contrastive, self.lambda_reg = margin, contrastive, lambda_reg
-        self.impl, self.precision = impl, precision
+        self.impl, self.precision, self.normalize = impl, precision, normalize
 
     def forward(
         self,
@@ -50,8 +54,11 @@ class RetrievalLoss(nn.Module):
         memory_labels: Optional[Tensor] = None,
         memory_self: Optional[Tensor] = None,
     ) -> Losses:
-        """embeddings (N, D) L2-normalised, labels (N,) integers; memory (M, D) with memory_labels (M,), -1 = empty slot;
+        """embeddings (N, D), labels (N,) integers; memory (M, D) with memory_labels (M,), -1 = empty slot;
         memory_self (N,) int64: each row's own slot, which is no pair (-1 for none)."""
+        if self.normalize:
+            embeddings = F.normalize(embeddings.float(), dim=1)
+            memory = None if memory is None else F.normalize(memory.float(), dim=1)
         parts = contrastive_koleo(
             embeddings,
             labels,
@@ -68,5 +75,5 @@ class RetrievalLoss(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"margin={self.margin}, contrastive={self.contrastive!r}, lambda_reg={self.lambda_reg}, "
-            f"impl={self.impl!r}, precision={self.precision!r}"
+            f"impl={self.impl!r}, precision={self.precision!r}, normalize={self.normalize}"
         )

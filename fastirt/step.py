@@ -277,7 +277,7 @@ def _objective(config: Config, dim: int, dtype: torch.dtype, device: torch.devic
         choose(given.loss_impl, torch.empty(0, dim, device=device))
     except ValueError as error:
         raise UserError(f"--loss-impl: {error}") from None
-    return RetrievalLoss(given.margin, given.contrastive, given.lambda_reg, given.loss_impl, precision)
+    return RetrievalLoss(given.margin, given.contrastive, given.lambda_reg, given.loss_impl, precision, normalize=False)
 
 
 def memory_size(config: Config, train_size: int) -> int:

@@ -157,6 +157,26 @@ def test_module_adds_the_parts_with_lambda():
         RetrievalLoss(contrastive="mean")
 
 
+@pytest.mark.parametrize("contrastive", ["anchor_sum", "nonzero_mean"])
+def test_module_normalizes_unless_told_not_to(contrastive):
+    """Vectors of any length give the loss of their directions, and the gradient of a loss in one's own loop is through them."""
+    features, labels = batch()[0].detach() * 7, batch()[1]
+    memory = features.flip(0) * torch.rand(len(features), 1).add(0.1)
+    raw = features.clone().requires_grad_()
+    losses = RetrievalLoss(contrastive=contrastive)(raw, labels, memory, labels.flip(0))
+    losses.total.backward()
+    own = features.clone().requires_grad_()
+    unit = RetrievalLoss(contrastive=contrastive, normalize=False)
+    expected = unit(F.normalize(own, dim=1), labels, F.normalize(memory, dim=1), labels.flip(0))
+    expected.total.backward()
+    torch.testing.assert_close(torch.stack(losses), torch.stack(expected))
+    torch.testing.assert_close(raw.grad, own.grad)
+    wrong = unit(features, labels, memory, labels.flip(0))
+    assert float(wrong.total) > 2 * float(losses.total)
+    halves = RetrievalLoss(contrastive=contrastive)(features.bfloat16(), labels)
+    assert torch.isfinite(halves.total) and halves.total.dtype == torch.float32
+
+
 def test_float32_inside_autocast_and_for_half_inputs():
     z = F.normalize(batch()[0], dim=1).detach()
     labels = batch()[1]
