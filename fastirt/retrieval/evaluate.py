@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Mapping, Optional
 
 import torch
+from torch import Tensor
 
 from fastirt.catalog import Catalog, Split, check_ranks
 from fastirt.config import Config
@@ -64,19 +65,32 @@ def _measure(
     gallery_labels = torch.from_numpy((catalog.gallery or catalog.query).labels)[gallery.rows]
     total = len(catalog.query) + (len(catalog.gallery) if catalog.gallery else 0)
     read = len(query.rows) + (len(gallery.rows) if catalog.gallery else 0)
-    reachable = len(gallery.rows) - (1 if catalog.gallery is None else 0)
+    own = _own_rows(query, gallery, catalog)
+    reachable = len(gallery.rows) - bool((own >= 0).any())
     depths = [k for k in config.eval.rank if k <= reachable]
-    if len(depths) < len(config.eval.rank):
-        log.warning("left out Recall@K for K above %d: so many gallery pictures could be read", reachable)
+    if len(depths) < len(set(config.eval.rank)):
+        beside = " beside the query" if reachable < len(gallery.rows) else ""
+        log.warning("left out Recall@K for K above %d: so many gallery images%s could be read", reachable, beside)
     metrics = retrieval_metrics(
         query.vectors,
         query_labels,
         gallery.vectors,
         gallery_labels,
         depths,
-        same=catalog.gallery is None,
+        own=own,
         backend=config.eval.search,
         device=device,
         gpus=ranks.local_size,
     )
     return {**metrics, "bad": total - read}
+
+
+def _own_rows(query: Embeddings, gallery: Embeddings, catalog: Catalog) -> Tensor:
+    """(Q,) int64: for each embedded query the embedded gallery row of its own file, -1 for none."""
+    if catalog.gallery is None:
+        return torch.arange(len(query.rows))
+    if catalog.own is None:
+        return torch.full((len(query.rows),), -1)
+    place = torch.full((len(catalog.gallery) + 1,), -1)  # of a gallery row among those that could be read; the last: none
+    place[gallery.rows] = torch.arange(len(gallery.rows))
+    return place[torch.from_numpy(catalog.own)[query.rows]]

@@ -22,6 +22,7 @@ def search(
     k: int,
     *,
     exclude_self: bool = False,
+    exclude: Optional[Tensor] = None,
     backend: str = "auto",
     device: torch.device | str = "cpu",
     gpus: int = 1,
@@ -31,14 +32,18 @@ def search(
     query (Q, D) and gallery (G, D): float32, finite. Yields (first query of the chunk, similarities (C, k) float32,
     indices (C, k) int64), best first; equal similarities in the gallery's order, also at the k-th place. Identical
     gallery rows are always equally similar; apart from them, a similarity is what the backend's matrix product says.
-    exclude_self: query i is gallery row i and no neighbour of itself. backend: `faiss`, `torch` or `auto` (FAISS where
+    exclude_self: query i is gallery row i and no neighbour of itself. exclude: (Q,) int64, for each query the one gallery
+    row that is no neighbour of it, -1 for none; K is then at most G - 1. backend: `faiss`, `torch` or `auto` (FAISS where
     it can, said in the log where not). gpus: on a GPU, FAISS spreads the gallery over the first so many of this machine.
     """
     device = torch.device(device)
     gpus = min(gpus, torch.cuda.device_count()) if device.type == "cuda" else 1
     rows = gallery.shape[0]
-    k = min(k, rows - (1 if exclude_self else 0))
-    wanted = min(k + (2 if exclude_self else 1), rows)  # itself, and one more to see a tie at the k-th place
+    if exclude_self:
+        exclude = torch.arange(len(query))
+    excludes = exclude is not None and bool((exclude >= 0).any())
+    k = min(k, rows - excludes)
+    wanted = min(k + (2 if excludes else 1), rows)  # itself, and one more to see a tie at the k-th place
     distinct = Distinct(gallery)
     depth = min(wanted, len(distinct.vectors))
     find = _backend(distinct.vectors, depth, backend, device, gpus)
@@ -46,7 +51,7 @@ def search(
     chunk = max(1, min(4096, CHUNK_VALUES // (rows if find.dense else wanted)))
     for first in range(0, query.shape[0], chunk):
         part = query[first : first + chunk]
-        own = torch.arange(first, first + part.shape[0]) if exclude_self else None
+        own = exclude[first : first + chunk] if excludes else None
         similarities, indices = distinct.expand(*find(part, depth), wanted)
         similarities, indices = _by_row(similarities, indices)
         tied = similarities[:, -2:-1] == similarities[:, -1:]
@@ -110,7 +115,8 @@ def _without(own: Tensor, similarities: Tensor, indices: Tensor) -> tuple[Tensor
 def _top(values: Tensor, k: int, own: Optional[Tensor]) -> tuple[Tensor, Tensor]:
     """The k first of (C, G) similarities by (falling similarity, rising row), whatever is tied."""
     if own is not None:
-        values[torch.arange(len(own)), own] = float("-inf")
+        has_own = (own >= 0).nonzero().flatten()
+        values[has_own, own[has_own]] = float("-inf")
     last = values.topk(k, dim=1).values[:, -1:]
     above, tied = values > last, values == last
     chosen = above | (tied & (tied.cumsum(1) <= k - above.sum(1, keepdim=True)))
