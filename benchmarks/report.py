@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.results import FOLDER, key, read
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+MODEL = "model (not measured)"  # how the name of a figure that was computed begins
 HEADLINES = ("step", "train", "input", "cache", "retrieval", "scaling")  # the other parts are folded away
 
 
@@ -33,18 +34,27 @@ def newest(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a table of HEADLINES, then, folded, the other parts and what was not measured."""
+    """Markdown: a table of HEADLINES, then, folded, the other parts, what a model predicts, and what was not measured."""
     figures, missing = newest(rows)
     figures.sort(key=lambda row: (row["device"].startswith("CPU"), row["device"], _place(row["part"])))
+    figures, modelled = measured(figures)
     first = [row for row in figures if row["part"] in HEADLINES]
     others = [row for row in figures if row["part"] not in HEADLINES]
     blocks = [_rows(first)] if first else []
     if others:
         blocks.append(_folded(", ".join(dict.fromkeys(row["part"] for row in others)), _rows(others)))
+    if modelled:
+        blocks.append(_folded("Model, not measured", _rows(modelled)))
     if missing:
         lines = sorted({f"- {row['part']}, {row['name']} ({row['device']}): {row['not_run']}" for row in missing})
         blocks.append(_folded("Not measured", "\n".join(lines)))
     return "\n\n".join(blocks) + "\n"
+
+
+def measured(figures: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(figures that were measured, figures that a model computed): the two never share a table or a plot."""
+    computed = [row for row in figures if row["name"].startswith(MODEL)]
+    return [row for row in figures if row not in computed], computed
 
 
 def _place(part: str) -> tuple[int, str]:
@@ -67,15 +77,21 @@ def _block(rows: list[dict[str, Any]]) -> str:
     first, made = rows[0], {_made(row) for row in rows}
     shared = [_size(name, value) for name, value in first["params"].items() if name not in _varying(rows)]
     shared += made if len(made) == 1 else []
-    lines = [
-        f"**{first['part']}** ({'; '.join([first['device'], ', '.join(shared)])})",
-        "",
-        "| | median (p20-p80) | of the limit here |",
-        "| --- | ---: | ---: |",
-    ]
+    if first["name"].startswith(MODEL):
+        lines = [f"**{first['part']}** ({', '.join(shared)})", "", "| | predicted |", "| --- | ---: |"]
+    else:
+        lines = [
+            f"**{first['part']}** ({'; '.join([first['device'], ', '.join(shared)])})",
+            "",
+            "| | median (p20-p80) | of the limit here |",
+            "| --- | ---: | ---: |",
+        ]
     for row in rows:
         name = ", ".join([row["name"], *(_size(n, v) for n, v in row["params"].items() if n in _varying(rows))])
         name += f" ({_made(row)})" if len(made) > 1 else ""
+        if row["name"].startswith(MODEL):
+            lines.append(f"| {name.removeprefix(MODEL + ', ')} | {_number(row['p50'])} {row['unit']} |")
+            continue
         share, limit, unit = row.get("share_of_limit"), row.get("limit"), row["unit"]
         value = f"{_number(row['p50'])} {unit} ({_number(row['p20'])}-{_number(row['p80'])})"
         bound = "" if share is None else f"{100 * share:.1f} % of {_number(limit)} {row_unit(row)}"
@@ -106,7 +122,8 @@ def _number(value: float) -> str:
 
 
 def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """One bar chart a part, unit, device and kind of sizes: median, p20 to p80, and the limit. The same rows give the same bytes."""
+    """One bar chart a part, unit, device and kind of sizes: median, p20 to p80, and the limit, of what was measured. The
+    same rows give the same bytes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -114,7 +131,7 @@ def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
     from matplotlib import pyplot
 
     charts: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in newest(rows)[0]:
+    for row in measured(newest(rows)[0])[0]:
         charts.setdefault((row["part"], row["unit"], row["device"], *row["params"]), []).append(row)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -131,7 +148,8 @@ def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
                 axes.plot([bar["limit"]] * 2, [place - 0.4, place + 0.4], color="#c44e52")
         axes.set_yticks(range(len(bars)), names, fontsize=7)
         axes.invert_yaxis()
-        axes.set_xlabel(f"{unit} (red: this machine's limit)")
+        limits = any(bar.get("limit") for bar in bars)
+        axes.set_xlabel(f"{unit} (red: this machine's limit)" if limits else unit)
         axes.set_title(f"{part}, {device}", fontsize=9)
         stem = re.sub(r"[^a-z0-9]+", "-", f"{part} {unit} {device}".lower()).strip("-")
         path = folder / f"{stem}.svg"

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.report import MODEL
 from benchmarks.results import Results, figure_of
 from benchmarks.step import batches
 from fastirt.config import Config
@@ -128,7 +129,7 @@ def _model(
                 "gradients_mb": 4 * (ranks - 1) / ranks * gradient_bytes / 1e6,
             }
             extra = {"ms": ms, "efficiency": step_ms / ms, **wire}
-            name = f"model (not measured), memory {layout}"
+            name = f"{MODEL}, memory {layout}"
             results.add(figure_of([rate], part="scaling", name=name, unit="imgs/s", params=params, extra=extra))
 
 

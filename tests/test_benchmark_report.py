@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import cache
 from benchmarks.__main__ import main
+from benchmarks.report import MODEL, plot, table
 from benchmarks.results import read
 from benchmarks.timing import samples
 
@@ -108,8 +109,23 @@ def test_the_report_fills_the_readme_and_draws_the_same_plots(tmp_path, capsys):
     assert "| 123 imgs/s" in text and "100 imgs/s (98-102)" not in text  # the newest counts
     assert "5.0 % of 400 imgs/s (fp32 products)" in text and "- loss, kernels (CPU, 2 threads): needs a GPU" in text
     assert plots[0] == plots[1] and set(plots[0]) == {"step-imgs-s-cpu-2-threads.svg", "loss-ms-cpu-2-threads.svg"}
+    drawn = {name: data.decode() for name, data in plots[0].items()}
+    assert "this machine's limit" in drawn["step-imgs-s-cpu-2-threads.svg"]
+    assert "limit" not in drawn["loss-ms-cpu-2-threads.svg"]  # none is drawn there
     readme.write_text("no markers")
     capsys.readouterr()
     assert main(["report", results, "--readme", str(readme)]) == 2
     assert "needs one line <!-- benchmarks -->" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "none.jsonl")]) == 2
+
+
+def test_modelled_figures_share_no_table_and_no_plot_with_measured_ones(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [figure(part="scaling", name="memory whole, gloo"), figure(part="scaling", name=f"{MODEL}, memory whole", p50=9e5)]
+    text = table(rows)
+    before, after = text.split("Model, not measured")
+    assert "memory whole, gloo" in before and "900,000" not in before
+    assert "| memory whole | 900,000 imgs/s |" in after and "CPU" not in after and "median" not in after
+    (svg,) = plot(rows, tmp_path)
+    assert "memory whole, gloo" in svg.read_text() and MODEL not in svg.read_text()
+    assert "Model" not in table(rows[:1]) and plot(rows[1:], tmp_path / "none") == []
