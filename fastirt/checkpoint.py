@@ -114,6 +114,16 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise UserError(f"{path}: damaged checkpoint ({first_line(error)}); resume from an older one") from error
 
 
+def describe(path: Path) -> dict[str, Any]:
+    """The state that `save` wrote with None for every tensor, at the cost of reading the file's header; {} if unreadable."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = _unflatten(json.loads((file.metadata() or {})["state"]), lambda name: None)
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
 def forget_later(path: Path) -> None:
     """Remove the checkpoints past `path` in its folder: they belong to a future that will be lived again."""
     for later in path.parent.glob("step_*.safetensors"):

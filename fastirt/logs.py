@@ -9,15 +9,15 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any, Iterator, TypeVar
+from typing import Any, Callable, Iterator, TypeVar
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fastirt.errors import UserError
 from fastirt.files import replacing
+from fastirt.tensorboard_log import TensorBoardLog
 
 log = logging.getLogger("fastirt")
 T = TypeVar("T")
@@ -32,11 +32,11 @@ class RunLog:
         try:
             cut_back(self.path, step, redo)
             self._file = open(self.path, "a", encoding="utf-8")
-            self._board = SummaryWriter(str(tensorboard), purge_step=step + 1)
         except OSError as error:
             raise UserError(
-                f"{tensorboard}: logs cannot be written there ({error.strerror or error}): choose another --log-dir or --output-dir"
+                f"{self.path}: cannot be written ({error.strerror or error}): choose another --output-dir"
             ) from error
+        self._board = TensorBoardLog(tensorboard, step)
         self._redirect = logging_redirect_tqdm()
         self._redirect.__enter__()
         self.bar = tqdm(
@@ -48,9 +48,7 @@ class RunLog:
         row = {name: value for name, value in row.items() if isinstance(value, (int, float)) and math.isfinite(value)}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        for name, value in row.items():
-            if name != "step":
-                self._board.add_scalar(f"{'train' if 'loss' in row else 'eval'}/{name}", value, row["step"])
+        self._board.add("train" if "loss" in row else "eval", row)
 
     def losses(self, row: dict[str, Any], lambda_reg: float) -> None:
         """The row of a log step, and a line of it for people."""
@@ -103,13 +101,13 @@ class InputWait:
     def follow(self, batches: Iterator[T]) -> Iterator[T]:
         """The same batches; the consumer does a step with each."""
         while True:
-            ended, before = self._now(), time.perf_counter()
+            ended, before = self.now(), time.perf_counter()
             batch = next(batches, None)
             waited = time.perf_counter() - before
             if batch is None:
                 return
             if self.on_gpu:
-                self._open.append((waited, ended, self._now()))
+                self._open.append((waited, ended, self.now()))
             else:
                 self._seconds += waited
             yield batch
@@ -122,7 +120,8 @@ class InputWait:
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
-    def _now(self) -> Any:
+    def now(self) -> Any:
+        """An event that the device passes when it has done all that it was given; None on a CPU."""
         if not self.on_gpu:
             return None
         event = torch.cuda.Event(enable_timing=True)
@@ -131,31 +130,47 @@ class InputWait:
 
 
 class Throughput:
-    """Pictures per second, utilisation, input wait and time left, each over the time since the last reading.
+    """Images per second, utilisation, input wait and time left, each over the time since the last reading.
 
-    flops: of one picture in a step; peak: FLOP/s that the device could do. `waiting` wraps the batches.
+    flops: of one image in a step; peak: FLOP/s that the device could do. `waiting` wraps the batches.
     """
 
     def __init__(self, batch_size: int, flops: float, peak: float, device: torch.device) -> None:
         self.batch_size, self.flops, self.peak = batch_size, flops, peak
-        self._start, self._steps, self._wait = time.perf_counter(), 0, InputWait(device)
+        self._wait = InputWait(device)
+        self._start, self._steps = self._now(), 0
         self.waiting = self._wait.follow
 
     def tick(self) -> None:
         self._steps += 1
 
-    def read(self, steps_left: int) -> dict[str, float]:
-        """imgs_per_s, mfu and input_wait (shares of 1), seconds_left; starts a new window."""
-        elapsed = max(time.perf_counter() - self._start, 1e-9)
-        rate, waited = self._steps / elapsed, min(1.0, self._wait.read() / elapsed)
-        self._start, self._steps = time.perf_counter(), 0
+    def read(self, steps_left: int) -> Callable[[], dict[str, float]]:
+        """Ends the window. The result gives imgs_per_s, mfu and input_wait (shares of 1) and seconds_left; on a GPU only once
+        the device has come as far as the host was here: the host's clock alone would time how fast steps are launched.
+        """
+        before, steps, waited = self._start, self._steps, self._wait.read()
+        self._start, self._steps = self._now(), 0
+        after = self._start
+        return lambda: self._numbers(max(_seconds(before, after), 1e-9), steps, waited, steps_left)
+
+    def _numbers(self, elapsed: float, steps: int, waited: float, steps_left: int) -> dict[str, float]:
+        rate = steps / elapsed
         images = rate * self.batch_size
+        self.peak = max(self.peak, images * self.flops)  # a CPU's is an estimate, from one kind of product
         return {
             "imgs_per_s": round(images, 1),
             "mfu": round(images * self.flops / self.peak, 4),
-            "input_wait": round(waited, 4),
+            "input_wait": round(min(1.0, waited / elapsed), 4),
             "seconds_left": round(steps_left / rate, 1) if rate else math.inf,
         }
+
+    def _now(self) -> Any:
+        return self._wait.now() if self._wait.on_gpu else time.perf_counter()
+
+
+def _seconds(before: Any, after: Any) -> float:
+    """Between two times of the host, or two events that the device has passed."""
+    return after - before if isinstance(after, float) else before.elapsed_time(after) / 1e3
 
 
 def cut_back(path: Path, step: int, redo: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import statistics
 import time
 from pathlib import Path
@@ -74,6 +75,8 @@ class Profile:
         """The same batches; the consumer does a step with each. Where they end too soon nothing is said but that."""
         batches, module = iter(batches), self.module
         yield from itertools.islice(batches, self.skipped)
+        # Read at the profiler's first use: without it, it prints its own events, and an error where there is no GPU.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         traced = torch.profiler.profile(acc_events=True)
         plain, captured = module.mark, module.capture is not None and module.capture.enabled
         marks = Marks(module.device, captured)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import os
 from collections import deque
 from pathlib import Path
 from typing import IO, Any, Callable, Iterator, Optional
@@ -36,7 +37,7 @@ log = logging.getLogger("fastirt")
 # May differ between a run and its resumption: they change neither the pictures nor the arithmetic.
 FREE_ON_RESUME = set(
     "output_dir log_dir logging_freq save_freq keep resume device num_workers pin_mem max_bad data_path "
-    "rank eval_freq eval_batch_size search weights eval_descriptor engine cache profile memory_sharded check_freq".split()
+    "rank eval_split eval_freq eval_batch_size search weights eval_descriptor engine cache profile memory_sharded check_freq".split()
 )
 NON_FINITE = 1000  # what a rank tells the others instead of a signal
 Evaluate = Callable[[Encoder], dict[str, Any]]
@@ -45,7 +46,8 @@ Evaluate = Callable[[Encoder], dict[str, Any]]
 class Trainer:
     """Trains one encoder on one catalogue into one run folder.
 
-    `run` returns the exit code: 0, with the final model's `metrics`, or 128 + signal.
+    `run` returns the exit code: 0, with the final model's `metrics`, or 128 + signal. evaluate: measures an encoder;
+    None where there is nothing to measure it on, and then `metrics` stays empty.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class Trainer:
         *,
         mean: tuple,
         std: tuple,
-        evaluate: Evaluate,
+        evaluate: Optional[Evaluate],
         store: Any = None,
         resume: Optional[Path] = None,
         ranks: Ranks = ALONE,
@@ -255,6 +257,8 @@ class Trainer:
 
     def _evaluate(self, stopper: Stopper) -> bool:
         """Measure the model of this step, keep it where it is the best so far; False where a signal broke it off."""
+        if self.evaluate is None:
+            return True
         try:
             with stopper.interruptible():
                 metrics = self.evaluate(self.encoder)
@@ -266,7 +270,7 @@ class Trainer:
             return False
         self.metrics = metrics
         self.log.row({"step": self.step, **metrics})
-        name = next(name for name in metrics if name.startswith("recall@"))
+        name = next(iter(metrics))  # the first Recall@K, or MAP@R where too few images are left for any K
         if metrics[name] > self.best.get(name, -1.0):
             self.best = {"step": self.step, name: metrics[name]}
             if self.config.eval.eval_freq and self.ranks.first:
@@ -302,21 +306,23 @@ class Trainer:
     def _ask(self) -> None:
         """Begin a log row; it is written when its numbers have arrived."""
         self._report(wait=True)
-        speed = self.speed.read(self.config.optim.max_iter - self.step)
+        self._speed = self.speed.read(self.config.optim.max_iter - self.step)
         lr = learning_rate(self.step - 1, self.config.optim)
         wire = {"wire_mb": round(self.step_module.wire / 1e6, 3)} if self.ranks.many else {}
-        self.readout.ask({"step": self.step, "lr": lr, **speed, **wire})
+        self.readout.ask({"step": self.step, "lr": lr, **wire})
         self._report(wait=self.step == self.config.optim.max_iter)
 
     def _report(self, wait: bool) -> None:
         row = self.readout.answer(wait)
         if row is not None:
-            self.log.losses(row, self.config.objective.lambda_reg)
+            self.log.losses({**row, **self._speed()}, self.config.objective.lambda_reg)
 
 
 def compatible(saved: Config, now: Config, path: Path) -> None:
     """Refuse to resume under another configuration, naming each difference."""
     free = set(FREE_ON_RESUME)
+    if saved.data.packed:
+        saved = saved.replace(packed=os.path.abspath(saved.data.packed))  # older runs kept it relative
     if now.optim.sched == "constant":
         free.add("max_iter")
     different = [line for line in saved.difference(now) if line.split(":")[0] not in free]

@@ -65,11 +65,18 @@ def test_throughput_by_hand():
     for _ in speed.waiting(slow()):
         time.sleep(0.02)
         speed.tick()
-    found = speed.read(steps_left=30)
+    found = speed.read(steps_left=30)()
     assert found["input_wait"] == pytest.approx(0.5, abs=0.2)
     assert found["mfu"] == pytest.approx(found["imgs_per_s"] * 4 / 1e4, rel=0.01)
     assert found["seconds_left"] == pytest.approx(300 / found["imgs_per_s"], abs=0.06)  # said in tenths
-    assert speed.read(5)["imgs_per_s"] == 0
+    assert speed.read(5)()["imgs_per_s"] == 0
+
+
+def test_utilisation_is_a_share_even_where_the_peak_was_guessed_too_low():
+    speed = Throughput(batch_size=10, flops=4.0, peak=1e-3, device=torch.device("cpu"))
+    time.sleep(0.001)
+    speed.tick()
+    assert speed.read(1)()["mfu"] == 1.0
 
 
 def test_operations_of_deit_small():
