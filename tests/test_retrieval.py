@@ -11,7 +11,8 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from fastirt.errors import UserError
 from fastirt.retrieval import search as search_module
 from fastirt.retrieval.metrics import retrieval_metrics
-from fastirt.retrieval.report import PUBLISHED, compare_runs, table, write_metrics
+from fastirt.retrieval.compare_runs import compare_runs
+from fastirt.retrieval.report import PUBLISHED, table, write_metrics
 from fastirt.retrieval.search import search
 
 
@@ -25,13 +26,14 @@ def neighbours(query, gallery, k, **options):
     return torch.cat([s for _, s, _ in parts]), torch.cat([i for _, _, i in parts])
 
 
-def by_definition(query, query_labels, gallery, gallery_labels, ranks, same):
+def by_definition(query, query_labels, gallery, gallery_labels, ranks, same, own=None):
     """Query by query in float64; ties by gallery row."""
+    own = list(range(len(query))) if same else [-1] * len(query) if own is None else own.tolist()
     recalls, precision, average, count = {k: 0 for k in ranks}, 0.0, 0.0, 0
     for i in range(len(query)):
         scores = gallery.double() @ query[i].double()
         order = sorted(
-            (j for j in range(len(gallery)) if not (same and j == i)), key=lambda j: (-round(float(scores[j]), 6), j)
+            (j for j in range(len(gallery)) if j != own[i]), key=lambda j: (-round(float(scores[j]), 6), j)
         )
         right = [bool(gallery_labels[j] == query_labels[i]) for j in order]
         r = sum(right)
@@ -168,3 +170,54 @@ def test_runs_side_by_side(tmp_path):
     assert "25.00" in text and "irt-l (paper)" in text
     with pytest.raises(UserError, match="no metrics.json"):
         compare_runs([tmp_path])
+
+
+@pytest.mark.parametrize("backend", ["faiss", "torch"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_query_that_is_in_the_gallery_does_not_find_itself(backend, seed):
+    """Some queries are gallery rows under another place, some are not; duplicates of theirs stay."""
+    rng = np.random.default_rng(seed)
+    gallery, labels = vectors(50, seed=seed), torch.from_numpy(rng.integers(0, 9, 50))
+    gallery[30:36] = gallery[5]
+    own = torch.from_numpy(rng.permutation(50)[:20].copy())
+    query, query_labels = gallery[own].clone(), labels[own].clone()
+    own[::3] = -1
+    query[::3] = vectors(7, seed=seed + 10)
+    query_labels[3] = (labels[own[3]] + 1) % 9
+    found = retrieval_metrics(query, query_labels, gallery, labels, (1, 2, 49), own=own, backend=backend)
+    expected = by_definition(query, query_labels, gallery, labels, (1, 2, 49), False, own)
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    with pytest.raises(UserError, match="--rank 50.* at most 49"):
+        retrieval_metrics(query, query_labels, gallery, labels, (50,), own=own)
+    nobody = torch.full_like(own, -1)
+    assert retrieval_metrics(query, query_labels, gallery, labels, (50,), own=nobody)["recall@50"] <= 1
+
+
+def test_each_k_counts_once_and_in_order():
+    query, labels = vectors(6), torch.tensor([0, 0, 1, 1, 2, 2])
+    metrics = retrieval_metrics(query, labels, query, labels, (2, 1, 1, 2, 2), same=True)
+    assert [name for name in metrics if name.startswith("recall")] == ["recall@1", "recall@2"]
+    assert metrics["recall@1"] <= metrics["recall@2"] <= 1
+    assert metrics == retrieval_metrics(query, labels, query, labels, (1, 2), same=True)
+    without = retrieval_metrics(query, labels, query, labels, (), same=True)
+    assert without["map@r"] == metrics["map@r"] and "recall@1" not in without
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (dict(query=vectors(0), query_labels=torch.zeros(0, dtype=torch.int64)), "query set is empty"),
+        (dict(gallery=vectors(0), gallery_labels=torch.zeros(0, dtype=torch.int64)), "gallery set is empty"),
+        (dict(query_labels=torch.tensor([0, -1, 0, 1])), "label -1"),
+        (dict(gallery_labels=torch.tensor([0, 1, -7, 1])), "label -7"),
+        (dict(gallery_labels=torch.tensor([0, 1])), "4 vectors and 2 labels"),
+        (dict(ranks=(0, 1)), "--rank 0"),
+        (dict(query_labels=torch.tensor([5, 5, 5, 5])), "no query has"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(change, reason):
+    labels = torch.tensor([0, 1, 0, 1])
+    call = dict(query=vectors(4), query_labels=labels, gallery=vectors(4), gallery_labels=labels, ranks=(1,))
+    with pytest.raises(UserError, match=reason) as caught:
+        retrieval_metrics(**{**call, **change})
+    assert "\n" not in str(caught.value)
