@@ -6,23 +6,40 @@ import argparse
 import dataclasses
 import logging
 import sys
-import typing
 from pathlib import Path
-from typing import Any, Callable, NoReturn, Optional, Sequence
+from typing import Any, NoReturn, Optional, Sequence
 
-from fastirt.config import METHODS, RECIPES, Config
+from fastirt import __version__
+from fastirt.config import Config
 from fastirt.errors import one_line
+from fastirt.flags import FOOTNOTE, add_config, add_field, add_presets, given, suggestion
 
-TRAIN = """Train and evaluate. Presets fill what is not given: --method and --recipe choose them; with neither, the defaults are
-those of the public re-implementation (recipe `unofficial`), and its command lines keep their meaning."""
-EVALUATE = """Evaluate a run (its folder), a weights file, or, with neither, the model off the shelf (IRT_O)."""
+log = logging.getLogger("fastirt")
+
+TRAIN = f"""Train and evaluate. Presets fill what is not given: --method and --recipe choose them; with neither, the defaults are
+those of the public re-implementation (recipe `unofficial`), and its command lines keep their meaning. {FOOTNOTE}"""
+EVALUATE = """Evaluate a run (its folder), a weights file, or, with neither, the model off the shelf (IRT_O). Of a run or a model
+file, what is not given is as the run had it; else the defaults are those below."""
 
 
 class Parser(argparse.ArgumentParser):
     """Errors are one line."""
 
+    commands: argparse._SubParsersAction
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+        """Unknown flags are an error of the command that they were given to, with what may have been meant."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            parser = self.commands.choices.get(getattr(parsed, "command", None), self)
+            known = [name for action in parser._actions for name in action.option_strings]
+            flags = [word for word in unknown if word.startswith("-")] or unknown[:1]
+            meant = suggestion(flags[0], known)
+            parser.error(f"unknown: {' '.join(flags)}" + (f"; did you mean {meant}?" if meant else ""))
+        return parsed
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -45,7 +62,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def build_parser() -> Parser:
     parser = Parser(prog="fastirt", description="Train vision transformers for image retrieval.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"fastirt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
+    parser.commands = commands
 
     train = commands.add_parser(
         "train",
@@ -54,7 +73,7 @@ def build_parser() -> Parser:
         allow_abbrev=False,
         usage="fastirt train [--method M] [--recipe R] [--dataset D] [--data-path PATH] [options]",
     )
-    add_config(train)
+    add_config(train, "train")
 
     evaluate = commands.add_parser(
         "evaluate",
@@ -64,22 +83,20 @@ def build_parser() -> Parser:
         usage="fastirt evaluate [RUN] [--weights FILE] [--dataset D] [--data-path PATH] [options]",
     )
     evaluate.add_argument("run", nargs="?", type=Path, help="run folder, or a file of weights")
-    add_config(evaluate)
+    add_config(evaluate, "evaluate")
 
     pack = commands.add_parser(
         "pack", help="store a data set's pictures, resized once, in one file", allow_abbrev=False
     )
     pack.add_argument("out", type=Path, help="file to write")
-    pack.add_argument(
-        "--recipe",
-        choices=RECIPES,
-        default=argparse.SUPPRESS,
-        help="resize as this recipe does (default: as `fastirt train` would)",
-    )
-    for group, names in (("data", ("dataset", "data_path")), ("input", ("input_size", "resize", "resize_size"))):
+    add_presets(pack, "pack")
+    for group, names in (
+        ("data", ("dataset", "data_path")),
+        ("input", ("input_size", "resize", "resize_size", "orientation")),
+    ):
         for field in dataclasses.fields(getattr(Config(), group)):
             if field.name in names:
-                add_field(pack, Config(), group, field)
+                add_field(pack, "pack", group, field)
     pack.add_argument("--quality", type=int, default=95, help="JPEG quality (default: %(default)s)")
     pack.add_argument(
         "--subsampling", choices=("4:4:4", "4:2:2", "4:2:0"), default="4:4:4", help="JPEG chroma (default: %(default)s)"
@@ -97,71 +114,9 @@ def build_parser() -> Parser:
 
     report = commands.add_parser("report", help="put the metrics of several runs side by side", allow_abbrev=False)
     report.add_argument("runs", nargs="+", type=Path, help="run folders")
+    report.add_argument("--sort", metavar="COLUMN", help="by a column, best or largest first; its name as in the table")
     commands.add_parser("env", help="print what a bug report needs")
     return parser
-
-
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """One flag per config field, grouped by component; a flag that is not given leaves no trace in the result."""
-    presets = parser.add_argument_group("Presets")
-    presets.add_argument(
-        "--method",
-        choices=METHODS,
-        default=argparse.SUPPRESS,
-        help="irt-o: off the shelf; irt-l: contrastive; irt-r: contrastive + KoLeo",
-    )
-    presets.add_argument(
-        "--recipe", choices=RECIPES, default=argparse.SUPPRESS, help="the paper's, or the public re-implementation's"
-    )
-    config = Config()
-    for name, part in config.parts().items():
-        group = parser.add_argument_group(type(part).__doc__)
-        for field in dataclasses.fields(part):
-            add_field(group, config, name, field)
-
-
-def add_field(group: Any, config: Config, part: str, field: dataclasses.Field) -> None:
-    """The flag of one config field, typed after its annotation."""
-    hint = typing.get_type_hints(type(getattr(config, part)))[field.name]
-    flag, default = f"--{field.name.replace('_', '-')}", getattr(getattr(config, part), field.name)
-    words: dict[str, Any] = {"default": argparse.SUPPRESS, "help": field.metadata["help"]}
-    if default not in (None, ()):
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        words["help"] += f" ({shown})".replace("%", "%%")
-    if hint is bool:
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, **words)
-        return
-    inner = (
-        [a for a in typing.get_args(hint) if a is not type(None)] if typing.get_origin(hint) is typing.Union else [hint]
-    )
-    kind = inner[0]
-    if typing.get_origin(kind) is tuple:
-        kind, words["nargs"] = typing.get_args(kind)[0], "+"
-    if field.name == "resume":
-        words.update(nargs="?", const="")
-    words["metavar"] = "FILE" if field.name == "weights" else {int: "N", float: "X", str: "S"}[kind]
-    if field.metadata["choices"]:
-        words["choices"] = field.metadata["choices"]
-        del words["metavar"]
-    if "nargs" not in words and type(None) in typing.get_args(hint):
-        kind = _or_none(kind)
-    flags = (flag, *(f"--{other}" for other in field.metadata.get("aliases", ())))
-    group.add_argument(*flags, type=kind, dest=field.name, **words)
-
-
-def _or_none(kind: type) -> Callable[[str], Any]:
-    """`none` takes back what a preset or a stored run has set."""
-
-    def parse(text: str) -> Any:
-        return None if text.lower() == "none" else kind(text)
-
-    parse.__name__ = kind.__name__  # for argparse's own messages
-    return parse
-
-
-def given(args: dict[str, Any]) -> dict[str, Any]:
-    """Lists to tuples, as the config has them."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in args.items()}
 
 
 def _train(args: dict[str, Any]) -> int:
@@ -185,9 +140,11 @@ def _pack(args: dict[str, Any]) -> int:
     from fastirt.presets import resolve
 
     own = {name: args.pop(name) for name in ("out", "quality", "subsampling", "workers")}
-    config = resolve(given(args))
-    catalog = load_catalog(config.data.dataset, config.data.data_path)
-    pack(catalog, own.pop("out"), resize=config.input.resize, resize_size=config.input.resize_size, **own)
+    config = resolve(given(args), "pack")
+    log.info("pack: %s", config.describe_input())
+    catalog = load_catalog(config.data.dataset, config.data.data_path, training=None)
+    size = dict(resize=config.input.resize, resize_size=config.input.resize_size, orientation=config.input.orientation)
+    pack(catalog, own.pop("out"), **size, **own)
     return 0
 
 
@@ -199,9 +156,9 @@ def _demo(args: dict[str, Any]) -> int:
 
 
 def _report(args: dict[str, Any]) -> int:
-    from fastirt.retrieval.report import compare_runs
+    from fastirt.retrieval.compare_runs import compare_runs
 
-    print(compare_runs(args["runs"]))
+    print(compare_runs(args["runs"], args["sort"]))
     return 0
 
 

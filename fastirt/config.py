@@ -48,8 +48,7 @@ class InputConfig:
     resize_size: int = option(256, "side in pixels after the resize")
     orientation: str = option(
         "stored",
-        "turn each image upright as its EXIF data says, or leave it as stored; default: exif, but stored for cub200, sop and "
-        "inshop, whose published results were made without",
+        "turn each image upright as its EXIF data says, or leave it as stored, as published results were made",
         ("exif", "stored"),
     )
     normalization: str = option("model", "mean and std: the model's own (timm) or ImageNet's", ("model", "imagenet"))
@@ -221,6 +220,16 @@ class Config:
     def from_dict(cls, tree: dict[str, Any]) -> "Config":
         """The inverse of `to_dict`; JSON's lists become tuples again. Raises KeyError on an unknown name."""
         return cls().replace(**{k: tuple(v) if isinstance(v, list) else v for k, v in flatten(tree).items()})
+
+    def describe_input(self) -> str:
+        """How images become descriptors, for the first line of whatever resizes them: recipe, resize, crop, mean and std."""
+        size, resized = self.input.input_size, self.input.resize_size
+        resize = f"{resized} x {resized}" if self.input.resize == "square" else f"shorter side {resized}"
+        own = "the model's own" if self.input.normalization == "model" else "ImageNet's"
+        return (
+            f"recipe {self.recipe}: resize to {resize}, crop {size} x {size}, mean and std {own}, "
+            f"orientation {self.input.orientation}"
+        )
 
     def difference(self, other: "Config") -> list[str]:
         """`name: mine, theirs` for each field that is not the same in both."""

@@ -11,7 +11,9 @@ from fastirt.errors import UserError
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": dict(
         contrastive="anchor_sum",
+        input_size=224,
         resize="square",
+        resize_size=256,
         normalization="model",
         eval_descriptor="cls",
         drop_path=0.0,
@@ -19,6 +21,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     ),
     "unofficial": dict(
         contrastive="nonzero_mean",
+        input_size=224,
         resize="shorter",
         resize_size=256,
         normalization="imagenet",
@@ -74,15 +77,16 @@ DEMO: dict[str, Any] = dict(
 )
 
 
-def resolve(given: dict[str, Any]) -> Config:
+def resolve(given: dict[str, Any], command: str = "train") -> Config:
     """The whole configuration from the flags that were given, by bare name. Raises UserError for flags that contradict.
 
-    Neither `--recipe` nor `--method`: the public re-implementation's own defaults, whatever the data set, so that its command
-    lines keep their meaning. `--method` alone: the paper. `--recipe` alone: IRT_R, or what --lambda-reg and --max-iter make of it.
+    The recipe is the paper's unless `--recipe` says otherwise, with one exception: `train` with neither `--recipe` nor
+    `--method` has the public re-implementation's own defaults, whatever the data set, so that its command lines keep
+    their meaning. `--recipe` alone: IRT_R, or what --lambda-reg and --max-iter make of it.
     """
     given = dict(given)
     dataset = given.get("dataset", "cub200")
-    as_public = "recipe" not in given and "method" not in given
+    as_public = command == "train" and "recipe" not in given and "method" not in given
     recipe = given.get("recipe") or ("unofficial" if as_public else "paper")
     filled: dict[str, Any] = {
         "data_path": DATA_PATHS.get(dataset, "."),
@@ -94,16 +98,26 @@ def resolve(given: dict[str, Any]) -> Config:
         filled.update(RECIPES[recipe], recipe=recipe)
         if not as_public:
             filled.update(DATASETS[dataset])
-        if recipe == "paper":
-            filled["resize_size"] = round(256 / 224 * given.get("input_size", 224))
+    scale = given.get("input_size", filled["input_size"]) / filled["input_size"]
+    filled["resize_size"] = round(filled["resize_size"] * scale)
     if given.get("memory_ratio") == 0:
-        filled.pop("encoder_momentum", None)  # a twin only fills the memory
+        filled.pop("encoder_momentum", None)  # a momentum encoder only fills the memory
     if dataset in ("folder", "csv") and "data_path" not in given:
         raise UserError(f"--dataset {dataset} needs --data-path")
+    if command != "train":
+        given.setdefault("max_iter", 0)
     filled["method"] = _method(given, filled)
     return Config().replace(
         **{**filled, **_method_values(filled["method"], given), **given, "method": filled["method"]}
     )
+
+
+def rescale(config: Config, given: dict[str, Any]) -> dict[str, Any]:
+    """`given` for a stored configuration: another --input-size scales the resize too, unless --resize-size is given."""
+    if "input_size" in given and "resize_size" not in given:
+        scale = given["input_size"] / config.input.input_size
+        return {**given, "resize_size": round(config.input.resize_size * scale)}
+    return given
 
 
 def _method(given: dict[str, Any], filled: dict[str, Any]) -> str:

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from fastirt.cli import build_parser, given
+from fastirt.cli import build_parser
+from fastirt.flags import given
 from fastirt.config import Config
 from fastirt.errors import UserError
 from fastirt.presets import resolve
@@ -136,6 +137,11 @@ def test_every_config_field_is_a_flag_with_help():
         ),
         ("--recipe paper --input-size 384", dict(resize_size=439, normalization="model")),
         ("--recipe paper --input-size 384 --resize-size 400", dict(resize_size=400)),
+        ("--input-size 384", dict(recipe="unofficial", resize="shorter", resize_size=439)),
+        ("--dataset demo --input-size 96", dict(resize_size=108)),
+        ("--dataset sop --method irt-r", dict(orientation="stored")),
+        ("--dataset folder --data-path d", dict(orientation="exif")),
+        ("--dataset cub200 --orientation exif", dict(orientation="exif")),
         ("--method irt-o --dataset sop", dict(max_iter=0, rank=(1, 10, 100, 1000))),
         ("--recipe paper --lambda-reg 0", dict(method="irt-l")),
         ("--dataset demo", dict(weights="scratch", input_size=48)),
@@ -147,6 +153,14 @@ def test_presets(line, expected):
     flat = {f.name: getattr(part, f.name) for part in config.parts().values() for f in dataclasses.fields(part)}
     flat.update(method=config.method, recipe=config.recipe)
     assert {name: flat[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("command", ["evaluate", "pack"])
+def test_only_train_takes_the_public_codes_flags_for_its_recipe(command):
+    assert resolve({}).recipe == resolve({"recipe": "unofficial"}, command).recipe == "unofficial"
+    config = resolve({"dataset": "sop"}, command)
+    assert (config.recipe, config.method, config.input.resize) == ("paper", "irt-o", "square")
+    assert resolve({"dataset": "sop", "method": "irt-r"}).input == config.input  # a pack of one is read by the other
 
 
 @pytest.mark.parametrize(

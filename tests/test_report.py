@@ -5,7 +5,9 @@ import os
 
 import pytest
 
+from fastirt.config import Config
 from fastirt.errors import UserError
+from fastirt.retrieval.compare_runs import compare_runs
 from fastirt.retrieval.report import PAPER, PUBLIC, PUBLISHED, PUBLISHED_RANKS, table, write_metrics
 
 METRICS = {"recall@1": 0.7, "recall@10": 0.8, "map@r": 0.3, "r_precision": 0.4, "queries": 60502, "gallery": 60502}
@@ -57,3 +59,55 @@ def test_metrics_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="metrics.json: cannot be written .No space left"):
         write_metrics(path, {"recall@1": 0.0})
     assert json.loads(path.read_text()) == METRICS and os.listdir(tmp_path) == ["metrics.json"]
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    def make(name, recall, **options):
+        (tmp_path / name).mkdir()
+        write_metrics(tmp_path / name / "metrics.json", {**METRICS, "recall@1": recall})
+        if options:
+            tree = {"config": Config().replace(**options).to_dict()}
+            (tmp_path / name / "config.json").write_text(json.dumps(tree))
+        return tmp_path / name
+
+    return make
+
+
+def report(*runs, **rest):
+    lines = [cells(line) for line in compare_runs(runs, **rest).splitlines()]
+    return lines[0], lines[2:]
+
+
+def test_runs_that_differ_get_a_column_for_it_and_no_other(make_run):
+    a = make_run("a", 0.5, method="irt-r", lambda_reg=0.7)
+    b = make_run("b", 0.6, method="irt-l", lambda_reg=0.0)
+    header, rows = report(a, b)
+    assert header == ["run", "method", "λ", "recall@1 %", "recall@10 %", "map@r %"]
+    assert rows == [
+        ["a", "irt-r (paper)", "0.7", "50.00", "80.00", "30.00"],
+        ["b", "irt-l (paper)", "0", "60.00", "80.00", "30.00"],
+    ]
+    assert report(a, a)[0][1:3] == ["method", "recall@1 %"]
+
+
+def test_every_column_of_runs_that_differ_in_all(make_run):
+    a = make_run("a", 0.5, model="x", dataset="csv", data_path="/d/mine", input_size=384, max_iter=10, recipe="unofficial")
+    b = make_run("b", 0.6, model="y", dataset="sop", data_path="/d/SOP", lambda_reg=0.3, seed=1)
+    bare = make_run("histogram", 0.4)
+    header, rows = report(a, b, bare)
+    assert header[2:9] == ["data set", "model", "size", "recipe", "λ", "steps", "seed"]
+    assert rows[0][1:9] == ["irt-r", "csv mine", "x", "384", "unofficial", "0.7", "10", "0"]
+    assert rows[1][1:9] == ["irt-r", "sop", "y", "224", "paper", "0.3", "2000", "1"]
+    assert rows[2][1:9] == [""] * 8
+
+
+def test_sorted_by_any_column(make_run):
+    runs = [make_run("a", 0.5, seed=3), make_run("b", 0.7, seed=1), make_run("c", 0.6)]
+    assert [row[0] for row in report(*runs, sort="recall@1")[1]] == ["b", "c", "a"]
+    assert [row[0] for row in report(*runs, sort="Seed")[1]] == ["a", "b", "c"]
+    assert [row[0] for row in report(*runs, sort="run")[1]] == ["a", "b", "c"]
+    bare = make_run("none", 0.9)
+    assert [row[0] for row in report(bare, *runs[:2], sort="seed")[1]][-1] == "none"
+    with pytest.raises(UserError, match="--sort speed: .*recall@1"):
+        compare_runs(runs, sort="speed")

@@ -76,28 +76,14 @@ def table(metrics: dict[str, Any], dataset: str, method: str, model: str, recipe
         }
         rows.append([row.source, row.method, row.model, *(known.get(name, "") for name in names)])
     text = markdown([dataset, "method", "model", *(f"{name} %" for name in names)], rows)
-    notes = [f"{metrics['queries']:,} queries, {metrics['gallery']:,} gallery pictures"]
+    notes = [f"{metrics['queries']:,} queries, {metrics['gallery']:,} gallery images"]
     notes += [f"{metrics['unmatched']:,} queries without a match left out"] if metrics.get("unmatched") else []
-    notes += [f"{metrics['bad']:,} unreadable pictures left out"] if metrics.get("bad") else []
+    notes += [f"{metrics['bad']:,} unreadable images left out"] if metrics.get("bad") else []
     return f"{text}\n{'; '.join(notes)}"
 
 
-def compare_runs(folders: Sequence[Path]) -> str:
-    """One row a run folder: its configuration's method and its metrics. Raises UserError for a folder without metrics."""
-    runs = [(folder, read_metrics(folder)) for folder in folders]
-    names = list(dict.fromkeys(name for _, metrics in runs for name in metrics if name.startswith("recall@"))) + [
-        "map@r"
-    ]
-    rows = []
-    for folder, metrics in runs:
-        config = _read_json(folder / "config.json")
-        label = f"{config['config']['method']} ({config['config']['recipe']})" if config else ""
-        rows.append([folder.name, label, *(f"{100 * metrics[name]:.2f}" if name in metrics else "" for name in names)])
-    return markdown(["run", "method", *(f"{name} %" for name in names)], rows)
-
-
 def read_metrics(folder: Path) -> dict[str, Any]:
-    metrics = _read_json(folder / "metrics.json")
+    metrics = read_json(folder / "metrics.json")
     if metrics is None:
         raise UserError(f"{folder}: no metrics.json there: is the run finished?")
     return metrics
@@ -129,7 +115,7 @@ def _is_number(text: str) -> bool:
     return not text or text.replace(".", "", 1).isdigit()
 
 
-def _read_json(path: Path) -> Optional[dict[str, Any]]:
+def read_json(path: Path) -> Optional[dict[str, Any]]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,0 +1,198 @@
+"""Command-line flags from the config tree: one per field, with the defaults that the presets will really fill in."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from functools import lru_cache
+from typing import Any, Callable, Iterable, Optional
+
+from fastirt.config import METHODS, RECIPES, Config, flatten
+from fastirt.presets import resolve
+
+# What a preset is called in `--help`, and the flags that choose it.
+VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("unofficial", {"recipe": "unofficial"}),
+    ("sop", {"dataset": "sop"}),
+    ("inshop", {"dataset": "inshop"}),
+    ("folder", {"dataset": "folder", "data_path": "required"}),
+    ("csv", {"dataset": "csv", "data_path": "required"}),
+    ("demo", {"dataset": "demo"}),
+    ("irt-l", {"method": "irt-l"}),
+    ("irt-o", {"method": "irt-o"}),
+)
+FOOTNOTE = "Defaults marked * are filled in only with --method or --recipe."
+
+
+def add_config(parser: argparse.ArgumentParser, command: str) -> None:
+    """One flag per config field, grouped by component; a flag that is not given leaves no trace in the result."""
+    add_presets(parser.add_argument_group("Presets"), command)
+    config = Config()
+    for name, part in config.parts().items():
+        group = parser.add_argument_group(type(part).__doc__)
+        for field in dataclasses.fields(part):
+            add_field(group, command, name, field)
+
+
+def add_presets(group: Any, command: str) -> None:
+    """`--method` and `--recipe`."""
+    default = {
+        "train": "irt-r, but --max-iter 0 makes it irt-o and --lambda-reg 0 irt-l",
+        "evaluate": "irt-o, or as the run or the model file says",
+        "pack": "irt-o; changes nothing here: all methods see the same images",
+    }
+    group.add_argument(
+        "--method",
+        choices=METHODS,
+        default=argparse.SUPPRESS,
+        help=f"irt-o: off the shelf; irt-l: contrastive; irt-r: contrastive + KoLeo ({default[command]})",
+    )
+    exception = "; without --method too: unofficial" if command == "train" else ""
+    group.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        default=argparse.SUPPRESS,
+        help=f"the paper's, or the public re-implementation's (paper{exception})",
+    )
+
+
+def add_field(group: Any, command: str, part: str, field: dataclasses.Field) -> None:
+    """The flag of one config field, typed after its annotation."""
+    hint = typing.get_type_hints(type(getattr(Config(), part)))[field.name]
+    flag = f"--{field.name.replace('_', '-')}"
+    text = field.metadata["help"]
+    if shown := default_text(command, field.name):
+        text = f"{text} ({shown})".replace("%", "%%")
+    options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
+    if hint is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+        return
+    inner = (
+        [a for a in typing.get_args(hint) if a is not type(None)] if typing.get_origin(hint) is typing.Union else [hint]
+    )
+    kind = inner[0]
+    if typing.get_origin(kind) is tuple:
+        kind, options["nargs"] = typing.get_args(kind)[0], "+"
+    if field.name == "resume":
+        options.update(nargs="?", const="")
+    options["metavar"] = "FILE" if field.name == "weights" else {int: "N", float: "X", str: "S"}[kind]
+    if field.metadata["choices"]:
+        options["choices"] = field.metadata["choices"]
+        del options["metavar"]
+    if "nargs" not in options and type(None) in typing.get_args(hint):
+        kind = _or_none(kind)
+    flags = (flag, *(f"--{other}" for other in field.metadata.get("aliases", ())))
+    group.add_argument(*flags, type=kind, dest=field.name, **options)
+
+
+def default_text(command: str, name: str) -> str:
+    """What `command` fills in for a field: `256`, or `paper: square; unofficial, demo: shorter` where presets differ.
+
+    Empty where nothing is filled in. A label with a star applies only with `--method` or `--recipe`.
+    """
+    base = _values(command)[name]
+    by_value: dict[str, list[str]] = {}
+    for label, flags in VARIANTS:
+        if name in flags and flags[name] != "required":
+            continue  # the flag that chooses the variant
+        value = _values(command, label)[name]
+        if value != base:
+            star = "*" if command == "train" and "dataset" in flags and _bare(label)[name] != value else ""
+            by_value.setdefault(_shown(value), []).append(label + star)
+    parts = [f"{', '.join(labels)}: {value}" for value, labels in by_value.items()]
+    if any("unofficial" in labels for labels in by_value.values()):
+        parts.insert(0, f"paper: {_shown(base)}")
+    elif base not in (None, ()):
+        parts.insert(0, _shown(base))
+    return "; ".join(parts)
+
+
+@lru_cache(maxsize=None)
+def _values(command: str, label: Optional[str] = None) -> dict[str, Any]:
+    """Field to value under one variant of the paper's recipe."""
+    base = {"method": "irt-r"} if command == "train" else {}
+    return flatten(resolve({**base, **dict(VARIANTS).get(label, {})}, command).to_dict())
+
+
+@lru_cache(maxsize=None)
+def _bare(label: Optional[str] = None) -> dict[str, Any]:
+    """Field to value where `train` has neither --method nor --recipe."""
+    return flatten(resolve(dict(VARIANTS).get(label, {})).to_dict())
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _or_none(kind: type) -> Callable[[str], Any]:
+    """`none` takes back what a preset or a stored run has set."""
+
+    def parse(text: str) -> Any:
+        return None if text.lower() == "none" else kind(text)
+
+    parse.__name__ = kind.__name__  # for argparse's own messages
+    return parse
+
+
+def given(args: dict[str, Any]) -> dict[str, Any]:
+    """Lists to tuples, as the config has them."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in args.items()}
+
+
+# What other trainers call these flags.
+SYNONYMS = {
+    "--epochs": "--max-iter (steps: epochs × training images / batch size)",
+    "--num-epochs": "--max-iter (steps: epochs × training images / batch size)",
+    "--steps": "--max-iter",
+    "--max-steps": "--max-iter",
+    "--iterations": "--max-iter",
+    "--learning-rate": "--lr",
+    "--wd": "--weight-decay",
+    "--bs": "--batch-size",
+    "--batch": "--batch-size",
+    "--optimizer": "--opt",
+    "--scheduler": "--sched",
+    "--warmup": "--warmup-iter",
+    "--warmup-steps": "--warmup-iter",
+    "--workers": "--num-workers",
+    "--img-size": "--input-size",
+    "--image-size": "--input-size",
+    "--arch": "--model",
+    "--backbone": "--model",
+    "--checkpoint": "--weights or --resume",
+    "--ckpt": "--weights or --resume",
+    "--pretrained": "--weights",
+    "--data": "--data-path",
+    "--data-dir": "--data-path",
+    "--data-root": "--data-path",
+    "--output": "--output-dir",
+    "--out": "--output-dir",
+    "--save-dir": "--output-dir",
+    "--amp": "--precision bf16",
+    "--fp16": "--precision bf16",
+    "--bf16": "--precision bf16",
+    "--compile": "--engine compile",
+    "--gpus": "torchrun --nproc_per_node, or --device",
+    "--temperature": "--margin",
+    "--loss": "--contrastive",
+    "--topk": "--rank",
+    "--k": "--rank",
+    "--log-interval": "--logging-freq",
+    "--save-interval": "--save-freq",
+    "--eval-interval": "--eval-freq",
+}
+
+
+def suggestion(flag: str, known: Iterable[str]) -> str:
+    """What somebody who wrote the unknown `flag` may have meant, or ""."""
+    import difflib
+
+    flag, known = flag.partition("=")[0], [name for name in known if name.startswith("--")]
+    meant = SYNONYMS.get(flag.replace("_", "-").lower(), "")
+    if meant and meant.split()[0] in known:
+        return meant
+    near = [name for name in known if name == flag.replace("_", "-").lower()]
+    near += [name for name in known if len(flag) > 4 and name.startswith(flag) and name not in near]
+    near += [name for name in difflib.get_close_matches(flag, known, n=3, cutoff=0.7) if name not in near]
+    return " or ".join(near[:3])

@@ -1,0 +1,137 @@
+"""The run's folder: found or made, described by config.json, and gone again where a start fails."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Iterator, Optional
+
+import torch
+
+from fastirt import __version__, checkpoint
+from fastirt.catalog import Catalog
+from fastirt.config import Config
+from fastirt.distributed import Ranks
+from fastirt.errors import UserError
+from fastirt.files import replacing
+from fastirt.input.store import catalog_digest
+
+# What a run that did not get as far as its first log row leaves: nothing that anybody could want.
+BARREN = {".lock", "config.json", "log.jsonl", "tensorboard"}
+
+
+@contextlib.contextmanager
+def run_folder(config: Config, fresh: bool, ranks: Ranks) -> Iterator[Path]:
+    """The run's folder, absolute, while the run lasts. A folder that was made here is removed again by an error that
+    comes before the first log row. `fresh`: a folder that holds a run is refused. Raises UserError.
+    """
+    made: list[Path] = []
+    folder = Path(ranks.from_first(lambda: str(_open(config, fresh, made))))
+    try:
+        yield folder
+    except BaseException:
+        if made and _is_barren(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            for parent in reversed(made[:-1]):
+                with contextlib.suppress(OSError):  # another run lives there by now
+                    parent.rmdir()
+        raise
+
+
+def write_config(folder: Path, config: Config, catalog: Catalog) -> None:
+    """config.json: versions, torchrun's job, every option, and the digests of the images."""
+    tree = {
+        "fastirt": __version__,
+        "torch": torch.__version__,
+        "job": os.environ.get("TORCHELASTIC_RUN_ID"),
+        "images": {"all": catalog_digest(catalog), "evaluated": evaluation_digest(catalog)},
+        "config": config.to_dict(),
+    }
+    try:
+        with replacing(folder / "config.json") as temporary:
+            temporary.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{folder / 'config.json'}: cannot be written ({error.strerror})") from error
+
+
+def read_tree(folder: Path) -> dict[str, Any]:
+    """What `write_config` wrote; empty where there is nothing readable."""
+    try:
+        tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def read_config(folder: Path, saved: Optional[Path] = None) -> Config:
+    """The configuration of an earlier run, or of its checkpoint `saved`. Raises UserError."""
+    path = saved or folder / "config.json"
+    try:
+        tree = checkpoint.load(saved)["config"] if saved else json.loads(path.read_text(encoding="utf-8"))["config"]
+        return Config.from_dict(tree)
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing, so {folder} is not a run's folder") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read, or was made by another version of fastirt ({error})") from error
+
+
+def holds_images_of(folder: Path, catalog: Catalog) -> bool:
+    """Whether the run in `folder` was evaluated on the images (names and classes) that `catalog` has now."""
+    digests = read_tree(folder).get("images") or {}
+    if "evaluated" in digests:
+        return digests["evaluated"] == evaluation_digest(catalog)
+    newest = checkpoint.find(folder)  # of a run whose config.json has no digests yet
+    return newest is not None and checkpoint.describe(newest).get("catalog") == catalog_digest(catalog)
+
+
+def evaluation_digest(catalog: Catalog) -> str:
+    """`catalog_digest` of what is evaluated, whatever the training split."""
+    return catalog_digest(dataclasses.replace(catalog, train=None))
+
+
+def _open(config: Config, fresh: bool, made: list[Path]) -> Path:
+    """The folder, made where it is not there; what was made is added to `made`, outermost first."""
+    if config.run.output_dir:
+        folder = Path(os.path.abspath(os.path.expanduser(config.run.output_dir)))
+        if fresh and ((folder / "metrics.json").exists() or (folder / "checkpoints").exists()):
+            raise UserError(f"{folder}: already holds a run: pass --resume to go on with it, or another --output-dir")
+    else:
+        folder = Path("outputs").absolute() / config.data.dataset / f"{config.method}-{config.model.model}"
+    missing = [parent for parent in reversed(folder.parents) if not parent.exists()]
+    try:
+        if not config.run.output_dir:
+            folder = _new_folder(folder)
+            made += [*missing, folder]
+        elif not folder.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            made += [*missing, folder]
+        (folder / ".writable").write_text("")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise UserError(f"--output-dir {folder}: cannot write there ({error.strerror})") from error
+    return folder
+
+
+def _new_folder(stem: Path) -> Path:
+    """stem-1, stem-2, …: the first that nobody has made, also not another process in the same moment."""
+    for number in itertools.count(1):
+        folder = stem.with_name(f"{stem.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+
+
+def _is_barren(folder: Path) -> bool:
+    try:
+        names = {entry.name for entry in os.scandir(folder)}
+        log = folder / "log.jsonl"
+        return names <= BARREN and not (log.exists() and log.stat().st_size)
+    except OSError:
+        return False

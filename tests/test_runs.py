@@ -1,0 +1,180 @@
+"""A run from outside: evaluated from anywhere, on other images, after a failed start, without a test split."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from conftest import TINY, write_pictures
+from fastirt.cli import main
+from fastirt.logs import RunLog
+
+SHORT = "--max-iter 4 --batch-size 8 --logging-freq 1 --rank 1 2".split()
+
+
+def train(data, out, *flags):
+    own = ["--dataset", "folder", "--data-path", str(data), "--output-dir", str(out), "--method", "irt-l"]
+    return main(["train", *own, *TINY, *SHORT, *flags])
+
+
+def metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_pictures(tmp_path / "a/data", 10, 4)
+    return tmp_path / "a/data"
+
+
+def test_a_run_is_evaluated_on_its_own_images_from_any_folder(data, tmp_path, monkeypatch):
+    """A relative --data-path and another data set of the same relative name in the folder of the evaluation."""
+    monkeypatch.chdir(tmp_path / "a")
+    assert train("data", "run", "--log-dir", "logs") == 0
+    config = json.loads((tmp_path / "a/run/config.json").read_text())["config"]
+    assert config["data"]["data_path"] == str(data) and config["run"]["output_dir"] == str(tmp_path / "a/run")
+    assert config["run"]["log_dir"] == str(tmp_path / "a/logs")
+    before = metrics(tmp_path / "a/run")
+    write_pictures(tmp_path / "b/data", 12, 5, seed=1)
+    monkeypatch.chdir(tmp_path / "b")
+    assert main(["evaluate", "../a/run", "--device", "cpu"]) == 0
+    assert metrics(tmp_path / "a/run") == before and os.listdir(tmp_path / "b") == ["data"]
+
+
+def test_other_images_are_named_and_leave_the_runs_metrics_alone(data, tmp_path, caplog, monkeypatch):
+    assert train(data, tmp_path / "run") == 0
+    before = (tmp_path / "run/metrics.json").read_bytes()
+    write_pictures(tmp_path / "other", 12, 5, seed=1)
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", str(tmp_path / "run"), "--data-path", str(tmp_path / "other")]) == 0
+    assert "not the images that the run was evaluated on" in caplog.text
+    assert metrics(tmp_path / "outputs/folder/irt-l-vit_tiny_patch16_224-1")["queries"] == 30
+    write_pictures(data / "class99", 1, 1)  # the run's own folder has changed since
+    caplog.clear()
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    assert "not the images" in caplog.text and (tmp_path / "run/metrics.json").read_bytes() == before
+
+
+def test_runs_of_earlier_versions_are_known_by_their_checkpoint(data, tmp_path, caplog):
+    """config.json had no digests; a checkpoint always had one."""
+    assert train(data, tmp_path / "run") == 0
+    path = tmp_path / "run/config.json"
+    tree = json.loads(path.read_text())
+    del tree["images"]
+    path.write_text(json.dumps(tree))
+    (tmp_path / "run/metrics.json").unlink()
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    assert metrics(tmp_path / "run")["queries"] == 20 and "not the images" not in caplog.text
+
+
+@pytest.mark.parametrize("start", ["weights", "cache", "first image", "rank", "evaluate"])
+def test_a_start_that_fails_leaves_no_folder(data, tmp_path, start, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.safetensors").write_bytes(b"no weights at all")
+    own = ["--dataset", "folder", "--data-path", str(data), "--method", "irt-l", *TINY, *SHORT]
+    if start == "weights":
+        code = main(["train", *own, "--weights", str(tmp_path / "broken.safetensors")])
+    elif start == "evaluate":
+        code = main(["evaluate", *own, "--weights", str(tmp_path / "broken.safetensors")])
+    elif start == "cache":
+        code = main(["train", *own, "--resize-size", "60000", "--cache", "host"])
+    elif start == "rank":
+        code = main(["train", *own, "--rank", "500"])
+    else:
+        for image in data.glob("*/*"):
+            image.write_bytes(b"no image at all")
+        code = main(["train", *own, "--max-bad", "500"])
+    assert code == 2 and "error" in capsys.readouterr().err
+    if start == "first image":
+        assert list(tmp_path.glob("outputs/*/*/bad_pictures.csv"))  # the message sends the reader there
+    else:
+        assert not (tmp_path / "outputs").exists()
+
+
+def test_a_folder_of_somebodys_own_survives_a_start_that_fails(data, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("keep")
+    assert train(data, tmp_path / "mine", "--weights", str(tmp_path / "none.pth")) == 2
+    assert (tmp_path / "mine/notes.txt").read_text() == "keep"
+
+
+def test_without_a_test_split_all_of_it_trains_and_nothing_is_evaluated(data, tmp_path, caplog):
+    root = tmp_path / "set"
+    shutil.copytree(data, root / "train")
+    assert train(root, tmp_path / "run", "--eval-freq", "2") == 0
+    assert (tmp_path / "run/model.safetensors").exists() and not (tmp_path / "run/metrics.json").exists()
+    assert "40 train images" in caplog.text
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+
+
+def test_an_evaluation_needs_no_training_split(data, tmp_path):
+    root = tmp_path / "set"
+    shutil.copytree(data, root / "test")
+    own = ["--dataset", "folder", "--data-path", str(root), *TINY, "--output-dir", str(tmp_path / "o")]
+    assert main(["evaluate", *own]) == 0 and metrics(tmp_path / "o")["queries"] == 40
+
+
+def test_k_above_what_is_left_after_unreadable_images(data, tmp_path, caplog):
+    """The other metrics and a warning: of an evaluation, at the end of training, and when a run is resumed."""
+    (data / "class05/0.jpg").write_bytes(b"")
+    own = ["--dataset", "folder", "--data-path", str(data), *TINY]
+    assert main(["evaluate", *own, "--rank", "19", "--output-dir", str(tmp_path / "o")]) == 0
+    assert set(metrics(tmp_path / "o")) == {"map@r", "r_precision", "queries", "gallery", "unmatched", "bad"}
+    assert "left out Recall@K for K above 18" in caplog.text
+    assert train(data, tmp_path / "run", "--rank", "19", "19", "--eval-freq", "2") == 0
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert "map@r" in metrics(tmp_path / "run")
+    assert train(data, tmp_path / "two", "--rank", "2", "19") == 0 and "recall@2" in metrics(tmp_path / "two")
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_tensorboard_that_cannot_be_written_never_ends_training(data, tmp_path, step, monkeypatch, caplog, capfd):
+    """Its folder goes away, and where it stood a file stands: the rest of the run is as if nothing had happened."""
+    logs, row = tmp_path / "logs", RunLog.row
+
+    def vanish(self, values):
+        if values["step"] == step + 1 and logs.is_dir():
+            shutil.rmtree(logs)
+            logs.write_text("")
+        row(self, values)
+
+    monkeypatch.setattr(RunLog, "row", vanish)
+    assert train(data, tmp_path / "run", "--log-dir", str(logs)) == 0
+    assert caplog.text.count("TensorBoard logs cannot be written") == 1
+    assert "Traceback" not in capfd.readouterr().err
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 4]
+    logs.unlink()
+    logs.write_text("")
+    caplog.clear()
+    assert main(["train", "--resume", str(tmp_path / "run"), "--max-iter", "6"]) == 0
+    assert caplog.text.count("TensorBoard logs cannot be written") == 1
+
+
+def test_training_goes_on_from_a_model_file_of_its_own_architecture(data, tmp_path):
+    assert train(data, tmp_path / "run", "--pooling", "mean") == 0
+    own = ["--dataset", "folder", "--data-path", str(data), "--device", "cpu", "--method", "irt-r", *SHORT]
+    for weights, out in (("run/model.safetensors", "two"), ("run", "three")):
+        more = ["--weights", str(tmp_path / weights), "--output-dir", str(tmp_path / out), "--resize-size", "18"]
+        assert main(["train", *own, *more]) == 0
+        config = json.loads((tmp_path / out / "config.json").read_text())["config"]
+        assert config["model"]["model"] == "vit_tiny_patch16_224" and config["model"]["pooling"] == "mean"
+        assert config["input"]["input_size"] == 16 and config["method"] == "irt-r"
+
+
+def test_the_first_line_says_the_recipe(data, tmp_path, caplog):
+    own = ["--dataset", "folder", "--data-path", str(data)]
+    assert main(["pack", str(tmp_path / "store"), *own, "--method", "irt-r", "--input-size", "16", "--workers", "1"]) == 0
+    assert caplog.messages[0].startswith("pack: recipe paper: resize to 18 x 18, crop 16 x 16")
+    caplog.clear()
+    small = [word for word in TINY if word not in ("--resize-size", "18")]
+    packed = ["--packed", str(tmp_path / "store"), "--output-dir", str(tmp_path / "run")]
+    assert main(["train", *own, *small, *SHORT, *packed, "--method", "irt-l"]) == 0
+    assert caplog.messages[0].startswith("train: irt-l, recipe paper: resize to 18 x 18, crop 16 x 16")
+    caplog.clear()
+    assert main(["evaluate", *own, *small, *packed[:2], "--output-dir", str(tmp_path / "e")]) == 0
+    assert caplog.messages[0].startswith("evaluate: irt-o, recipe paper: resize to 18 x 18")
+    caplog.clear()
+    assert main(["train", *own, *small, *SHORT, "--output-dir", str(tmp_path / "public")]) == 0
+    assert caplog.messages[0].startswith("train: irt-r, recipe unofficial: resize to shorter side 18")
