@@ -15,6 +15,7 @@ from fastirt.catalog.records import Catalog, printable
 THREADS = 8
 PART = 4096  # bytes from the middle of a file, where compressed images of one size differ
 CHUNK = 2**20
+BATCH = 256  # files that a thread takes at once
 
 
 def warn_of_copies(catalog: Catalog) -> int:
@@ -56,7 +57,9 @@ def _split(
     """The groups divided by `key`, without what has no equal among the evaluation images."""
     groups = list(groups)
     paths = [path for group in groups for path in group]
-    keys = dict(zip(paths, pool.map(key, paths, chunksize=64)))
+    parts = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
+    found = pool.map(lambda part: [key(path) for path in part], parts)
+    keys = dict(zip(paths, (value for values in found for value in values)))
     for group in groups:
         divided: dict[Hashable, list[str]] = defaultdict(list)
         for path in group:

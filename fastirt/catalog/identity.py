@@ -47,7 +47,13 @@ def check_files(listed: Listed, query: str | None, gallery: str | None, training
             f"file): {listed.name(shared[0])} is {listed.name(trained[ids[shared[0].path]])}"
         )
         affected = sum(ids[image.path] in trained for image in queries)
-        _say(message, affected, len(queries), training, "take them out of one of the two")
+        _say(
+            message,
+            affected,
+            len(queries),
+            training,
+            "take them out of one of the two (evaluation needs no training split)",
+        )
     return _own(listed, ids, queries, listed.records[gallery]) if gallery else None
 
 

@@ -169,12 +169,11 @@ def _check_layout(top: str, folders: list[Folder]) -> None:
     direct = [folder for folder in folders if folder.has_images]
     if not outer:
         return
-    alike = len(outer) > 1 and len(set(outer[0].inner).intersection(*(folder.inner for folder in outer[1:]))) > 1
     first = outer[0]
     inner = (
         f"{printable(first.name)}/ holds {len(first.inner):,} folders of pictures, such as {printable(first.inner[0])}/"
     )
-    if not direct or (alike and len(outer) >= len(direct)):
+    if not direct or len(outer) >= max(2, len(direct)):
         raise UserError(
             f"{top}: this layout is not understood: {_some([f.name for f in outer])} hold no pictures themselves, but "
             f"folders of pictures ({inner}): give --data-path {printable(first.path)} if those are the classes; or {LAYOUT}; or "

@@ -58,9 +58,8 @@ class Findings:
         if self.foreign:
             number, links = sum(self.foreign.values()), list(self.foreign)
             log(
-                f"{self.root}: {number:,} {'picture' if number == 1 else 'pictures'} behind "
-                f"{_count(links, 'link', 'links')} lie in the folder of another class, to which they belong, and are "
-                f"left out here: {self._some(links)}"
+                f"{self.root}: left out, because the folder of another class holds them: {number:,} "
+                f"{'picture' if number == 1 else 'pictures'} behind {_count(links, 'link', 'links')}: {self._some(links)}"
             )
         if self.repeated:
             links = _count(self.repeated, "link leads", "links lead")

@@ -179,9 +179,10 @@ def _locate(file: Path, rows: list[Row]) -> Iterator[tuple[Row, Image]]:
         if near is not None and os.path.isfile(near):
             remedy = f"'{printable(os.path.relpath(near, file.parent))}' is there: write it as it is on disk"
         else:
-            remedy = "put the picture there or take the row out"
+            slashes = "write / between folders, " if "\\" in name else ""
+            remedy = f"{slashes}put the picture there or take the row out"
         raise UserError(
-            f"{file.name}: row {absent[0].number}: no file '{printable(name)}' under {file.parent}{more}: {remedy}"
+            f"{file.name}: row {absent[0].number}: no file '{printable(name)[:200]}' under {file.parent}{more}: {remedy}"
         )
     return ((row, image) for row, image in found if image is not None)
 
