@@ -185,18 +185,22 @@ def test_folder_half_of_the_classes_trains(tmp_path, caplog):
 
 
 def test_folder_with_splits(tmp_path, caplog):
-    touch(tmp_path, "train/x/1.jpg", "test/x/1.jpg", "test/x/2.jpg", "test/y/1.jpg", "other/z/1.jpg")
+    touch(tmp_path, "train/x/1.jpg", "train/w/1.jpg", "test/x/1.jpg", "test/x/2.jpg", "test/y/1.jpg", "other/z/1.jpg")
     catalog = load_catalog("folder", str(tmp_path))
     assert rows(catalog.query, catalog) == [("test/x/1.jpg", "x"), ("test/x/2.jpg", "x"), ("test/y/1.jpg", "y")]
-    assert catalog.class_names == ("x", "y") and list(catalog.query.labels) == [0, 0, 1]
+    assert catalog.class_names == ("w", "x", "y") and list(catalog.query.labels) == [1, 1, 2]
     assert "not read" in caplog.text and "other" in caplog.text
+    assert "1 of 2 test classes are also training classes" in caplog.text
     assert "1 of 3 queries have no match" in caplog.text and "test/y/1.jpg" in caplog.text
 
     (tmp_path / "test").rename(tmp_path / "query")
     assert "gallery is missing" in error("folder", tmp_path)
     touch(tmp_path, "gallery/x/9.jpg")
+    assert "the gallery split has one class only (x)" in error("folder", tmp_path)
+    touch(tmp_path, "gallery/v/9.jpg")
     catalog = load_catalog("folder", str(tmp_path))
-    assert rows(catalog.gallery, catalog) == [("gallery/x/9.jpg", "x")] and len(catalog.query) == 3
+    assert rows(catalog.gallery, catalog) == [("gallery/v/9.jpg", "v"), ("gallery/x/9.jpg", "x")]
+    assert len(catalog.query) == 3
 
 
 def test_folder_errors(tmp_path):
@@ -223,16 +227,18 @@ GOOD = 'path,label,split\np/1.jpg,cat,train\np/2.jpg,10,test\n\n"q/ü, 3.jpg",10
 
 
 def test_csv(tmp_path, caplog):
-    write_csv(tmp_path, GOOD.replace("\n", "\r\n"), "utf-8-sig", "own.csv")
+    write_csv(tmp_path, (GOOD + "5.jpg,dog,train\n").replace("\n", "\r\n"), "utf-8-sig", "own.csv")
     catalog = load_catalog("csv", str(tmp_path / "own.csv"))
-    assert rows(catalog.train, catalog) == [("p/1.jpg", "cat")]
+    assert rows(catalog.train, catalog) == [("p/1.jpg", "cat"), ("5.jpg", "dog")]
     assert rows(catalog.query, catalog) == [("p/2.jpg", "10"), ("q/ü, 3.jpg", "10"), ("q/4.jpg", "cat")]
-    assert list(catalog.query.labels) == [1, 1, 0] and catalog.gallery is None
-    assert "1 of 3 queries" in caplog.text
+    assert list(catalog.query.labels) == [2, 2, 0] and catalog.gallery is None
+    assert "1 of 3 queries" in caplog.text and "the first is row 6 'q/4.jpg'" in caplog.text
 
-    write_csv(tmp_path, "weight,Split, Label ,path\n1,train,a,p/1.jpg\n2,query,b,p/2.jpg\n3,gallery,b,./q/4.jpg\n")
-    catalog = load_catalog("csv", str(tmp_path))  # the folder that holds split.csv
-    assert catalog.gallery.name == "gallery" and len(catalog.gallery) == 1 and len(catalog.query) == 1
+    text = "weight,Split, Label ,path\n1,query,b,p/2.jpg\n2,gallery,b,./q/4.jpg\n3,gallery,c,5.jpg\n"
+    write_csv(tmp_path, text)
+    catalog = load_catalog("csv", str(tmp_path), training=False)  # the folder that holds split.csv
+    assert catalog.gallery.name == "gallery" and len(catalog.gallery) == 2 and len(catalog.query) == 1
+    assert "all 1 queries are of one class (b)" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -240,9 +246,9 @@ def test_csv(tmp_path, caplog):
     [
         ("", "the file is empty"),
         ("path,label,split\n", "no rows"),
-        ("path;label;split\np/1.jpg;a;train\n", "no column path and no column label and no column split"),
+        ("path|label|split\np/1.jpg|a|train\n", "no column path and no column label and no column split"),
         ("path,label\np/1.jpg,a\n", "row 1: no column split"),
-        (GOOD.replace("p/2.jpg,10,test", "p/2.jpg,10,val"), "split.csv: row 3: unknown split 'val'"),
+        (GOOD.replace("p/2.jpg,10,test", "p/2.jpg,10,dev"), "split.csv: row 3: unknown split 'dev'"),
         (GOOD.replace("q/4.jpg", "q/44.jpg"), "split.csv: row 6: no file 'q/44.jpg' under "),
         (GOOD.replace("q/4.jpg", "p/../p/1.jpg"), "split.csv: row 6: 'p/../p/1.jpg' is listed in row 2 already"),
         (GOOD.replace("q/4.jpg", "q"), "row 6: no file 'q'"),  # a folder is no picture
@@ -252,7 +258,7 @@ def test_csv(tmp_path, caplog):
         (GOOD.replace("train", "test"), "the split train is missing (found: test)"),
         (GOOD.replace("test", "query"), "the split gallery is missing"),
         (GOOD + "5.jpg,cat,query\n", "the split gallery is missing"),
-        ("path,label,split\np/1.jpg,a,train\n", "the split test is missing"),
+        ("path,label,split\np/1.jpg,a,train\n", "the train split has one class only (a)"),
         ("path,label,split\np/1.jpg,a,train\np/2.jpg,a,test\nq/4.jpg,b,test\n", "at least 2 pictures of a class"),
     ],
 )

@@ -2,38 +2,63 @@
 
 from __future__ import annotations
 
+import codecs
 import os
+import unicodedata
 from pathlib import Path
 from typing import Sequence
 
 from fastirt.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
-
 
 def require_folder(path: str | Path, remedy: str) -> Path:
     """`path` as an absolute folder; raises UserError with the remedy where there is none."""
     folder = Path(os.path.abspath(os.path.expanduser(path)))
-    if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "no such folder"
+    if not os.path.isdir(folder):
+        what = "is a file, not a folder" if os.path.exists(folder) else "no such folder, or no permission to see it"
         raise UserError(f"{folder}: {what}: {remedy}")
     return folder
 
 
 def read_rows(path: Path, remedy: str) -> list[str]:
-    """The lines of a UTF-8 list file; row r of an error message is element r - 1 here."""
+    """The lines of a list file in UTF-8 or UTF-16; row r of an error message is element r - 1 here."""
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): {remedy}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason}): {remedy}") from None
+    encoding = _encoding(data)
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        row = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}: row {row}: not UTF-8 text: save the file as UTF-8") from None
+        row = _lines(data[: error.start].decode(encoding, "replace")).count("\n") + 1
+        if data.startswith(b"PK\3\4"):
+            raise UserError(f"{path}: a workbook or an archive, not text: save the list as CSV in UTF-8") from None
+        named = "UTF-16" if encoding.startswith("utf-16") else "UTF-8"
+        raise UserError(f"{path}: row {row}: not {named} text: save the file as UTF-8") from None
     if not text.strip():
         raise UserError(f"{path}: the file is empty: {remedy}")
-    return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
+    text = _lines(text)
+    if "\0" in text:
+        row = text[: text.index("\0")].count("\n") + 1
+        raise UserError(f"{path}: row {row}: a NUL byte, which no text holds: save the file as UTF-8 text")
+    return text.removesuffix("\n").split("\n")
+
+
+def _encoding(data: bytes) -> str:
+    """By the byte order mark; without one by the zero bytes that every line of UTF-16 holds."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    first = data[:64]
+    if len(first) >= 4 and len(first) % 2 == 0:
+        for odd, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
+            if not any(first[odd::2]) and all(first[1 - odd :: 2]):
+                return encoding
+    return "utf-8-sig"
+
+
+def _lines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def missing(paths: Sequence[str]) -> list[int]:
@@ -45,7 +70,7 @@ def missing(paths: Sequence[str]) -> list[int]:
     for folder, positions in folders.items():
         try:
             with os.scandir(folder) as entries:
-                present = {entry.name for entry in entries if entry.is_file()}
+                present = {entry.name for entry in entries if _is_file(entry)}
         except OSError:
             present = set()
         absent += [position for position in positions if os.path.basename(paths[position]) not in present]
@@ -64,16 +89,79 @@ def require_files(list_file: Path, root: Path, rows: Sequence[int], names: Seque
         )
 
 
-def subfolders(folder: Path) -> list[str]:
-    """Sorted names of the folders in a folder, hidden ones left out."""
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__")))
+class Folders:
+    """What lies in the folders that a list names: one scan a folder instead of a few calls a file."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, dict[str, tuple[int, bool]]] = {}  # folder -> file name -> (inode, whether it is a link)
+        self._real: dict[str, str] = {}
+        self._names: dict[str, dict[str, str]] = {}
+
+    def has(self, path: str) -> bool:
+        """Whether the path is a file."""
+        folder, name = os.path.split(path)
+        return name in self._listing(folder)
+
+    def identity(self, path: str) -> tuple[str, int]:
+        """(path with links resolved, inode) of a file that is there."""
+        folder, name = os.path.split(path)
+        inode, is_link = self._listing(folder)[name]
+        if is_link:
+            return os.path.realpath(path), inode_of(path)
+        if folder not in self._real:
+            self._real[folder] = os.path.realpath(folder)
+        return os.path.join(self._real[folder], name), inode
+
+    def _listing(self, folder: str) -> dict[str, tuple[int, bool]]:
+        if folder not in self._files:
+            files = self._files[folder] = {}
+            try:
+                with os.scandir(folder) as listing:
+                    for entry in listing:
+                        if _is_file(entry):
+                            files[entry.name] = entry.inode(), entry.is_symlink()
+            except OSError:
+                pass
+        return self._files[folder]
+
+    def respelled(self, path: str, fold: bool = False) -> str | None:
+        """The path on disk whose names are the same text in another Unicode form (or, `fold`, in another case)."""
+        known = os.sep
+        for name in path.split(os.sep):
+            if os.path.lexists(os.path.join(known, name)):
+                known = os.path.join(known, name)
+                continue
+            if known not in self._names:
+                try:
+                    names = os.listdir(known)
+                except OSError:
+                    names = []
+                self._names[known] = {_folded(n): n for n in names} | {_composed(n): n for n in names}
+            wanted = _composed(name) if not fold else _folded(name)
+            if wanted not in self._names[known]:
+                return None
+            known = os.path.join(known, self._names[known][wanted])
+        return known
 
 
-def pictures(folder: Path) -> list[str]:
-    """Sorted absolute names of the pictures in and below a folder, by their extension."""
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.join(parent, f) for f in files if f.lower().endswith(EXTENSIONS) and not f.startswith(".")]
-    return sorted(found)
+def inode_of(path: str) -> int:
+    """The file's number on its disk; 0 where there is none."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself
+        return False
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _folded(name: str) -> str:
+    return _composed(name).casefold() + os.sep  # no file name ends so: no name is taken for another's folded one

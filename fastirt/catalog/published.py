@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from fastirt.catalog.files import pictures, read_rows, require_files, require_folder, subfolders
+from fastirt.catalog.files import read_rows, require_files, require_folder
 from fastirt.catalog.records import Catalog, assemble
+from fastirt.catalog.scan import Findings, Owners, class_images, entries
 from fastirt.errors import UserError
 
 # Pictures per split, as the data sets' authors and the paper state them.
@@ -38,8 +39,12 @@ def load_cub200(data_path: str) -> Catalog:
         require_files(list_file, folder, [row for row, _ in rows], names, paths)
         records = sorted(((path, name.split("/")[0]) for path, name in zip(paths, names)), key=lambda r: (r[1], r[0]))
     else:
-        records = [(path, name) for name in subfolders(folder) for path in pictures(folder / name)]
-    classes = sorted({name for _, name in records})
+        found = Findings(str(root))
+        classes = [(entry.path, entry.name) for entry in entries(str(folder), found)[0]]
+        owners = Owners(classes)
+        records = [image for path, name in classes for image in class_images(path, name, owners, found)]
+        found.warn()
+    classes = sorted({record[1] for record in records})
     if len(classes) < 2:
         raise UserError(f"{folder}: {len(classes)} class folders with pictures, 200 belong there: unpack it again")
     training = set(classes[: len(classes) // 2])

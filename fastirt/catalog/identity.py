@@ -1,0 +1,137 @@
+"""Which names lead to one file: links, hard links and aliases, within a split and between splits."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import defaultdict
+from typing import Iterable
+
+import numpy as np
+
+from fastirt.catalog.records import Image, Listed
+from fastirt.errors import UserError
+
+MAX_AFFECTED = 0.1  # of the queries: with more, such files decide the figure
+
+
+def check_files(listed: Listed, query: str | None, gallery: str | None, training: bool | None) -> np.ndarray | None:
+    """Drops from `listed` what stands twice in a split; returns `Catalog.own`.
+
+    Warns of images with two labels and of evaluation images that are training images; raises UserError where they are
+    more than `MAX_AFFECTED` of the queries (packing, `training` None, measures nothing: there it only warns).
+    """
+    ids = _file_ids([image for images in listed.records.values() for image in images])
+    _drop_repeated(listed, ids)
+    queries = listed.records.get(query, []) if query else []
+    evaluated = queries + (listed.records[gallery] if gallery else [])
+    labels: dict[int, dict[str, Image]] = defaultdict(dict)
+    for images in listed.records.values():
+        for image in images:
+            labels[ids[image.path]].setdefault(image.label, image)
+    every = [image for images in listed.records.values() for image in images]
+    doubtful = _unique([image for image in every if len(labels[ids[image.path]]) > 1], ids)
+    if doubtful:
+        one, other = list(labels[ids[doubtful[0].path]].values())[:2]
+        message = (
+            f"{listed.source or listed.root}: {_count(doubtful)} under two labels (the same file): "
+            f"{listed.name(one)} is '{one.label}' and {listed.name(other)} is '{other.label}'"
+        )
+        affected = sum(len(labels[ids[image.path]]) > 1 for image in queries)
+        _say(message, affected, len(queries), training, "keep one label for each")
+    trained = {ids[image.path]: image for image in listed.records.get("train", [])}
+    shared = _unique([image for image in evaluated if ids[image.path] in trained], ids)
+    if shared:
+        message = (
+            f"{listed.source or listed.root}: {_count(shared)} of the {query} split in the training split too (the same "
+            f"file): {listed.name(shared[0])} is {listed.name(trained[ids[shared[0].path]])}"
+        )
+        affected = sum(ids[image.path] in trained for image in queries)
+        _say(
+            message,
+            affected,
+            len(queries),
+            training,
+            "take them out of one of the two (evaluation needs no training split)",
+        )
+    return _own(listed, ids, queries, listed.records[gallery]) if gallery else None
+
+
+def _say(message: str, affected: int, queries: int, training: bool | None, remedy: str) -> None:
+    if training is not None and affected > MAX_AFFECTED * queries:
+        raise UserError(f"{message}: {affected:,} of {queries:,} queries, which decides the figure: {remedy}")
+    logging.getLogger("fastirt").warning(message)
+
+
+def _count(images: list[Image]) -> str:
+    return f"{len(images):,} {'picture is' if len(images) == 1 else 'pictures are'}"
+
+
+def _unique(images: list[Image], ids: dict[str, int]) -> list[Image]:
+    """The first image of each file."""
+    return list({ids[image.path]: image for image in reversed(images)}.values())[::-1]
+
+
+def _file_ids(images: list[Image]) -> dict[str, int]:
+    """Path -> a number that is equal for two names of one file."""
+    ids: dict[str, int] = {}
+    real = {image.path: ids.setdefault(image.real, len(ids)) for image in images}
+    names: dict[int, set[str]] = defaultdict(set)
+    for image in images:
+        if image.inode:  # some file systems have none
+            names[image.inode].add(image.real)
+    same: dict[int, int] = {}
+    for paths in names.values():
+        if len(paths) > 1:  # inodes repeat across disks, and some folders list other ones than stat returns
+            first: dict[tuple, int] = {}
+            for path in sorted(paths):
+                key = _file_key(path)
+                if key is not None:
+                    same[ids[path]] = first.setdefault(key, ids[path])
+    return {path: same.get(number, number) for path, number in real.items()}
+
+
+def _file_key(path: str) -> tuple | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) if status.st_ino else None
+
+
+def _drop_repeated(listed: Listed, ids: dict[str, int]) -> None:
+    """A file that stands twice in one split under one label counts once, by its own name rather than a link's."""
+    for split, images in listed.records.items():
+        groups: dict[tuple[int, str], list[Image]] = defaultdict(list)
+        for image in images:
+            groups[ids[image.path], image.label].append(image)
+        repeated = [group for group in groups.values() if len(group) > 1]
+        if not repeated:
+            continue
+        kept = [next((image for image in group if not os.path.islink(image.path)), group[0]) for group in repeated]
+        dropped = {image.path for group, one in zip(repeated, kept) for image in group if image.path != one.path}
+        listed.records[split] = [image for image in images if image.path not in dropped]
+        other = next(image for image in repeated[0] if image.path in dropped)
+        logging.getLogger("fastirt").warning(
+            f"{listed.source or listed.root}: {len(dropped):,} {'name' if len(dropped) == 1 else 'names'} of pictures that "
+            f"the {split} split holds under another name (a link or a hard link) {'is' if len(dropped) == 1 else 'are'} "
+            f"left out: {listed.name(other)} is {listed.name(kept[0])}"
+        )
+
+
+def _own(listed: Listed, ids: dict[str, int], queries: Iterable[Image], gallery: list[Image]) -> np.ndarray | None:
+    """The gallery row of each query's own file, -1 for none; of two labels for it the query's. None: no query has one."""
+    rows: dict[int, int] = {}
+    labelled: dict[tuple[int, str], int] = {}
+    for row, image in enumerate(gallery):
+        rows.setdefault(ids[image.path], row)
+        labelled.setdefault((ids[image.path], image.label), row)
+    own = np.array([labelled.get((ids[i.path], i.label), rows.get(ids[i.path], -1)) for i in queries], dtype=np.int64)
+    number = int((own >= 0).sum())
+    if not number:
+        return None
+    logging.getLogger("fastirt").info(
+        f"{listed.source or listed.root}: {number:,} of {len(own):,} queries are in the gallery too (the same file): no "
+        "query finds its own file"
+    )
+    return own

@@ -1,0 +1,196 @@
+"""A CSV list of the user's own images."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import unicodedata
+from pathlib import Path
+from typing import Iterator, NamedTuple
+
+from fastirt.catalog.files import Folders, read_rows
+from fastirt.catalog.records import Image, Listed, printable
+from fastirt.catalog.splits import SPLITS, choose, family, split_name
+from fastirt.errors import UserError
+
+COLUMNS = ("path", "label", "split")
+FLAGS = ("is_query", "is_gallery")  # open-metric-learning's columns: where a row of the test split belongs
+BOXES = {"x_1", "y_1", "x_2", "y_2"}
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+YES, NO = {"true", "1", "1.0", "yes"}, {"false", "0", "0.0", "no", "", "nan", "none"}
+
+
+class Row(NamedTuple):
+    number: int  # as an editor counts lines
+    path: str  # as written
+    label: str
+    parts: tuple[tuple[str, str], ...]  # (family, split): see `choose`
+
+
+def load_csv(data_path: str, eval_split: str = "test", training: bool | None = True) -> Listed:
+    """A list file, or a folder that holds split.csv, with the columns path, label and split (README: your own pictures).
+
+    Paths are relative to the file. Row numbers in messages are the lines that an editor counts.
+    """
+    file = Path(os.path.abspath(os.path.expanduser(data_path)))
+    if os.path.isdir(file):
+        file = file / "split.csv"
+    rows = _read(file)
+    chosen = choose((part for row in rows for part in row.parts), eval_split, training, str(file))
+    records: dict[str, list[Image]] = {}
+    listed: dict[tuple[str, str], int] = {}  # (split, path) -> row
+    for row, image in _locate(file, [row for row in rows if any(of in ("train", chosen) for of, _ in row.parts)]):
+        for of, split in row.parts:
+            if of in ("train", chosen):
+                _check_first(listed, file, row, split, os.path.normpath(image.path))
+                records.setdefault(split, []).append(image)
+    return Listed("csv", str(file.parent), records, str(file))
+
+
+def _check_first(listed: dict[tuple[str, str], int], file: Path, row: Row, split: str, path: str) -> None:
+    """A path stands once in a split, and not in the training split and another; query and gallery may share it."""
+    others = ("train", split) if split != "train" else ("train", "test", "val", "query", "gallery")
+    for other in others:
+        first = listed.get((other, path))
+        if first is not None:
+            raise UserError(
+                f"{file.name}: row {row.number}: '{printable(row.path)}' is listed in row {first} already: "
+                "keep one of them"
+            )
+    listed[split, path] = row.number
+
+
+def _read(file: Path) -> list[Row]:
+    """The rows that are not blank; raises UserError."""
+    lines = read_rows(file, f"a list with the columns {','.join(COLUMNS)} belongs there")
+    skipped, delimiter = _delimiter(lines)
+    reader = csv.reader((line + "\n" for line in lines[skipped:]), strict=True, delimiter=delimiter)
+    rows = []
+    try:
+        header = [name.strip().lower() for name in next(reader)]
+        where = _columns(header, file, lines[skipped], skipped + 1)
+        boxes = False
+        for fields in reader:
+            number = skipped + reader.line_num
+            if not any(field.strip() for field in fields):
+                continue
+            fields = _fitted(fields, header, f"{file.name}: row {number}", delimiter)
+            boxes = boxes or any(fields[i].strip().lower() not in NO for i in where.get("box", ()))
+            rows.append(_row(number, {name: fields[i].strip() for name, i in where.items() if name != "box"}, file))
+    except csv.Error as error:
+        number = skipped + reader.line_num
+        raise UserError(f"{file.name}: row {number}: not a CSV row ({error}): check its quotes") from None
+    if not rows:
+        raise UserError(f"{file}: no rows below the header: list one picture per row")
+    if boxes:
+        logging.getLogger("fastirt").warning(
+            f"{file}: the boxes in the columns {', '.join(sorted(BOXES & set(header)))} are not applied: whole pictures "
+            "are read"
+        )
+    return rows
+
+
+def _delimiter(lines: list[str]) -> tuple[int, str]:
+    """(lines before the header, delimiter): as a first line sep= says, or the one that finds the columns."""
+    first = lines[0].strip().strip('"')
+    if first.lower().startswith("sep=") and len(lines) > 1:
+        named = lines[0].lstrip().lstrip('"')[len("sep=") :][:1]
+        return 1, named if named == "\t" or named.strip(' "') else ","
+
+    def columns(delimiter: str) -> int:
+        names = {name.strip().strip('"').strip().lower() for name in lines[0].split(delimiter)}
+        return len(names & {*COLUMNS, *FLAGS})
+
+    return 0, max(DELIMITERS, key=columns)  # the comma where none finds more
+
+
+def _columns(header: list[str], file: Path, line: str, number: int) -> dict:
+    """Column name -> position of those that are read, "box" -> positions of a box's; raises UserError."""
+    flagged = [name for name in FLAGS if name in header]
+    wanted = [name for name in COLUMNS if name != "split" or name in header or not flagged]
+    wanted += FLAGS if flagged else ()
+    absent = [name for name in wanted if name not in header]
+    if absent:
+        raise UserError(
+            f"{file}: row {number}: no column {' and no column '.join(absent)} in '{printable(line[:80])}': the first "
+            f"row must name the columns {','.join(COLUMNS)}, with commas, semicolons or tabs between them"
+        )
+    twice = [name for name in wanted if header.count(name) > 1]
+    if twice:
+        raise UserError(f"{file}: row {number}: {header.count(twice[0])} columns are called {twice[0]}: keep one")
+    where: dict = {name: header.index(name) for name in wanted}
+    if BOXES <= set(header):
+        where["box"] = [header.index(name) for name in BOXES]
+    return where
+
+
+def _fitted(fields: list[str], header: list[str], where: str, delimiter: str) -> list[str]:
+    """One field a column: a delimiter at the end of a row, or of the header alone, adds or lacks an empty one."""
+    extra = fields[len(header) :]
+    lacking = header[len(fields) :]
+    if any(field.strip() for field in extra) or any(lacking):
+        raise UserError(
+            f"{where}: {len(fields)} fields for {len(header)} columns: put names that contain "
+            f"{DELIMITERS.get(delimiter, repr(delimiter))} between double quotes"
+        )
+    return fields[: len(header)] + [""] * len(lacking)
+
+
+def _row(number: int, values: dict[str, str], file: Path) -> Row:
+    where = f"{file.name}: row {number}"
+    for name in COLUMNS:
+        if name in values and not values[name]:
+            raise UserError(f"{where}: the column {name} is empty: fill it in")
+    # Two spellings of one label that look alike are one class, not two.
+    label = " ".join(unicodedata.normalize("NFC", values["label"]).split())
+    split = split_name(values.get("split", "test"))
+    if split is None:
+        raise UserError(f"{where}: unknown split '{printable(values['split'])}': use one of {', '.join(SPLITS)}")
+    return Row(number, values["path"], label, _parts(split, values, where))
+
+
+def _parts(split: str, values: dict[str, str], where: str) -> tuple[tuple[str, str], ...]:
+    """The split itself, or where is_query and is_gallery send a row of the test or validation split."""
+    if "is_query" not in values or split in ("query", "gallery"):
+        return ((family(split), split),)
+    for name in FLAGS:
+        if values[name].lower() not in YES | NO:
+            raise UserError(f"{where}: {name} is '{printable(values[name])}': use True or False")
+    flagged = tuple(name.removeprefix("is_") for name in FLAGS if values[name].lower() in YES)
+    if split == "train":
+        if flagged:
+            raise UserError(f"{where}: a training row has is_{flagged[0]}: leave it empty, or change its split")
+        return (("train", "train"),)
+    if not flagged:
+        raise UserError(f"{where}: neither is_query nor is_gallery: set one of them, or both, to True")
+    return tuple((family(split), part) for part in flagged)
+
+
+def _locate(file: Path, rows: list[Row]) -> Iterator[tuple[Row, Image]]:
+    """The rows with their files; raises UserError that names the first row without one, and how many there are."""
+    folders = Folders()
+    found = [(row, _find(folders, file.parent, row)) for row in rows]
+    absent = [row for row, image in found if image is None]
+    if absent:
+        name = absent[0].path
+        more = f" ({len(absent):,} of {len(rows):,} are missing)" if len(absent) > 1 else ""
+        near = folders.respelled(os.path.join(file.parent, name.replace("\\", "/")), fold=True)
+        if near is not None and os.path.isfile(near):
+            remedy = f"'{printable(os.path.relpath(near, file.parent))}' is there: write it as it is on disk"
+        else:
+            slashes = "write / between folders, " if "\\" in name else ""
+            remedy = f"{slashes}put the picture there or take the row out"
+        raise UserError(
+            f"{file.name}: row {absent[0].number}: no file '{printable(name)[:200]}' under {file.parent}{more}: {remedy}"
+        )
+    return ((row, image) for row, image in found if image is not None)
+
+
+def _find(folders: Folders, root: Path, row: Row) -> Image | None:
+    """The file as written; else with / for the backslashes of Windows; else in another Unicode form."""
+    written = [os.path.join(root, name) for name in dict.fromkeys((row.path, row.path.replace("\\", "/")))]
+    path = next((path for path in written if folders.has(path)), None)
+    if path is None:
+        path = next((other for other in map(folders.respelled, written) if other and folders.has(other)), None)
+    return Image(path, row.label, *folders.identity(path), row.number) if path else None
