@@ -78,7 +78,7 @@ def broken_files() -> dict[str, bytes]:
         "zero width": jpeg_with_size(0, 30),
         "huge": jpeg_with_size(60000, 60000),
         "12 bits": swap(jpeg, b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x11\x0c"),
-        "arithmetic": swap(jpeg, b"\xff\xc0", b"\xff\xc9"),
+        "hierarchical": swap(jpeg, b"\xff\xc0", b"\xff\xc5"),
         "png cut": png[: len(png) // 2],
         "png checksum": png[:60] + b"\x00\x01" + png[62:],
         "png huge": png_with_header(50000, 50000),

@@ -181,10 +181,31 @@ def test_images_survive_later_batches(pictures):
 def test_evaluation_is_in_order_with_a_padded_last_batch(pictures):
     catalog = load_catalog("folder", str(pictures))
     config = InputConfig(input_size=16, resize_size=18, num_workers=2)
-    batches = list(EvalLoader(catalog.query, batch_size=10, input=config, device=CPU))
-    assert [b.valid for b in batches] == [10, 10, 4] and all(b.images.shape == (10, 16, 16, 3) for b in batches)
+    batches = list(EvalLoader(catalog.query, batch_size=5, input=config, device=CPU))
+    assert [b.valid for b in batches] == [5, 5, 5, 5, 4]
+    assert all(b.images.shape == (5, 16, 16, 3) for b in batches)
     assert np.concatenate([b.indices[: b.valid] for b in batches]).tolist() == list(range(24))
     assert (batches[-1].labels[4:] == -1).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 7, 10, 23, 24, 25, 128])
+def test_evaluation_takes_the_smallest_batches_of_their_number(pictures, batch_size):
+    """24 images: no more batches than with full ones, and less than one image of padding a batch."""
+    catalog = load_catalog("folder", str(pictures))
+    config = InputConfig(input_size=16, resize_size=18, num_workers=2)
+    loader = EvalLoader(catalog.query, batch_size=batch_size, input=config, device=CPU)
+    batches = list(loader)
+    assert len(loader) == len(batches) == -(-24 // batch_size)
+    assert len({len(b) for b in batches}) == 1
+    assert len(batches[0]) <= batch_size
+    assert sum(len(b) - b.valid for b in batches) < len(batches)
+    assert np.concatenate([b.indices[: b.valid] for b in batches]).tolist() == list(range(24))
+
+
+def test_a_batch_size_of_zero_is_one_clear_line(pictures):
+    config = InputConfig(input_size=16, resize_size=18)
+    with pytest.raises(UserError, match="--eval-batch-size 0"):
+        EvalLoader(load_catalog("folder", str(pictures)).query, batch_size=0, input=config, device=CPU)
 
 
 @pytest.mark.parametrize("resize", ["square", "shorter"])

@@ -15,14 +15,13 @@ from typing import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fastirt.config import InputConfig
 from fastirt.distributed import ALONE, Ranks
 from fastirt.errors import UserError
-from fastirt.input.check import MAX_PIXELS
 from fastirt.input.geometry import check_shape, resized_size
+from fastirt.input.prepare import stored_size
 from fastirt.input.source import PictureSource
 from fastirt.kernels.gather import gather_views
 
@@ -182,23 +181,23 @@ def picture_shapes(
         shapes[list(bad)] = 0
         return shapes
     with ThreadPoolExecutor(ranks.threads(input.num_workers)) as pool:
-        sizes = pool.map(lambda row: (0, 0) if row in bad else _size(source, row), range(count), chunksize=64)
-        return np.array([resized_size(*s, input.resize, side) if s[0] else (0, 0) for s in sizes], np.int64).reshape(
-            -1, 2
+        sizes = pool.map(
+            lambda row: (0, 0) if row in bad else _size(source, row, input.orientation), range(count), chunksize=64
         )
+        resized = [resized_size(*size, input.resize, side) if size[0] else (0, 0) for size in sizes]
+        return np.array(resized, np.int64).reshape(-1, 2)
 
 
-def _size(source: PictureSource, row: int) -> tuple[int, int]:
-    """(height, width) as stored; (0, 0) for what nobody can read, which is found out, and said, when it is its turn."""
+def _size(source: PictureSource, row: int, orientation: str) -> tuple[int, int]:
+    """(height, width) before the resize, upright with orientation "exif"; (0, 0) for an unreadable image, reported when it is read."""
     if hasattr(source, "size"):  # a packed store knows
         return source.size(row)
     try:
-        with Image.open(source.path(row)) as image:
-            width, height = image.size
+        height, width = stored_size(source.path(row), orientation)
         check_shape(height, width, "shorter")
-    except Exception:  # PIL raises nearly anything on a broken file
+    except Exception:  # Pillow raises nearly anything on a broken file
         return 0, 0
-    return (height, width) if height * width <= MAX_PIXELS else (0, 0)
+    return height, width
 
 
 def next_missing(cache: PictureCache, after: int, count: int, bad: frozenset[int], skip: Sequence[int]) -> list[int]:

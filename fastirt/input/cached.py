@@ -17,7 +17,8 @@ from fastirt.input.augment import draw_crops
 from fastirt.input.cache import PictureCache, Views, make_cache, next_missing
 from fastirt.input.check import Undecodable
 from fastirt.input.geometry import crop_corners
-from fastirt.input.loader import Batch, Encoded, TrainLoader
+from fastirt.input.loader import Batch, TrainLoader
+from fastirt.input.prepare import Encoded
 from fastirt.input.source import FileSource, PictureSource
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ class CachedTrainLoader(TrainLoader):
                 lost.add(row)
         todo = [row for row in encoded if row not in lost]
         while todo:
-            chunk, todo = todo[: pictures.batch_size], todo[pictures.batch_size :]
+            count = pictures.first_part([encoded[row] for row in todo])
+            chunk, todo = todo[:count], todo[count:]
             try:
                 decoded = pictures.decode_whole([encoded[row] for row in chunk])
             except Undecodable as error:

@@ -1,6 +1,6 @@
-"""The DALI pipelines: encoded pictures to a uint8 batch, one graph for CPU and GPU.
+"""The DALI pipelines: encoded images to a uint8 batch, one graph for CPU and GPU.
 
-Decoding is bit-identical to PIL's. The resize differs from PIL's only in that nothing is rounded to uint8 between its two
+Of what `prepare` lets through, decoding and turning upright on a CPU are bit-identical to Pillow's. The resize differs from PIL's only in that nothing is rounded to uint8 between its two
 directions: 0.18 of 255 levels on average. Rounding there as well needs two resizes, which halves the speed on a CPU.
 """
 
@@ -14,6 +14,7 @@ import torch
 from fastirt.errors import UserError
 from fastirt.input import pil
 from fastirt.input.check import Undecodable
+from fastirt.input.prepare import reason
 
 # All JPEGs that it can read go to the GPU's hardware decoder: with a share of them, which of two decoders, of slightly different pixels, gets a
 # picture would depend on its batch, and so on the cache and the number of ranks.
@@ -28,11 +29,17 @@ class Kind(NamedTuple):
 
 
 class DaliDecoder:
-    """Encoded pictures to batches on `device`, at most `batch_size` at a time; the pictures (H, W, 3) uint8 are decoded and resized,
-    then cropped to `size` and flipped, or left whole."""
+    """Encoded images to batches on `device`, at most `batch_size` at a time; the images (H, W, 3) uint8 are decoded, turned upright
+    with orientation "exif", resized, then cropped to `size` and flipped, or left whole."""
 
     def __init__(
-        self, size: int, batch_size: int, threads: int, device: torch.device, hw_decoder_load: float = HW_DECODER_LOAD
+        self,
+        size: int,
+        batch_size: int,
+        threads: int,
+        device: torch.device,
+        hw_decoder_load: float = HW_DECODER_LOAD,
+        orientation: str = "stored",
     ) -> None:
         try:  # in the consumer's thread: the one that decodes must not be the first to import it
             import nvidia.dali  # noqa: F401
@@ -41,7 +48,7 @@ class DaliDecoder:
                 f"--loader dali: NVIDIA DALI cannot be imported ({error}): pip install nvidia-dali-cuda130, or use --loader pil"
             ) from None
         self.size, self.batch_size, self.threads, self.device = size, batch_size, threads, device
-        self.hw_decoder_load = hw_decoder_load
+        self.hw_decoder_load, self.orientation = hw_decoder_load, orientation
         self._pipelines: dict[Kind, Any] = {}  # made when needed: most runs need one
 
     def decode(
@@ -52,7 +59,7 @@ class DaliDecoder:
         corners: np.ndarray,
         flips: np.ndarray,
     ) -> torch.Tensor:
-        """(B, S, S, 3) uint8 on the device; sizes (B, 2) as stored and after the resize, corners (B, 2) of the crops, flips (B,) bool.
+        """(B, S, S, 3) uint8 on the device; sizes (B, 2) before (as turned) and after the resize, corners (B, 2) of the crops, flips (B,) bool.
         Raises Undecodable.
 
         The tensor shares DALI's memory on a CPU and keeps it alive. On a GPU the batch is ready when this returns.
@@ -134,7 +141,7 @@ class DaliDecoder:
                 fn.external_source(name="encoded"),
                 device="mixed" if gpu else "cpu",
                 output_type=types.RGB,
-                adjust_orientation=False,
+                adjust_orientation=self.orientation == "exif",
                 **(dict(hw_decoder_load=self.hw_decoder_load) if gpu else {}),
             )
             if kind.resize:
@@ -156,5 +163,5 @@ def _explain(encoded: np.ndarray) -> str:
     try:
         pil.decode(encoded)
     except Exception as error:
-        return pil.reason(error)
+        return reason(error)
     return "cannot be decoded by DALI"

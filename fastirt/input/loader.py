@@ -16,14 +16,17 @@ import torch
 
 from fastirt.config import InputConfig
 from fastirt.distributed import ALONE, Ranks
+from fastirt.errors import UserError
 from fastirt.input.augment import draw_crops
 from fastirt.input.bad import BadPictures
 from fastirt.input.cache import Views
-from fastirt.input.check import BadPicture, Undecodable, check_picture
+from fastirt.input.check import BadPicture, Undecodable
 from fastirt.input.dali import DaliDecoder
-from fastirt.input.geometry import check_input, check_shape, crop_corners, resized_sizes
+from fastirt.input.decode_memory import parts
+from fastirt.input.geometry import check_input, crop_corners, resized_sizes
 from fastirt.input.pil import PilDecoder
 from fastirt.input.prefetch import Prefetch
+from fastirt.input.prepare import Encoded, prepare
 from fastirt.input.sampler import make_sampler
 from fastirt.input.source import FileSource, PictureSource
 
@@ -60,9 +63,6 @@ class Batch:
         return self.views.pixels() if self.images is None else self.images
 
 
-Encoded = tuple[np.ndarray, tuple[int, int]]  # bytes, (height, width)
-
-
 class _Pictures:
     """Rows of a split as decoded pictures; what both loaders share."""
 
@@ -92,15 +92,15 @@ class _Pictures:
 
     def open(self) -> None:
         """Makes what `close` takes down. In the consumer's thread, so that libraries are imported before the other one starts."""
-        size = self.input.input_size
+        size, orientation = self.input.input_size, self.input.orientation
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="fastirt-read")
         if self.input.loader == "pil":
-            self._decoder = PilDecoder(size, self.threads)
+            self._decoder = PilDecoder(size, self.threads, orientation)
         else:
-            self._decoder = DaliDecoder(size, self.batch_size, self.threads, self.device)
+            self._decoder = DaliDecoder(size, self.batch_size, self.threads, self.device, orientation=orientation)
 
     def start_reading(self, rows: Iterable[int]) -> dict[int, "Future[Encoded]"]:
-        """Begins to read and check; each future gives the bytes and size of its row or raises BadPicture."""
+        """Begins to read, check and prepare; each future gives the bytes and size of its row or raises BadPicture."""
         return {row: self._pool.submit(self._read, row) for row in dict.fromkeys(int(row) for row in rows)}
 
     def finish_reading(
@@ -123,12 +123,22 @@ class _Pictures:
         y: np.ndarray | None = None,
         flip: np.ndarray | None = None,
     ) -> torch.Tensor:
-        """(B, S, S, 3) uint8; draws None: the centre crop, not flipped. Raises Undecodable."""
-        sizes = np.array([size for _, size in encoded])
-        resized = resized_sizes(sizes.tolist(), self.input)
+        """(B, S, S, 3) uint8; draws None: the centre crop, not flipped. Large images are decoded in `parts`. Raises Undecodable."""
+        sizes, resized = self._sizes(encoded)
         corners = crop_corners(resized, self.input.input_size, x, y)
         flips = np.zeros(len(encoded), bool) if flip is None else flip
-        return self._decoder.decode([data for data, _ in encoded], sizes, resized, corners, flips)
+        stretches, images, failed = parts(sizes, resized), [], {}
+        for part in stretches:
+            data = [data for data, _ in encoded[part]]
+            try:
+                batch = self._decoder.decode(data, sizes[part], resized[part], corners[part], flips[part])
+            except Undecodable as error:
+                failed |= {part.start + i: reason for i, reason in error.reasons.items()}
+            else:  # a copy, so that DALI can use the memory of one part for the next
+                images.append(batch if len(stretches) == 1 else batch.clone())
+        if failed:
+            raise Undecodable(failed)
+        return images[0] if len(images) == 1 else torch.cat(images)
 
     def mark(self, row: int, reason: str, step: int) -> None:
         """Takes a row out of use and names it; on many ranks it is named when they `agree`."""
@@ -154,15 +164,20 @@ class _Pictures:
 
     def resized(self, encoded: dict[int, Encoded]) -> dict[int, tuple[int, int]]:
         """Row to (height, width) after the resize."""
-        sizes = resized_sizes([size for _, size in encoded.values()], self.input).tolist()
-        return dict(zip(encoded, map(tuple, sizes)))
+        return dict(zip(encoded, map(tuple, self._sizes(encoded.values())[1].tolist())))
+
+    def first_part(self, encoded: Sequence[Encoded]) -> int:
+        """How many images, from the first on, `decode_whole` may be given at once."""
+        return parts(*self._sizes(encoded[: self.batch_size]))[0].stop
 
     def decode_whole(self, encoded: Sequence[Encoded]) -> list[torch.Tensor]:
-        """Pictures (H, W, 3) uint8, resized and not cropped. Raises Undecodable."""
-        sizes = np.array([size for _, size in encoded])
-        return self._decoder.decode_whole(
-            [data for data, _ in encoded], sizes, resized_sizes(sizes.tolist(), self.input)
-        )
+        """Images (H, W, 3) uint8, resized and not cropped. Raises Undecodable."""
+        return self._decoder.decode_whole([data for data, _ in encoded], *self._sizes(encoded))
+
+    def _sizes(self, encoded: Iterable[Encoded]) -> tuple[np.ndarray, np.ndarray]:
+        """(B, 2) (height, width) before and after the resize."""
+        sizes = [size for _, size in encoded]
+        return np.array(sizes, np.int64).reshape(-1, 2), resized_sizes(sizes, self.input)
 
     def batch(
         self,
@@ -206,13 +221,7 @@ class _Pictures:
         self._pool = self._decoder = None
 
     def _read(self, row: int) -> Encoded:
-        data, path = self.source.read(row), self.source.path(row)
-        size = check_picture(data, path)
-        try:
-            check_shape(*size, self.input.resize)
-        except ValueError as error:
-            raise BadPicture(path, str(error)) from None
-        return data, size
+        return prepare(self.source.read(row), self.source.path(row), self.input)
 
 
 class _Loader:
@@ -335,9 +344,9 @@ class TrainLoader(_Loader):
 
 
 class EvalLoader(_Loader):
-    """All pictures of a split in catalogue order, centre crop; the batch size is constant, so a batch may end in padding.
+    """All images of a split in catalogue order, centre crop, in as few batches of at most `batch_size` as there can be.
 
-    Unreadable pictures are left out and named once; a batch of which nothing is left is skipped. `Batch.step` counts batches.
+    All batches have one size, the smallest that will do, so that padding is less than one image a batch. Unreadable pictures are left out and named once; a batch of which nothing is left is skipped. `Batch.step` counts batches.
     Can be iterated again. Many ranks share the batches out, each a stretch of them; `agree` then tells all what could not be read.
     """
 
@@ -352,7 +361,11 @@ class EvalLoader(_Loader):
         csv_path: Path | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        self._pictures = _Pictures(split, batch_size, input, device, store, csv_path, (), ranks)
+        if batch_size < 1:
+            raise UserError(f"--eval-batch-size {batch_size}: must be at least 1")
+        batches = max(1, -(-len(split) // batch_size))
+        size = max(1, -(-len(split) // batches))
+        self._pictures = _Pictures(split, size, input, device, store, csv_path, (), ranks)
 
     def __len__(self) -> int:
         """Number of batches of all ranks, if none is lost."""

@@ -10,7 +10,8 @@ pixels, in levels of 255 (the JPEG of the original is another loss that both way
          98        4:4:4                  0.78        10             52
         100        4:4:4                  0.39         4             82
 
-An RGB JPEG that has its target size already is stored as it is, without any loss.
+An RGB JPEG that has its target size already, and lies upright, is stored as it is, without any loss. With orientation "exif" all
+images are stored upright and without EXIF, so that reading never turns them again.
 """
 
 from __future__ import annotations
@@ -38,8 +39,11 @@ from tqdm import tqdm
 
 from fastirt.catalog import Catalog
 from fastirt.errors import UserError
-from fastirt.input.check import MAX_BYTES, MAX_PIXELS, MAX_SIDE, BadPicture, check_picture
+from fastirt.input.check import MAX_BYTES, MAX_PIXELS, MAX_SIDE, BadPicture, inspect
 from fastirt.input.geometry import check_shape, resized_size
+from fastirt.input.jpeg import with_orientation
+from fastirt.input.pillow import open_image, rgb, upright_size
+from fastirt.input.prepare import jpeg_orientation
 from fastirt.input.store import (
     ENTRY,
     PROLOGUE,
@@ -49,6 +53,7 @@ from fastirt.input.store import (
     source_stat,
     write_prologue,
 )
+from fastirt.input.structure import Broken, Structure
 
 __all__ = ["PackedStore", "pack"]
 
@@ -72,8 +77,9 @@ class Packed:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How pictures are resized and encoded."""
+    """How images are turned, resized and encoded."""
 
+    orientation: str  # "exif": upright; "stored": as they are
     resize: str  # "square": resize_size × resize_size; "shorter": the shorter side
     resize_size: int
     quality: int
@@ -88,6 +94,7 @@ def pack(
     resize_size: int = 256,
     quality: int = QUALITY,
     subsampling: str = SUBSAMPLING,
+    orientation: str = "stored",
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
@@ -97,7 +104,7 @@ def pack(
     has the same bytes under any number of workers (processes; None: one a core). Pictures that cannot be read are recorded in the store, named in a
     warning, and never stop the packing. Raises UserError on options out of range and when the file cannot be written.
     """
-    recipe = _recipe(resize, resize_size, quality, subsampling)
+    recipe = _recipe(orientation, resize, resize_size, quality, subsampling)
     out = Path(os.path.abspath(os.path.expanduser(out)))
     if out.is_dir():
         raise UserError(f"{out}: is a folder: give the name of the file to write, such as {out / 'store.pack'}")
@@ -163,6 +170,7 @@ def _write_body(
         "dataset": catalog.dataset,
         "splits": [[split.name, len(split)] for split in catalog.splits()],
         "catalog_sha256": catalog_digest(catalog),
+        "orientation": recipe.orientation,
         "resize": recipe.resize,
         "resize_size": recipe.resize_size,
         "quality": recipe.quality,
@@ -221,36 +229,40 @@ def _encode(path: str, recipe: Recipe) -> Packed:
             raise BadPicture(path, f"{size:,} bytes, the limit is {MAX_BYTES:,}")
         encoded = Path(path).read_bytes()
         source_crc = zlib.crc32(encoded)
-        check_picture(encoded, path)
-        data, height, width = _resize(encoded, recipe)
+        data, height, width = _resize(encoded, inspect(encoded, path), recipe)
         return Packed(data, height, width, size, modified, source_crc)
     except BadPicture as bad:
         reason = bad.reason
-    except Exception as error:  # PIL raises nearly anything on a broken file
+    except Broken as broken:
+        reason = str(broken)
+    except Exception as error:  # Pillow raises nearly anything on a broken file
         reason = f"{type(error).__name__}: {error}"
     return Packed(b"", 0, 0, size, modified, source_crc, " ".join(reason.split())[:200] or "unreadable")
 
 
-def _resize(encoded: bytes, recipe: Recipe) -> tuple[bytes, int, int]:
-    """(JPEG, height, width), by PIL: RGB first, then bicubic with antialias, as torchvision does."""
-    with Image.open(io.BytesIO(encoded)) as image:
+def _resize(encoded: bytes, structure: Structure, recipe: Recipe) -> tuple[bytes, int, int]:
+    """(JPEG, height, width), by Pillow: upright and RGB first, then bicubic with antialias, as torchvision does."""
+    with open_image(encoded) as image:
         check_shape(image.height, image.width, recipe.resize)
-        height, width = resized_size(image.height, image.width, recipe.resize, recipe.resize_size)
+        height, width = resized_size(*upright_size(image, recipe.orientation), recipe.resize, recipe.resize_size)
         if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
             raise ValueError(f"{image.width}x{image.height} would become {width}x{height} pixels")
-        unchanged = image.format == "JPEG" and image.mode == "RGB" and image.size == (width, height)
-        rgb = image.convert("RGB")  # decodes all of it
-    if unchanged:
+        unchanged = structure.plain and (image.format, image.mode, image.size) == ("JPEG", "RGB", (width, height))
+        pixels = rgb(image, recipe.orientation)  # decodes all of it
+    if unchanged and recipe.orientation == "stored":
         return encoded, height, width
-    if rgb.size != (width, height):
-        rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
+    if unchanged and jpeg_orientation(encoded, structure) == 1:
+        return with_orientation(encoded, structure.metadata, 1), height, width
+    if pixels.size != (width, height):
+        pixels = pixels.resize((width, height), Image.Resampling.BICUBIC)
     out = io.BytesIO()
-    rgb.save(out, "JPEG", quality=recipe.quality, subsampling=recipe.subsampling)
+    Image.fromarray(np.asarray(pixels)).save(out, "JPEG", quality=recipe.quality, subsampling=recipe.subsampling)
     return out.getvalue(), height, width
 
 
-def _recipe(resize: str, resize_size: int, quality: int, subsampling: str) -> Recipe:
+def _recipe(orientation: str, resize: str, resize_size: int, quality: int, subsampling: str) -> Recipe:
     for flag, value, good in (
+        ("--orientation", orientation, orientation in ("exif", "stored")),
         ("--resize", resize, resize in ("square", "shorter")),
         ("--resize-size", resize_size, 1 <= resize_size <= 4096),
         ("--quality", quality, 1 <= quality <= 100),
@@ -258,10 +270,10 @@ def _recipe(resize: str, resize_size: int, quality: int, subsampling: str) -> Re
     ):
         if not good:
             raise UserError(
-                f"{flag} {value}: out of range: resize is square or shorter, its size 1 to 4096, "
+                f"{flag} {value}: out of range: orientation is exif or stored, resize is square or shorter, its size 1 to 4096, "
                 f"quality 1 to 100, subsampling {', '.join(SUBSAMPLINGS)}"
             )
-    return Recipe(resize, resize_size, quality, subsampling)
+    return Recipe(orientation, resize, resize_size, quality, subsampling)
 
 
 def _lock(file: BinaryIO, name: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Sequence
 
@@ -11,13 +10,15 @@ import torch
 from PIL import Image
 
 from fastirt.input.check import Undecodable
+from fastirt.input.pillow import open_image, rgb
+from fastirt.input.prepare import reason
 
 
 class PilDecoder:
-    """Encoded pictures to a batch, in `threads` threads."""
+    """Encoded images to a batch, in `threads` threads; orientation "exif" turns them upright."""
 
-    def __init__(self, size: int, threads: int) -> None:
-        self.size = size
+    def __init__(self, size: int, threads: int, orientation: str = "stored") -> None:
+        self.size, self.orientation = size, orientation
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastirt-pil")
 
     def decode(
@@ -28,11 +29,11 @@ class PilDecoder:
         corners: np.ndarray,
         flips: np.ndarray,
     ) -> torch.Tensor:
-        """(B, S, S, 3) uint8 on the CPU; sizes (B, 2) as stored and after the resize, corners (B, 2) of the crops, flips (B,) bool.
+        """(B, S, S, 3) uint8 on the CPU; sizes (B, 2) before and after the resize, corners (B, 2) of the crops, flips (B,) bool.
         Raises Undecodable."""
 
         def one(data: np.ndarray, size: np.ndarray, corner: np.ndarray, flip: bool) -> np.ndarray:
-            (top, left), pixels = corner, resize(decode(data), *size)
+            (top, left), pixels = corner, resize(decode(data, self.orientation), *size)
             pixels = pixels[top : top + self.size, left : left + self.size]
             return pixels[:, ::-1] if flip else pixels
 
@@ -40,9 +41,11 @@ class PilDecoder:
 
     def decode_whole(self, encoded: Sequence[np.ndarray], sizes: np.ndarray, resized: np.ndarray) -> list[torch.Tensor]:
         """Pictures (H, W, 3) uint8 on the CPU, resized and not cropped. Raises Undecodable."""
-        return [
-            torch.from_numpy(p) for p in self._all(lambda data, size: resize(decode(data), *size), encoded, resized)
-        ]
+
+        def one(data: np.ndarray, size: np.ndarray) -> np.ndarray:
+            return resize(decode(data, self.orientation), *size)
+
+        return [torch.from_numpy(pixels) for pixels in self._all(one, encoded, resized)]
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -51,7 +54,7 @@ class PilDecoder:
         def tried(*row: Any) -> np.ndarray | str:
             try:
                 return function(*row)
-            except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and more, by format and damage
+            except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more, by format and damage
                 return reason(error)
 
         results = list(self._pool.map(tried, *columns))
@@ -61,17 +64,12 @@ class PilDecoder:
         return results
 
 
-def decode(encoded: np.ndarray) -> Image.Image:
-    """The whole picture as RGB. Raises what PIL raises."""
-    with Image.open(io.BytesIO(encoded.tobytes()), formats=("JPEG", "PNG", "WEBP", "BMP")) as image:
-        return image.convert("RGB")
+def decode(encoded: np.ndarray, orientation: str = "stored") -> Image.Image:
+    """The whole image as RGB; "exif": upright. Raises what Pillow raises."""
+    with open_image(encoded.tobytes()) as image:
+        return rgb(image, orientation)
 
 
 def resize(image: Image.Image, height: int, width: int) -> np.ndarray:
     """(height, width, 3) uint8, bicubic with antialias."""
     return np.array(image.resize((int(width), int(height)), Image.Resampling.BICUBIC))
-
-
-def reason(error: Exception) -> str:
-    """A decoder's complaint in one line."""
-    return " ".join(f"cannot be decoded: {error}".split())[:200]

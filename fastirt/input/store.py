@@ -85,18 +85,19 @@ class PackedStore:
     def __len__(self) -> int:
         return len(self.index)
 
-    def check(self, catalog: Catalog, resize: str, resize_size: int) -> None:
-        """Raises UserError, naming the difference, unless the store was made from this catalogue, with this resize,
+    def check(self, catalog: Catalog, resize: str, resize_size: int, orientation: str = "stored") -> None:
+        """Raises UserError, naming the difference, unless the store was made from this catalogue, with this resize and orientation,
         and its sources have not changed since (size; where only the time of change differs, checksums of up to 64)."""
         for what, mine, theirs in (
             ("data set", self.header["dataset"], catalog.dataset),
             ("--resize", self.header["resize"], resize),
             ("--resize-size", self.header["resize_size"], resize_size),
+            ("--orientation", self.header.get("orientation", "stored"), orientation),  # older stores do not name it
         ):
             if mine != theirs:
                 raise UserError(
                     f"{self.path}: stale or foreign: {what} is {mine} in the store and {theirs} in this run: make it again "
-                    f"with `fastirt pack --resize {resize} --resize-size {resize_size}`"
+                    f"with `fastirt pack --resize {resize} --resize-size {resize_size} --orientation {orientation}`"
                 )
         if self.header["catalog_sha256"] != catalog_digest(catalog):
             raise UserError(f"{self.path}: stale or foreign: {self._difference(catalog)}: {AGAIN}")

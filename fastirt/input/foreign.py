@@ -1,0 +1,95 @@
+"""Names for files that are not images we read, so that a refusal says what they are."""
+
+from __future__ import annotations
+
+_STARTS = {
+    b"%PDF": "PDF",
+    b"%!PS": "PostScript",
+    b"\xc5\xd0\xd3\xc6": "EPS",
+    b"\xd7\xcd\xc6\x9a": "WMF",
+    b"FUJIFILMCCD-RAW": "camera RAW (RAF)",
+    b"IIRO": "camera RAW (ORF)",
+    b"IIRS": "camera RAW (ORF)",
+    b"MMOR": "camera RAW (ORF)",
+    b"IIU\0": "camera RAW (RW2)",
+    b"FOVb": "camera RAW (X3F)",
+    b"\0MRM": "camera RAW (MRW)",
+    b"\x1aE\xdf\xa3": "video (Matroska or WebM)",
+    b"\0\0\x01\xba": "video (MPEG)",
+    b"\0\0\x01\xb3": "video (MPEG)",
+    b"FLV\x01": "video (FLV)",
+    b"OggS": "Ogg audio or video",
+    b"ID3": "audio (MP3)",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"v/1\x01": "OpenEXR",
+    b"#?RADIANCE": "Radiance HDR",
+    b"SIMPLE  =": "FITS",
+    b"icns": "Apple icon",
+    b"gimp xcf": "GIMP file",
+    b"AT&TFORM": "DjVu",
+    b"PK\x03\x04": "ZIP archive (or an office document)",
+    b"\x1f\x8b": "gzip archive",
+    b"7z\xbc\xaf": "7z archive",
+    b"Rar!": "RAR archive",
+    b"\x93NUMPY": "NumPy array",
+    b"\x89HDF": "HDF5",
+    b"SQLite format 3": "SQLite database",
+    b"MZ": "Windows program",
+    b"\x7fELF": "program",
+    b"version https://git-lfs": "Git LFS pointer, not the file itself (run `git lfs pull`)",
+}
+_RIFF = {b"AVI ": "video (AVI)", b"WAVE": "audio (WAV)"}
+_HEIF = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+
+
+def kind_of(data: bytes) -> str:
+    """What a file is that cannot be read as an image, in a few words."""
+    if data[:4] == b"RIFF" and data[8:12] in _RIFF:
+        return _RIFF[data[8:12]]
+    if data[4:8] == b"ftyp":
+        return _iso_media(data)
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        return "camera RAW (CR2)" if data[8:10] == b"CR" else "TIFF of a kind that Pillow does not open"
+    if data[128:132] == b"DICM":
+        return "DICOM"
+    for start, name in _STARTS.items():
+        if data.startswith(start):
+            return name
+    if not any(data[:4096]):
+        return "only zero bytes"
+    return _text_kind(data[:4096]) or "not an image of a known kind"
+
+
+def _iso_media(data: bytes) -> str:
+    brand = data[8:12]
+    if brand in (b"avif", b"avis"):
+        return "AVIF that this Pillow does not open"
+    if brand in _HEIF:
+        return "HEIC: install pillow-heif to read it"
+    if brand == b"crx ":
+        return "camera RAW (CR3)"
+    return "video (MP4 or QuickTime)"
+
+
+def _text_kind(start: bytes) -> str:
+    """A kind of text, or "" for binary data."""
+    if b"\0" in start.removeprefix(b"\xff\xfe").removeprefix(b"\xfe\xff")[::2] and b"\0" in start[1::2]:
+        return ""
+    lowered = start.lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n").lower().replace(b"\0", b"")
+    if b"<svg" in lowered:
+        return "SVG"
+    if lowered.startswith((b"<!doctype html", b"<html")):
+        return "HTML page"
+    if lowered.startswith(b"<?xml"):
+        return "XML"
+    control = sum(byte < 9 or 13 < byte < 32 for byte in lowered)
+    return "text" if lowered and not control and _is_utf8(lowered) else ""
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return len(data) - error.start < 4  # a character cut by the end
+    return True

@@ -1,0 +1,94 @@
+"""From the bytes of a file to bytes that DALI and the plain twin decode to the same pixels.
+
+Ordinary JPEG, PNG, WebP and BMP files go on as they are. Whatever else Pillow opens is decoded and resized by it here, in the
+reading threads, and goes on as a lossless image of its final size. Orientation "exif": a JPEG's metadata is replaced by the
+orientation that Pillow reads from it; other files with such metadata are turned by Pillow.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fastirt.config import InputConfig
+from fastirt.input.check import MAX_PIXELS, BadPicture, inspect
+from fastirt.input.decode_memory import BYTES_PER_PIXEL, READERS
+from fastirt.input.geometry import check_shape, resized_size
+from fastirt.input.jpeg import with_orientation
+from fastirt.input.pillow import SIDEWAYS, lossless, open_image, orientation_of, rgb, upright_size
+from fastirt.input.png_webp_bmp import has_png_metadata
+from fastirt.input.structure import Broken, Structure
+
+Encoded = tuple[np.ndarray, tuple[int, int]]  # bytes, (height, width) of what they decode to
+
+_SMALL = 2**20  # pixels: a resized image up to this size is handed on also where it is larger than the original
+
+
+def prepare(data: np.ndarray, path: str, input: InputConfig) -> Encoded:
+    """Bytes for the decoders, and the size that they decode to; raises BadPicture."""
+    encoded = data.tobytes()
+    structure = inspect(encoded, path)
+    size = structure.height, structure.width
+    try:
+        check_shape(*size, input.resize)
+    except ValueError as error:
+        raise BadPicture(path, str(error)) from None
+    if structure.plain and not (input.orientation == "exif" and structure.metadata):
+        return data, size
+    if structure.plain and encoded[:2] == b"\xff\xd8":
+        orientation = jpeg_orientation(encoded, structure)
+        upright = with_orientation(encoded, structure.metadata, orientation)
+        return np.frombuffer(upright, np.uint8), size[::-1] if orientation in SIDEWAYS else size
+    return by_pillow(encoded, path, input)
+
+
+def jpeg_orientation(encoded: bytes, structure: Structure) -> int:
+    """1 to 8."""
+    if not structure.metadata:
+        return 1
+    try:
+        with open_image(encoded) as image:
+            return orientation_of(image)
+    except Broken:  # the decoder says what is wrong
+        return 1
+
+
+def by_pillow(encoded: bytes, path: str, input: InputConfig) -> Encoded:
+    """An image decoded, turned and resized by Pillow, as a lossless file; raises BadPicture."""
+    try:
+        with open_image(encoded) as opened, held_by_pillow(opened):
+            image = rgb(opened, input.orientation)
+            height, width = resized_size(image.height, image.width, input.resize, input.resize_size)
+            # A small strip may become enormous: it is left to the decoders, which work in parts.
+            if height * width <= max(_SMALL, image.height * image.width):
+                image = image.resize((width, height), Image.Resampling.BICUBIC)
+            return np.frombuffer(lossless(image), np.uint8), (image.height, image.width)
+    except Broken as broken:
+        raise BadPicture(path, str(broken)) from None
+    except Exception as error:  # Pillow raises nearly anything on a broken image
+        raise BadPicture(path, reason(error)) from None
+
+
+def held_by_pillow(image: Image.Image) -> Any:
+    """Waits for room: an image as decoded, and its copy when turned or converted."""
+    return READERS.hold(image.width * image.height * BYTES_PER_PIXEL * 2)
+
+
+def stored_size(path: str, orientation: str) -> tuple[int, int]:
+    """(height, width) that a file will have when decoded, turned as `orientation` says, from its header alone. Raises nearly anything
+    for a file that cannot be used."""
+    with open(path, "rb") as file, open_image(file) as image:
+        if image.format == "PNG" and not has_png_metadata(np.memmap(path, np.uint8, "r")):
+            return image.height, image.width  # Pillow would decode all of it to look behind the pixels
+        height, width = image.height, image.width
+        if height * width > MAX_PIXELS:
+            raise BadPicture(path, f"{width} x {height} pixels")
+        with held_by_pillow(image):
+            return upright_size(image, orientation)
+
+
+def reason(error: Exception) -> str:
+    """A decoder's complaint in one line."""
+    return " ".join(f"cannot be decoded: {error}".split())[:200]
