@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import pickletools
+import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -124,7 +125,8 @@ def _load_torch(path: Path) -> Any:
     it rebuilds tensors with comes first, and its blocked modules (os, sys) stay refused.
     """
     inert = [(InertMapping if name.lower().endswith("dict") else Inert, name) for name in _pickled_names(path)]
-    with torch.serialization.safe_globals(inert):
+    with torch.serialization.safe_globals(inert), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of other pickle protocols and old storages; the result is checked
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -22,7 +22,6 @@ def is_jax(tensors: dict[str, Tensor]) -> bool:
 
 def load_jax(vit: nn.Module, path: Path, tensors: dict[str, Tensor]) -> None:
     """Fill `vit` from such a file (numpy arrays; nothing is unpickled). Raises UserError where it is of another model."""
-    problem = None
     depth = _depth(tensors)
     width = next(value for name, value in tensors.items() if name.endswith(PATCHES)).shape[-1]
     if not hasattr(vit, "load_pretrained"):
@@ -49,7 +48,8 @@ def _fill(vit: nn.Module, path: Path) -> str | None:
 
 
 def _depth(tensors: dict[str, Tensor]) -> int:
-    stacked = next((value for name, value in tensors.items() if name.endswith(STACKED) and value.ndim == 2), None)
-    if stacked is not None:
-        return stacked.shape[0]
-    return max((int(match[1]) for match in map(BLOCK.search, tensors) if match), default=-1) + 1
+    """Blocks of the image tower."""
+    names = [name for name in tensors if "txt/" not in name]
+    stacked = [tensors[name].shape[0] for name in names if name.endswith(STACKED) and tensors[name].ndim == 2]
+    numbers = [int(match[1]) + 1 for match in map(BLOCK.search, names) if match]
+    return max(stacked + numbers, default=0)

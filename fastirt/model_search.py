@@ -20,7 +20,7 @@ from fastirt.errors import UserError
 
 MAX_PREFIX = 8  # parts of a prefix, as in module._orig_mod.model.backbone.
 AVERAGED = re.compile(r"(^|_)ema($|_)|^teacher(_|$)|^averaged(_|$)")  # a part of a prefix that names averaged weights
-SECONDARY = re.compile(r"^(student|twin|target_encoder|momentum_encoder|encoder_k|target_network)(_|$)|^optimizer$")
+SECONDARY = re.compile(r"^(student|twin|target|momentum|key)(_|$)|^encoder_k$|^optimizer")
 BILINEAR = ("flexi", "radio")  # models whose tables timm resamples without antialiasing
 
 
