@@ -184,6 +184,8 @@ def _reason(error: Exception) -> str:
         return "asks to run code of the operating system's modules, which weights never need: delete it"
     if "persistent_load" in message or "magic number" in message:
         return "a pickle that torch.save did not write"
+    if "Unsupported operand" in str(error):
+        return "saved with another pickle protocol than torch.save's own: save it again without `pickle_protocol`"
     if isinstance(error, pickle.UnpicklingError):
         return "holds objects other than tensors"
     return "damaged, or no file of weights"

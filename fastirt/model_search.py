@@ -55,7 +55,7 @@ def find_model(tensors: dict[str, Tensor], vit: nn.Module, path: Path) -> Found:
     best = max(scores.values())
     equals = sorted((prefix for prefix in parts if scores[prefix] == best), key=_rank)
     chosen = equals[0]
-    raw = {name: value.float() if _is_number(value) else value for name, value in parts[chosen].items()}
+    raw = {name: value.float() if is_plain(value) and value.is_floating_point() else value for name, value in parts[chosen].items()}
     others = [prefix for prefix in equals[1:] if best and _differ(parts[chosen], parts[prefix])]
     rivals = [prefix for prefix in others if _rank(prefix) == _rank(chosen)]
     if rivals and 2 * best > len(expected):
@@ -117,12 +117,12 @@ def _differ(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape or not _is_number(one) or not _is_number(other):
+    if one.shape != other.shape or not is_plain(one) or not is_plain(other):
         return False
     return torch.equal(one.float(), other.float())
 
 
-def _is_number(value: Tensor) -> bool:
+def is_plain(value: Tensor) -> bool:
     """Whether it is a plain tensor of real numbers with its values at hand (not sparse, quantised, complex or on `meta`)."""
     plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
     return plain and not value.is_complex()

@@ -17,7 +17,7 @@ from fastirt.errors import UserError
 from fastirt.files import replacing
 from fastirt.jax_weights import is_jax, load_jax
 from fastirt.model_guess import describe_model, describe_tensors
-from fastirt.model_search import Found, find_model
+from fastirt.model_search import Found, find_model, is_plain
 
 log = logging.getLogger("fastirt")
 
@@ -123,6 +123,12 @@ def _check_state(state: dict[str, Tensor], expected: dict[str, Tensor], found: F
         if state[name].shape != value.shape
     ]
     _refuse(path, "has misshapen", misshapen)
+    unusable = [
+        f"{name} ({_kind(value)})"
+        for name, value in state.items()
+        if not is_plain(value) or value.is_floating_point() != expected[name].is_floating_point()
+    ]
+    _refuse(path, "has no plain numbers in", unusable)
     _refuse(path, "has non-finite", [name for name, value in state.items() if not torch.isfinite(value).all()])
 
 
@@ -137,6 +143,12 @@ def _log_choices(state: dict[str, Tensor], found: Found, path: Path) -> None:
             log.info("%s: %s resampled from %s to %s", path, name, tuple(source.shape), tuple(value.shape))
         elif name == "pos_embed" and source is not None and source.shape != value.shape:
             log.info("%s: %s resampled from %s to %s", path, name, tuple(source.shape), tuple(value.shape))
+
+
+def _kind(value: Tensor) -> str:
+    """What is unusual about a tensor, such as `quantized qint8` or `sparse float32`."""
+    words = ["quantized"] * value.is_quantized + ["sparse"] * (value.layout != torch.strided)
+    return " ".join([*words, str(value.dtype).removeprefix("torch."), *["without data"] * value.is_meta])
 
 
 def _refuse(path: Path, problem: str, names: list[str]) -> None:
