@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import copy
-import difflib
-import os
-import socket
 from pathlib import Path
-from typing import Any, Optional
-from urllib.parse import urlsplit
+from typing import Optional
 
-import huggingface_hub
 import timm
 import torch
 import torch.nn.functional as F
@@ -20,18 +14,12 @@ from torch import Tensor, nn
 from fastirt.config import Config, ModelConfig
 from fastirt.droppath import replace_drop_paths
 from fastirt.errors import UserError
+from fastirt.loading_line import loading_line
+from fastirt.timm_models import check_model, create_model
 from fastirt.weights import load_weights, write_model
 
 GEM_POWER = 3.0  # Radenovic et al. 2018
 GEM_EPS = 1e-6
-OWN_FLAGS = {
-    "img_size": "--input-size",
-    "drop_rate": "--drop",
-    "drop_path_rate": "--drop-path",
-    "num_classes": "there is no classifier",
-    "pretrained": "--weights",
-    "checkpoint_path": "--weights",
-}
 
 
 class Encoder(nn.Module):
@@ -88,12 +76,12 @@ class Encoder(nn.Module):
 def build_encoder(config: ModelConfig, input_size: int) -> Encoder:
     """The encoder with its weights. Raises UserError for an unknown or unsuitable model, a size that is no multiple of the
     patch, or weights that cannot be had; weights are never random unless `scratch` was asked for."""
-    vit = _create(config, input_size, pretrained=False)
-    _check(vit, config, input_size)
+    vit = create_model(config, input_size)
+    check_model(vit, config, input_size)
     if config.weights is None or _is_tag(config.weights):
         if config.weights is not None and config.weights.split(".")[0] != config.model.split(".")[0]:
             raise UserError(f"--weights {config.weights}: are of another model than --model {config.model}")
-        vit = _create(config, input_size, pretrained=True, name=config.weights)
+        vit = create_model(config, input_size, pretrained=True, name=config.weights)
     elif config.weights != "scratch":
         load_weights(vit, Path(config.weights))
     return Encoder(vit, config, input_size)
@@ -120,9 +108,10 @@ def momentum_update(twin: Encoder, encoder: Encoder, momentum: float, hold: Opti
 
 
 def save_model(encoder: Encoder, path: Path, config: Config) -> None:
-    """The timm model's weights as .safetensors, which `timm.create_model(…, num_classes=0, checkpoint_path=path)` loads.
+    """The timm model's weights as .safetensors, which the line of `loading_line` loads in plain timm.
 
-    The file's metadata says how pictures get to it, so that an evaluation of the file alone feeds it as the run did.
+    The file's metadata holds that line, and says how pictures get to the model, so that an evaluation of the file alone
+    feeds it as the run did.
     """
     model, input = encoder.config, config.input
     description = {
@@ -137,90 +126,9 @@ def save_model(encoder: Encoder, path: Path, config: Config) -> None:
         "resize_size": input.resize_size,
         "normalization": input.normalization,
     }
-    write_model(encoder.vit.state_dict(), path, description)
-
-
-def _create(config: ModelConfig, input_size: int, pretrained: bool, name: Optional[str] = None) -> nn.Module:
-    if not timm.is_model(config.model):
-        close = difflib.get_close_matches(config.model, timm.list_models(), n=3)
-        raise UserError(f"--model {config.model}: timm has no such model; close names: {', '.join(close) or 'none'}")
-    # `drop_rate` of timm 0.5, which the public code uses, meant these two; today's touches the classifier alone.
-    dropout = {"pos_drop_rate": config.drop, "proj_drop_rate": config.drop} if config.drop else {}
-    try:
-        if pretrained and not _hub_answers():
-            huggingface_hub.constants.HF_HUB_OFFLINE = (
-                True  # what was downloaded earlier still loads; the rest fails at once, not after a minute
-            )
-        return timm.create_model(
-            name or config.model,
-            pretrained=pretrained,
-            num_classes=0,
-            img_size=input_size,
-            drop_path_rate=config.drop_path,
-            **dropout,
-            **_parse(config.model_kwargs),
-        )
-    except UserError:
-        raise
-    except Exception as error:  # timm, hub, network and cache raise a dozen unrelated types
-        if pretrained:
-            raise _no_weights(name or config.model, error) from error
-        raise UserError(
-            f"--model {config.model}: not a vision transformer that takes these settings: {_first_line(error)}"
-        ) from error
+    write_model(encoder.vit.state_dict(), path, description, loading_line(encoder, path))
 
 
 def _is_tag(weights: str) -> bool:
     """Whether this is a timm name, such as deit_tiny_patch16_224.fb_in1k, and no file."""
     return not Path(weights).exists() and timm.is_model(weights)
-
-
-def _hub_answers() -> bool:
-    """Whether the hub's name resolves; behind a proxy nobody can tell."""
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    try:
-        return bool(socket.getaddrinfo(urlsplit(huggingface_hub.constants.ENDPOINT).hostname, 443))
-    except OSError:
-        return False
-
-
-def _no_weights(model: str, error: Exception) -> UserError:
-    return UserError(
-        f"--model {model}: pretrained weights could not be downloaded ({type(error).__name__}: {_first_line(error)}); pass --weights FILE "
-        "(.safetensors or .pth), or --weights scratch for random ones"
-    )
-
-
-def _check(vit: nn.Module, config: ModelConfig, input_size: int) -> None:
-    if not hasattr(vit, "patch_embed") or not hasattr(vit, "num_prefix_tokens") or not hasattr(vit, "blocks"):
-        raise UserError(
-            f"--model {config.model}: not a plain vision transformer (no patch embedding or blocks): choose one of timm's vit_* or deit_*"
-        )
-    if config.pooling == "cls" and getattr(vit, "cls_token", None) is None:
-        raise UserError(f"--model {config.model} has no CLS token: pass --pooling mean, max or gem")
-    patch = vit.patch_embed.patch_size[0]
-    if input_size % patch:
-        below = input_size // patch * patch
-        sizes = f"{below} or {below + patch}" if below else str(patch)
-        raise UserError(f"--input-size {input_size}: must be a multiple of the model's patch, {patch}: use {sizes}")
-
-
-def _parse(words: tuple[str, ...]) -> dict[str, Any]:
-    """`depth=4` to {"depth": 4}."""
-    parsed = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name.isidentifier():
-            raise UserError(f"--model-kwargs {word}: write it as key=value")
-        if name in OWN_FLAGS:
-            raise UserError(f"--model-kwargs {word}: has a flag of its own: {OWN_FLAGS[name]}")
-        try:
-            parsed[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            parsed[name] = value
-    return parsed
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]

@@ -1,142 +1,161 @@
-"""Files of weights into a timm model, without running anything that a file contains."""
+"""Files of weights into a timm model, and a model's weights into a file."""
 
 from __future__ import annotations
 
 import json
 import logging
-import math
-import pickle
-import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from timm.layers import resample_abs_pos_embed
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fastirt.checkpoint_formats import file_kind, read_tensors
 from fastirt.errors import UserError
 from fastirt.files import replacing
+from fastirt.jax_weights import is_jax, load_jax
+from fastirt.model_guess import describe_model, describe_tensors
+from fastirt.model_search import Found, find_model, is_plain
 
 log = logging.getLogger("fastirt")
 
 HEADS = ("head.", "head_dist.", "fc.", "classifier.", "pre_logits.")
-WRAPPERS = ("model", "state_dict")
-METADATA = "fastirt"
+UNUSED = (  # parts of pretraining that an encoder does not have; left out unless the model has them
+    *("decoder.", "decoder_", "mask_token", "lm_head.", "dino_head.", "ibot_head.", "predictor.", "projector."),
+    *("projection_head.", "attn_pool."),
+)
+RUN_MODEL = "model.safetensors"
+METADATA, LOADING = "fastirt", "load"
+
+
+def locate(path: Path) -> Path:
+    """The file of weights that a path means: itself, or of a run's folder its final model. Raises UserError if there is none."""
+    if path.is_dir():
+        if (path / RUN_MODEL).is_file():
+            return path / RUN_MODEL
+        unfinished = (path / "checkpoints").is_dir() or (path / "config.json").is_file()
+        remedy = f"`fastirt train --resume {path}` finishes the run" if unfinished else "pass a run's folder or a file"
+        raise UserError(f"--weights {path}: a folder without {RUN_MODEL}: {remedy}")
+    if not path.is_file():
+        raise UserError(f"--weights {path}: no such file")
+    return path
 
 
 def load_weights(vit: nn.Module, path: Path) -> None:
-    """Fill `vit` from a .safetensors or .pth file (bare, or wrapped in `model` or `state_dict`; `module.` prefixes go).
+    """Fill the timm model `vit` from a file, whatever wraps the weights, with timm's own conversion of official checkpoints.
 
-    Classifier heads are left out; position embeddings of another grid are interpolated (bicubic, antialiased, as timm does).
-    Raises UserError for an unreadable file and for any other missing, surplus, misshapen or non-finite tensor, by name.
+    Averaged weights (EMA, teacher) are preferred. Classifier heads and parts of pretraining are left out. Position tables
+    and patch kernels of other sizes are resampled as timm does. The log says each of these. Raises UserError for an
+    unreadable file, for one of another model, and for any other missing, surplus, misshapen or non-finite tensor, by name.
     """
-    state = read_state(path)
+    path = locate(path)
+    tensors = read_tensors(path)
+    if is_jax(tensors):
+        load_jax(vit, path, tensors)
+        return
+    found = find_model(tensors, vit, path)
     expected = vit.state_dict()
-    heads = sorted(name for name in state if name.startswith(HEADS) and name not in expected)
-    if heads:
-        log.info("%s: classifier left out: %s", path, ", ".join(heads))
-    state = {name: value for name, value in state.items() if name not in heads}
-    if "pos_embed" in state and "pos_embed" in expected and state["pos_embed"].shape != expected["pos_embed"].shape:
-        state["pos_embed"] = _resample(state["pos_embed"], vit, path)
-    _refuse(path, "is missing", [name for name in expected if name not in state])
-    _refuse(path, "has surplus", [name for name in state if name not in expected])
-    _refuse(
-        path,
-        "has misshapen",
-        [
-            f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
-            for name, value in expected.items()
-            if state[name].shape != value.shape
-        ],
-    )
-    _refuse(path, "has non-finite", [name for name, value in state.items() if not torch.isfinite(value).all()])
+    fitting = sum(name in found.state and found.state[name].shape == value.shape for name, value in expected.items())
+    if 2 * fitting <= len(expected):
+        raise UserError(
+            f"--weights {path}: fits {fitting} of the {len(expected)} tensors of {describe_model(vit)}: "
+            f"it looks like {describe_tensors(tensors)}; choose the --model that it is of"
+        )
+    state = _without_unused(found, expected, path)
+    _check_state(state, expected, found, path)
+    _log_choices(state, found, path)
     vit.load_state_dict(state)
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensor by name. Raises UserError where the file holds anything else."""
-    if not path.is_file():
-        raise UserError(f"--weights {path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        SafetensorError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-    ) as error:
-        reason = (
-            "holds objects other than tensors"
-            if isinstance(error, pickle.UnpicklingError)
-            else "damaged, or no file of weights"
-        )
-        raise UserError(
-            f"--weights {path}: cannot be read: {reason}; use a .safetensors or .pth file of tensors"
-        ) from error
-    for wrapper in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
-    ):
-        raise UserError(
-            f"--weights {path}: holds no tensors by name (neither bare nor under {' or '.join(map(repr, WRAPPERS))})"
-        )
-    return {name.removeprefix("module."): value for name, value in state.items()}
-
-
-def write_model(state: dict[str, Tensor], path: Path, description: dict[str, Any]) -> None:
-    """The weights as plain timm loads them, with `description` (JSON values) in the file's metadata; atomic."""
+def write_model(
+    state: dict[str, Tensor], path: Path, description: dict[str, Any], loading: Optional[str] = None
+) -> None:
+    """The weights as plain timm loads them, with `description` (JSON values) and the line that loads them in the metadata; atomic."""
+    metadata = {"format": "pt", METADATA: json.dumps(description)}
+    if loading:
+        metadata[LOADING] = loading
     try:
         with replacing(path) as temporary:
             save_file(
-                {name: value.detach().cpu().contiguous() for name, value in state.items()},
-                temporary,
-                metadata={"format": "pt", METADATA: json.dumps(description)},
+                {name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary, metadata=metadata
             )
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written ({error})") from error
 
 
 def read_model_metadata(path: Path) -> dict[str, Any]:
-    """What `write_model` was told of a model, by flag name; empty for a file of other origin. Raises UserError if unreadable."""
+    """What `write_model` was told of a model, by flag name; empty for a file of other origin.
+
+    path: a file of any name and format, or a run's folder. Raises UserError if it is missing or cannot be read.
+    """
+    path = locate(path)
+    if file_kind(path) != "safetensors" and path.suffix != ".safetensors":
+        return {}
     try:
         with safe_open(path, framework="pt") as file:
             described = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"--weights {path}: cannot be read: damaged, or no file of weights") from error
+    if not isinstance(described, dict):
+        return {}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in described.items()}
 
 
-def _resample(embedding: Tensor, vit: nn.Module, path: Path) -> Tensor:
-    """Position embeddings (1, T, D) for another grid."""
-    prefix = 0 if getattr(vit, "no_embed_class", False) else vit.num_prefix_tokens
-    side = math.isqrt(max(0, embedding.shape[1] - prefix)) if embedding.ndim == 3 else 0
-    if (
-        embedding.ndim != 3
-        or side * side != embedding.shape[1] - prefix
-        or embedding.shape[2] != vit.pos_embed.shape[2]
-    ):
-        raise UserError(
-            f"--weights {path}: pos_embed {tuple(embedding.shape)} does not fit {tuple(vit.pos_embed.shape)}: is it another --model?"
-        )
-    return resample_abs_pos_embed(
-        embedding.float(), new_size=list(vit.patch_embed.grid_size), old_size=[side, side], num_prefix_tokens=prefix
-    )
+def _without_unused(found: Found, expected: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The state without classifier and pretraining parts; tells which were left out."""
+    heads = sorted(name for name in found.state if name.startswith(HEADS) and name not in expected)
+    if heads:
+        log.info("%s: classifier left out: %s", path, ", ".join(heads))
+    unused = [name for name in found.state if name.startswith(UNUSED) and name not in expected]
+    if unused:
+        log.info("%s: parts of pretraining left out: %s", path, _listed(unused))
+    return {name: value for name, value in found.state.items() if name not in {*heads, *unused}}
 
 
-def _refuse(path: Path, what: str, names: list[str]) -> None:
+def _check_state(state: dict[str, Tensor], expected: dict[str, Tensor], found: Found, path: Path) -> None:
+    _refuse(path, "is missing", [name for name in expected if name not in state])
+    _refuse(path, "has surplus", [name for name in state if name not in expected])
+    misshapen = [
+        f"{name} {tuple(found.raw.get(name, state[name]).shape)} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if state[name].shape != value.shape
+    ]
+    _refuse(path, "has misshapen", misshapen)
+    unusable = [
+        f"{name} ({_kind(value)})"
+        for name, value in state.items()
+        if not is_plain(value) or value.is_floating_point() != expected[name].is_floating_point()
+    ]
+    _refuse(path, "has no plain numbers in", unusable)
+    _refuse(path, "has non-finite", [name for name, value in state.items() if not torch.isfinite(value).all()])
+
+
+def _log_choices(state: dict[str, Tensor], found: Found, path: Path) -> None:
+    if found.others:
+        log.info("%s: took %s; the file also holds %s", path, found.name, ", ".join(found.others))
+    elif found.averaged:
+        log.info("%s: took %s", path, found.name)
+    for name, value in state.items():
+        source = found.raw.get(name)
+        if source is not None and source.ndim == value.ndim and source.shape[2:] != value.shape[2:] and "embed" in name:
+            log.info("%s: %s resampled from %s to %s", path, name, tuple(source.shape), tuple(value.shape))
+        elif name == "pos_embed" and source is not None and source.shape != value.shape:
+            log.info("%s: %s resampled from %s to %s", path, name, tuple(source.shape), tuple(value.shape))
+
+
+def _kind(value: Tensor) -> str:
+    """What is unusual about a tensor, such as `quantized qint8` or `sparse float32`."""
+    words = ["quantized"] * value.is_quantized + ["sparse"] * (value.layout != torch.strided)
+    return " ".join([*words, str(value.dtype).removeprefix("torch."), *["without data"] * value.is_meta])
+
+
+def _refuse(path: Path, problem: str, names: list[str]) -> None:
     if names:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise UserError(f"--weights {path}: {what} {', '.join(names[:3])}{more}: is it for another --model?")
+        raise UserError(f"--weights {path}: {problem} {_listed(names)}: is it for another --model?")
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"

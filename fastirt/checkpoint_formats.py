@@ -1,0 +1,195 @@
+"""Tensors out of checkpoint files of any common format, recognised by content; no code that a file names is run."""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import warnings
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Iterator
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fastirt.errors import UserError, first_line
+
+MAX_DEPTH = 16  # of dicts in dicts
+PICKLES = 5  # a file of torch before 1.6 begins with this many
+REMEDY = "use a .safetensors or .pth file of tensors"
+FOREIGN = {  # first bytes of files that are often taken for weights
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself: run `git lfs pull`",
+    b"<": "a web page or XML: download the file again",
+    b"{": "JSON text",
+    b"\x89HDF": "an HDF5 file (Keras)",
+    b"GGUF": "a GGUF file",
+    b"\x1f\x8b": "gzip-compressed: unpack it first",
+    b"BZh": "bzip2-compressed: unpack it first",
+    b"\xfd7zXZ": "xz-compressed: unpack it first",
+    b"\x93NUMPY": "a single numpy array",
+    b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
+}
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a file, on the CPU, by its path through the file's dicts: {"model": {"norm.bias": t}} gives `model.norm.bias`.
+
+    Takes safetensors, torch's zip and older formats (loaded with weights_only=True) and .npz, whatever the file's name.
+    Raises UserError for anything else, in one line that says what the file is.
+    """
+    kind = file_kind(path)
+    try:
+        if kind == "safetensors":
+            loaded: Any = load_file(path)
+        elif kind == "npz":
+            loaded = _load_npz(path)
+        elif kind == "torch":
+            loaded = _load_torch(path)
+        else:
+            raise _unreadable(path, kind)
+    except UserError:
+        raise
+    except Exception as error:  # torch, pickle, zipfile and safetensors raise a dozen unrelated types for damaged files
+        raise _unreadable(path, _reason(error)) from error
+    tensors = {name: value for name, value in _flatten(loaded)}
+    if not tensors:
+        raise UserError(f"--weights {path}: holds no tensors by name{_remark(loaded)}")
+    return tensors
+
+
+def file_kind(path: Path) -> str:
+    """`safetensors`, `npz` or `torch`; for any other content, what it is, in words."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        return f"{error.strerror}"
+    if not head:
+        return "empty"
+    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
+        return "safetensors"
+    if head.startswith(b"PK"):
+        return _zip_kind(path)
+    if head.startswith(b"\x80"):
+        return "torch"
+    foreign = (words for start, words in FOREIGN.items() if head.lstrip().startswith(start))
+    return next(foreign, "damaged, or no file of weights")
+
+
+def _zip_kind(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return "damaged"
+    if any(name.endswith("/constants.pkl") for name in names):
+        return "a TorchScript model: save its state_dict() instead"
+    if any(name.endswith("data.pkl") for name in names):
+        return "torch"
+    if any(name.endswith(".npy") for name in names):
+        return "npz"
+    return "a zip archive, not a checkpoint: unpack it first"
+
+
+def _load_npz(path: Path) -> dict[str, Tensor]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in arrays.files}
+
+
+class Inert:
+    """What unpickling makes of every class and function that torch does not allow: keeps nothing, does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+class InertMapping:
+    """The same for subclasses of dict: torch fills in the items of plain and ordered dicts alone."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        return OrderedDict()
+
+
+def _load_torch(path: Path) -> Any:
+    """torch.load(weights_only=True) that tolerates arguments, configurations and numpy scalars beside the tensors.
+
+    Every name that the pickle mentions is mapped to an inert class, so nothing is imported; torch's own list of what
+    it rebuilds tensors with comes first, and its blocked modules (os, sys) stay refused.
+    """
+    inert = [(InertMapping if name.lower().endswith("dict") else Inert, name) for name in _pickled_names(path)]
+    with torch.serialization.safe_globals(inert), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of other pickle protocols and old storages; the result is checked
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _pickled_names(path: Path) -> set[str]:
+    """The classes and functions that a torch file's pickles mention, as `module.name`; reads opcodes, builds nothing."""
+    names: set[str] = set()
+    with open(path, "rb") as file:
+        if file.read(2) == b"PK":
+            with zipfile.ZipFile(path) as archive:
+                member = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+                names.update(_globals(archive.read(member)))
+            return names
+        file.seek(0)
+        for _ in range(PICKLES):
+            names.update(_globals(file))
+    return names
+
+
+def _globals(stream: Any) -> Iterator[str]:
+    try:
+        for opcode, argument, _ in pickletools.genops(stream):
+            if opcode.name == "GLOBAL":
+                yield argument.replace(" ", ".", 1)
+    except (ValueError, IndexError, UnicodeDecodeError):  # not a pickle from here on: torch.load says so
+        return
+
+
+def _flatten(loaded: Any) -> Iterator[tuple[str, Tensor]]:
+    """(path, tensor) for each tensor in dicts with text keys. Each dict is visited once: a pickle may hold itself."""
+    visited: set[int] = set()
+    waiting = [("", loaded, 0)]
+    while waiting:
+        path, value, depth = waiting.pop()
+        if isinstance(value, Tensor):
+            if path:
+                yield path, value.detach()
+        elif isinstance(value, dict) and id(value) not in visited and depth < MAX_DEPTH:
+            visited.add(id(value))
+            items = [(f"{path}.{key}" if path else key, item) for key, item in value.items() if isinstance(key, str)]
+            waiting.extend((name, item, depth + 1) for name, item in reversed(items))
+
+
+def _remark(loaded: Any) -> str:
+    if isinstance(loaded, dict):
+        keys = ", ".join(str(key)[:40] for key in list(loaded)[:5] if isinstance(key, str))
+        return f" (its keys: {keys}): {REMEDY}" if keys else f": {REMEDY}"
+    if isinstance(loaded, Inert):
+        return ": it is a whole pickled object, which is not unpickled; save its state_dict() instead"
+    return f": it is a {type(loaded).__name__}: {REMEDY}"
+
+
+def _reason(error: Exception) -> str:
+    message = first_line(error)
+    if "unsupported GLOBAL" in str(error):
+        return "asks to run code of the operating system's modules, which weights never need: delete it"
+    if "persistent_load" in message or "magic number" in message:
+        return "a pickle that torch.save did not write"
+    if "Unsupported operand" in str(error):
+        return "saved with another pickle protocol than torch.save's own: save it again without `pickle_protocol`"
+    if isinstance(error, pickle.UnpicklingError):
+        return "holds objects other than tensors"
+    return "damaged, or no file of weights"
+
+
+def _unreadable(path: Path, reason: str) -> UserError:
+    return UserError(f"--weights {path}: cannot be read: {reason}; {REMEDY}")
