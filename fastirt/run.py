@@ -17,6 +17,7 @@ from fastirt.distributed import Ranks
 from fastirt.encoder import Encoder, build_encoder, save_model
 from fastirt.errors import UserError
 from fastirt.input.pack import PackedStore
+from fastirt.loading_line import loading_line
 from fastirt.presets import rescale, resolve
 from fastirt.replicas import check_start
 from fastirt.retrieval.embed import normalization_constants
@@ -103,6 +104,8 @@ def _train_in(
         metrics = measure(encoder.to(device, memory_format=torch.channels_last))
     if ranks.first:
         _report(metrics, config, folder)
+        line = loading_line(encoder, folder / "model.safetensors")
+        log.info("in plain timm: %s", line or "no line of plain timm gives these descriptors; use `fastirt evaluate`")
     return 0
 
 
@@ -239,7 +242,7 @@ def _absolute(config: Config) -> Config:
 def _described(weights: str, flags: dict[str, Any]) -> dict[str, Any]:
     """What a model file of ours says of itself, as flags; nothing for others. Raises UserError where another model was asked for."""
     file = Path(weights)
-    if file.suffix != ".safetensors" or not file.is_file():
+    if not file.exists():
         return {}
     described = read_model_metadata(file)
     if described and flags.get("model", described["model"]) != described["model"]:

@@ -245,7 +245,7 @@ def test_split_refuses_other_pictures(data, tmp_path):
     with pytest.raises(UserError, match="split query holds other pictures"):
         store.split(catalog_of(data).query)
     classes = tmp_path / "folder"
-    for name in ("train/a/1.jpg", "test/b/1.jpg", "test/b/2.jpg"):
+    for name in ("train/a/1.jpg", "train/c/1.jpg", *(f"test/{label}/{i}.jpg" for label in "bd" for i in range(2))):
         (classes / name).parent.mkdir(parents=True, exist_ok=True)
         picture(1, (8, 8)).save(classes / name)
     with pytest.raises(UserError, match="no split test"):
