@@ -152,7 +152,7 @@ def test_every_reader_gives_pillow_s_pixels(every_kind, name):
     resized = every_kind["resized by pil"][row].astype(int)
     assert np.array_equal(resized, np.asarray(Image.fromarray(expected).resize((40, 40), 3)))
     difference = np.abs(every_kind["resized by dali"][row] - resized)
-    assert difference.mean() < 0.3
+    assert difference.mean() < (2.5 if "1-bit" in name else 0.3)  # black and white dots: DALI rounds once, Pillow twice
     if not inspect(data).plain:  # resized by Pillow already
         assert difference.max() == 0
 
@@ -314,7 +314,8 @@ def bombs() -> dict[str, bytes]:
     icon = encode(photo(), "ICO", sizes=[(SIDE, SIDE)])
     inner = icon.index(b"IHDR") + 4
     siz = jp2.index(b"\xff\x4f\xff\x51") + 8
-    width = tiff.index(struct.pack("<HHII", 256, 4, 1, SIDE)) if struct.pack("<HHII", 256, 4, 1, SIDE) in tiff else None
+    tag = struct.pack("<HH", 256, tiff[tiff.index(struct.pack("<H", 256), 8) + 2])  # ImageWidth and its type
+    width = tiff.index(tag, 8)
     return {
         "GIF": gif[:6] + huge + gif[10:],
         "GIF frame": gif[: frame + 5] + huge + gif[frame + 9 :],
@@ -324,13 +325,9 @@ def bombs() -> dict[str, bytes]:
         "icon": icon[:inner] + struct.pack(">II", 30_000, 30_000) + icon[inner + 8 :],
         "JPEG 2000 codestream": jp2[:siz] + struct.pack(">II", 60_000, 60_000) + jp2[siz + 8 :],
         "BMP": encode(photo(), "BMP")[:18] + struct.pack("<ii", 60_000, 60_000) + encode(photo(), "BMP")[26:],
-        "TIFF": tiff[:width] + struct.pack("<HHII", 256, 4, 1, 2**31) + tiff[width + 12 :] if width else tiff_bomb(),
+        "TIFF": tiff[:width] + struct.pack("<HHII", 256, 4, 1, 2**30) + tiff[width + 12 :],
         "just above the limit": encode(Image.new("1", (8193, 8192)), "TIFF", compression="group4"),
     }
-
-
-def tiff_bomb() -> bytes:
-    return encode(Image.new("1", (65_000, 20_000)), "TIFF", compression="group4")
 
 
 @pytest.mark.parametrize("name", bombs())
