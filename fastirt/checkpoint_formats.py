@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _compat_pickle
 import pickle
 import pickletools
 import warnings
@@ -149,7 +150,10 @@ def _globals(stream: Any) -> Iterator[str]:
     try:
         for opcode, argument, _ in pickletools.genops(stream):
             if opcode.name == "GLOBAL":
-                yield argument.replace(" ", ".", 1)
+                module, name = argument.split(" ", 1)
+                yield f"{module}.{name}"
+                module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+                yield f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"  # torch renames some, as pickle does
     except (ValueError, IndexError, UnicodeDecodeError):  # not a pickle from here on: torch.load says so
         return
 
@@ -185,7 +189,7 @@ def _reason(error: Exception) -> str:
     if "persistent_load" in message or "magic number" in message:
         return "a pickle that torch.save did not write"
     if "Unsupported operand" in str(error):
-        return "saved with another pickle protocol than torch.save's own: save it again without `pickle_protocol`"
+        return "saved by pickle itself or with another protocol than torch.save's: save it again with torch.save"
     if isinstance(error, pickle.UnpicklingError):
         return "holds objects other than tensors"
     return "damaged, or no file of weights"

@@ -19,7 +19,7 @@ FAMILIES = (  # (family, a pattern that one of its names matches); the first tha
     ("a {vit} with transformers' names", r"encoder\.layer\.\d+\.(attention|norm1|layernorm)"),
     ("a {vit} with torchvision's names", r"encoder_layer_\d+\."),
     ("a language model", r"(^|\.)(wte|embed_tokens|word_embeddings)\."),
-    ("a ConvNeXt", r"(conv_dw|dwconv)\.(weight|bias)|stages\.\d+\.\d+\.(gamma|dwconv)"),
+    ("a ConvNeXt", r"stages\.\d+\.(blocks\.)?\d+\.(conv_dw|dwconv|gamma)"),
     ("a Swin transformer", r"layers\.\d+\.blocks\.\d+\.attn\.relative_position_bias_table"),
     ("a ResNet", r"layer4\.\d+\.conv1\.weight"),
     ("an EfficientNet or MobileNet", r"conv_pw|_depthwise_conv|features\.\d+\.conv|block\.\d+\.\d\.weight"),
@@ -28,9 +28,10 @@ FAMILIES = (  # (family, a pattern that one of its names matches); the first tha
     ("a DINOv2 {vit} with registers", r"register_tokens"),
     ("an MAE {vit}", r"decoder_embed\.|decoder_blocks\."),
     ("a BEiT {vit}", r"relative_position_bias_table|rel_pos_bias"),
-    ("an EVA {vit}", r"rope\.freqs|mlp\.w12|mlp\.fc1_g|attn\.q_proj"),
+    ("an EVA {vit}", r"rope\.freqs|mlp\.w12|mlp\.fc1_g|attn\.q_(proj|bias)"),
     ("a distilled DeiT {vit}", r"(^|\.)dist_token"),
     ("a DINOv2 {vit}", r"blocks\.(\d+\.)+ls1\.gamma"),
+    ("a CLIP {vit}", r"(^|\.)norm_pre\."),
     ("a {vit}", r"blocks\.\d+\.(attn|norm1)|(^|\.)cls_token"),
 )
 

@@ -9,14 +9,11 @@ import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Callable
 
 import timm
 import torch
 from torch import Tensor, nn
-
-from fastirt.errors import UserError
 
 MAX_PREFIX = 8  # parts of a prefix, as in module._orig_mod.model.backbone.
 AVERAGED = re.compile(r"(^|_)ema($|_)|^teacher(_|$)|^averaged(_|$)")  # a part of a prefix that names averaged weights
@@ -31,7 +28,8 @@ class Found:
     prefix: str  # what its names begin with in the file, "" or "…."
     raw: dict[str, Tensor]  # by the file's names without the prefix
     state: dict[str, Tensor]  # by timm's names, float32
-    others: list[str]  # what else in the file is the same model with other values
+    others: list[str]  # what else in the file has the same names with other values
+    rivals: list[str]  # those of them that nothing ranks below this one
 
     @property
     def name(self) -> str:
@@ -42,11 +40,10 @@ class Found:
         return _rank(self.prefix) == 0
 
 
-def find_model(tensors: dict[str, Tensor], vit: nn.Module, path: Path) -> Found:
+def find_model(tensors: dict[str, Tensor], vit: nn.Module) -> Found:
     """The part of a file whose names, as timm converts them, match most of the model's.
 
-    Among equals averaged weights come first, and a student or a momentum copy last. Raises UserError where two parts are
-    equal in rank and differ in values.
+    Among equals averaged weights come first, and a student or a momentum copy last.
     """
     expected = vit.state_dict()
     convert = conversion(vit)
@@ -57,11 +54,8 @@ def find_model(tensors: dict[str, Tensor], vit: nn.Module, path: Path) -> Found:
     chosen = equals[0]
     raw = {name: value.float() if is_plain(value) and value.is_floating_point() else value for name, value in parts[chosen].items()}
     others = [prefix for prefix in equals[1:] if best and _differ(parts[chosen], parts[prefix])]
-    rivals = [prefix for prefix in others if _rank(prefix) == _rank(chosen)]
-    if rivals and 2 * best > len(expected):
-        names = ", ".join(_shown(prefix) for prefix in (chosen, *rivals))
-        raise UserError(f"--weights {path}: holds several models: {names}: save the one that is meant in its own file")
-    return Found(chosen, raw, _converted(convert, raw), [_shown(prefix) for prefix in others])
+    rivals = [_shown(prefix) for prefix in others if _rank(prefix) == _rank(chosen)]
+    return Found(chosen, raw, _converted(convert, raw), [_shown(prefix) for prefix in others], rivals)
 
 
 def conversion(vit: nn.Module) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:

@@ -55,7 +55,7 @@ def load_weights(vit: nn.Module, path: Path) -> None:
     if is_jax(tensors):
         load_jax(vit, path, tensors)
         return
-    found = find_model(tensors, vit, path)
+    found = find_model(tensors, vit)
     expected = vit.state_dict()
     fitting = sum(name in found.state and found.state[name].shape == value.shape for name, value in expected.items())
     if 2 * fitting <= len(expected):
@@ -63,6 +63,9 @@ def load_weights(vit: nn.Module, path: Path) -> None:
             f"--weights {path}: fits {fitting} of the {len(expected)} tensors of {describe_model(vit)}: "
             f"it looks like {describe_tensors(tensors)}; choose the --model that it is of"
         )
+    if found.rivals:
+        names = ", ".join([found.name, *found.rivals])
+        raise UserError(f"--weights {path}: holds several models: {names}: save the one that is meant in a file of its own")
     state = _without_unused(found, expected, path)
     _check_state(state, expected, found, path)
     _log_choices(state, found, path)
@@ -128,7 +131,7 @@ def _check_state(state: dict[str, Tensor], expected: dict[str, Tensor], found: F
         for name, value in state.items()
         if not is_plain(value) or value.is_floating_point() != expected[name].is_floating_point()
     ]
-    _refuse(path, "has no plain numbers in", unusable)
+    _refuse(path, "has no plain real numbers in", unusable, "save it as float32 tensors")
     _refuse(path, "has non-finite", [name for name, value in state.items() if not torch.isfinite(value).all()])
 
 
@@ -151,9 +154,9 @@ def _kind(value: Tensor) -> str:
     return " ".join([*words, str(value.dtype).removeprefix("torch."), *["without data"] * value.is_meta])
 
 
-def _refuse(path: Path, problem: str, names: list[str]) -> None:
+def _refuse(path: Path, problem: str, names: list[str], remedy: str = "is it for another --model?") -> None:
     if names:
-        raise UserError(f"--weights {path}: {problem} {_listed(names)}: is it for another --model?")
+        raise UserError(f"--weights {path}: {problem} {_listed(names)}: {remedy}")
 
 
 def _listed(names: list[str]) -> str:
