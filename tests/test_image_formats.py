@@ -312,7 +312,8 @@ def bombs() -> dict[str, bytes]:
     canvas = (2**14 - 1).to_bytes(3, "little") * 2
     webp = animated("WEBP")
     icon = encode(photo(), "ICO", sizes=[(SIDE, SIDE)])
-    inner = icon.index(b"IHDR") + 4
+    inner = icon.index(b"IHDR") - 4
+    large = png_chunk(b"IHDR", struct.pack(">II", 30_000, 30_000) + icon[inner + 16 : inner + 21])
     siz = jp2.index(b"\xff\x4f\xff\x51") + 8
     tag = struct.pack("<HH", 256, tiff[tiff.index(struct.pack("<H", 256), 8) + 2])  # ImageWidth and its type
     width = tiff.index(tag, 8)
@@ -322,7 +323,7 @@ def bombs() -> dict[str, bytes]:
         "WebP canvas": webp[:24] + canvas + webp[30:],
         "PPM": b"P6 60000 60000 255\n" + bytes(100),
         "PPM digits": b"P6 " + b"9" * 5000 + b" 9 255\n",
-        "icon": icon[:inner] + struct.pack(">II", 30_000, 30_000) + icon[inner + 8 :],
+        "icon": icon[:inner] + large + icon[inner + 25 :],
         "JPEG 2000 codestream": jp2[:siz] + struct.pack(">II", 60_000, 60_000) + jp2[siz + 8 :],
         "BMP": encode(photo(), "BMP")[:18] + struct.pack("<ii", 60_000, 60_000) + encode(photo(), "BMP")[26:],
         "TIFF": tiff[:width] + struct.pack("<HHII", 256, 4, 1, 2**30) + tiff[width + 12 :],

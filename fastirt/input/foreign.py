@@ -22,6 +22,11 @@ _STARTS = {
     b"ID3": "audio (MP3)",
     b"\xff\x0a": "JPEG XL",
     b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"GIF8": "broken GIF",
+    b"8BPS": "broken PSD",
+    b"\0\0\x01\0": "broken icon",
+    b"\0\0\0\x0cjP  ": "broken JPEG 2000",
+    b"\xff\x4f\xff\x51": "broken JPEG 2000",
     b"v/1\x01": "OpenEXR",
     b"#?RADIANCE": "Radiance HDR",
     b"SIMPLE  =": "FITS",
@@ -50,7 +55,7 @@ def kind_of(data: bytes) -> str:
     if data[4:8] == b"ftyp":
         return _iso_media(data)
     if data[:4] in (b"II*\0", b"MM\0*"):
-        return "camera RAW (CR2)" if data[8:10] == b"CR" else "TIFF of a kind that Pillow does not open"
+        return "camera RAW (CR2)" if data[8:10] == b"CR" else "broken TIFF"
     if data[128:132] == b"DICM":
         return "DICOM"
     for start, name in _STARTS.items():
@@ -64,7 +69,7 @@ def kind_of(data: bytes) -> str:
 def _iso_media(data: bytes) -> str:
     brand = data[8:12]
     if brand in (b"avif", b"avis"):
-        return "AVIF that this Pillow does not open"
+        return "AVIF, which is broken or needs a newer Pillow"
     if brand in _HEIF:
         return "HEIC: install pillow-heif to read it"
     if brand == b"crx ":
