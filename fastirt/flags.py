@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import typing
 from functools import lru_cache
 from typing import Any, Callable, Iterable, Optional
@@ -186,8 +187,6 @@ SYNONYMS = {
 
 def suggestion(flag: str, known: Iterable[str]) -> str:
     """What somebody who wrote the unknown `flag` may have meant, or ""."""
-    import difflib
-
     flag, known = flag.partition("=")[0], [name for name in known if name.startswith("--")]
     meant = SYNONYMS.get(flag.replace("_", "-").lower(), "")
     if meant and meant.split()[0] in known:

@@ -52,7 +52,10 @@ def find_model(tensors: dict[str, Tensor], vit: nn.Module) -> Found:
     best = max(scores.values())
     equals = sorted((prefix for prefix in parts if scores[prefix] == best), key=_rank)
     chosen = equals[0]
-    raw = {name: value.float() if is_plain(value) and value.is_floating_point() else value for name, value in parts[chosen].items()}
+    raw = {
+        name: value.float() if is_plain(value) and value.is_floating_point() else value
+        for name, value in parts[chosen].items()
+    }
     others = [prefix for prefix in equals[1:] if best and _differ(parts[chosen], parts[prefix])]
     rivals = [_shown(prefix) for prefix in others if _rank(prefix) == _rank(chosen)]
     return Found(chosen, raw, _converted(convert, raw), [_shown(prefix) for prefix in others], rivals)

@@ -98,8 +98,7 @@ def resolve(given: dict[str, Any], command: str = "train") -> Config:
         filled.update(RECIPES[recipe], recipe=recipe)
         if not as_public:
             filled.update(DATASETS[dataset])
-    scale = given.get("input_size", filled["input_size"]) / filled["input_size"]
-    filled["resize_size"] = round(filled["resize_size"] * scale)
+    filled["resize_size"] = scaled_resize(given, filled["input_size"], filled["resize_size"])
     if given.get("memory_ratio") == 0:
         filled.pop("encoder_momentum", None)  # a momentum encoder only fills the memory
     if dataset in ("folder", "csv") and "data_path" not in given:
@@ -112,12 +111,10 @@ def resolve(given: dict[str, Any], command: str = "train") -> Config:
     )
 
 
-def rescale(config: Config, given: dict[str, Any]) -> dict[str, Any]:
-    """`given` for a stored configuration: another --input-size scales the resize too, unless --resize-size is given."""
-    if "input_size" in given and "resize_size" not in given:
-        scale = given["input_size"] / config.input.input_size
-        return {**given, "resize_size": round(config.input.resize_size * scale)}
-    return given
+def scaled_resize(given: dict[str, Any], input_size: int, resize_size: int) -> int:
+    """The resize that goes with the flags: as given, else in proportion to --input-size."""
+    scale = given.get("input_size", input_size) / input_size
+    return given.get("resize_size", round(resize_size * scale))
 
 
 def _method(given: dict[str, Any], filled: dict[str, Any]) -> str:

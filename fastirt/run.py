@@ -16,9 +16,9 @@ from fastirt.config import RECIPES, Config
 from fastirt.distributed import Ranks
 from fastirt.encoder import Encoder, build_encoder, save_model
 from fastirt.errors import UserError
-from fastirt.input.pack import PackedStore
-from fastirt.loading_line import loading_line
-from fastirt.presets import rescale, resolve
+from fastirt.input.store import PackedStore, catalog_digest
+from fastirt.loading_line import NO_LINE, loading_line
+from fastirt.presets import resolve, scaled_resize
 from fastirt.replicas import check_start
 from fastirt.retrieval.embed import normalization_constants
 from fastirt.retrieval.evaluate import evaluate
@@ -45,7 +45,8 @@ def train(flags: dict[str, Any], ranks: Ranks) -> int:
     found = ranks.from_first(lambda: str(_resume_from(flags) or ""))
     resume = Path(found) if found else None
     if resume:
-        config = _stored(resume.parent.parent, flags, resume)
+        folder = resume.parent.parent
+        config = _with_flags(read_config(folder, resume), folder, flags)
     else:
         described = _described(flags["weights"], flags) if "weights" in flags else {}
         config = resolve({**{name: described[name] for name in ARCHITECTURE & set(described)}, **flags})
@@ -93,19 +94,19 @@ def _train_in(
             resume=resume,
             ranks=ranks,
         )
-        ranks.from_first(lambda: write_config(folder, config, catalog))
+        ranks.from_first(lambda: write_config(folder, config, catalog, trainer.digest))
         if code := trainer.run():
             return code
         metrics = trainer.metrics
     else:
-        ranks.from_first(lambda: write_config(folder, config, catalog))
+        ranks.from_first(lambda: write_config(folder, config, catalog, catalog_digest(catalog)))
         if ranks.first:
             save_model(encoder, folder / "model.safetensors", config)
         metrics = measure(encoder.to(device, memory_format=torch.channels_last))
     if ranks.first:
         _report(metrics, config, folder)
         line = loading_line(encoder, folder / "model.safetensors")
-        log.info("in plain timm: %s", line or "no line of plain timm gives these descriptors; use `fastirt evaluate`")
+        log.info("in plain timm: %s", line or NO_LINE)
     return 0
 
 
@@ -119,17 +120,19 @@ def evaluate_model(run: Optional[Path], flags: dict[str, Any], ranks: Ranks) -> 
             raise UserError(
                 f"{run}: no model.safetensors there: not a finished run; `fastirt train --resume {run}` goes on with one"
             )
-        config = _stored(run, {"weights": str(run / "model.safetensors"), **flags})
+        stored = read_config(run)
+        config = _with_flags(stored, run, {"weights": str(run / "model.safetensors"), **flags})
+        place = f"; {run}, which ran on {stored.run.device}, now on"
     else:
         flags = {**flags, "weights": str(run)} if run is not None else flags
         described = _described(flags["weights"], flags) if "weights" in flags else {}
         config = resolve({**described, **flags}, "evaluate")
+        place = "; on"
     device = choose_device(flags.get("device"), ranks)
     ranks.start(device)
     config = _ready(config, device)
-    of = f"; {run}, which ran on {read_config(run).run.device}, now on" if of_run else "; on"
-    log.info("evaluate: %s, %s; eval split %s%s %s in %s", config.method, config.describe_input(),
-             config.eval.eval_split, of, device, config.model.precision)  # fmt: skip
+    what = f"{config.method}, {config.describe_input()}; eval split {config.eval.eval_split}"
+    log.info("evaluate: %s%s %s in %s", what, place, device, config.model.precision)
     catalog, store = _data(config, ranks, training=False)
 
     def measure_in(folder: Path) -> None:
@@ -146,7 +149,8 @@ def evaluate_model(run: Optional[Path], flags: dict[str, Any], ranks: Ranks) -> 
         measure_in(run.absolute())
         return 0
     with run_folder(config.replace(output_dir=flags.get("output_dir")), True, ranks) as folder:
-        ranks.from_first(lambda: write_config(folder, config.replace(output_dir=str(folder)), catalog))
+        written = config.replace(output_dir=str(folder))
+        ranks.from_first(lambda: write_config(folder, written, catalog, catalog_digest(catalog)))
         measure_in(folder)
     return 0
 
@@ -155,9 +159,7 @@ def _are_the_runs_own(run: Path, flags: dict[str, Any], catalog: Catalog) -> boo
     """Whether an evaluation with these flags gives the figures that belong into the run's own metrics.json."""
     same = holds_images_of(run, catalog)
     if not same:
-        log.warning(
-            "%s: these are not the images that the run was evaluated on: its metrics.json stays as it is", run
-        )
+        log.warning("%s: these are not the images that the run was evaluated on: its metrics.json stays as it is", run)
     return same and set(flags) <= RESULT_NEUTRAL
 
 
@@ -192,7 +194,9 @@ def _restarted(flags: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     folder = folder.parent.parent if folder.is_file() else folder  # --resume RUN/checkpoints/step_N.safetensors
 
     def goes_on() -> bool:
-        return read_tree(folder).get("job") in (None, job) and ("resume" not in flags or checkpoint.find(folder) is not None)
+        return read_tree(folder).get("job") in (None, job) and (
+            "resume" not in flags or checkpoint.find(folder) is not None
+        )
 
     return {**flags, "output_dir": str(folder), "resume": ""} if attempts and ranks.from_first(goes_on) else flags
 
@@ -214,10 +218,11 @@ def _resume_from(flags: dict[str, Any]) -> Optional[Path]:
     return found
 
 
-def _stored(folder: Path, flags: dict[str, Any], saved: Optional[Path] = None) -> Config:
-    """The configuration of an earlier run (of its checkpoint `saved`, where there is one), with the flags of now on top."""
-    config = read_config(folder, saved)
-    return config.replace(**{"output_dir": str(folder), "device": None, **rescale(config, flags), "resume": None})
+def _with_flags(stored: Config, folder: Path, flags: dict[str, Any]) -> Config:
+    """The configuration of an earlier run in `folder`, with the flags of now on top."""
+    resize_size = scaled_resize(flags, stored.input.input_size, stored.input.resize_size)
+    own = {"output_dir": str(folder), "device": None, "resize_size": resize_size}
+    return stored.replace(**{**own, **flags, "resume": None})
 
 
 def _ready(config: Config, device: torch.device, ranks: int = 1) -> Config:
@@ -247,8 +252,8 @@ def _described(weights: str, flags: dict[str, Any]) -> dict[str, Any]:
     described = read_model_metadata(file)
     if described and flags.get("model", described["model"]) != described["model"]:
         raise UserError(f"--model {flags['model']}: {file} says that it is of {described['model']}: leave --model out")
-    if described and "input_size" in flags and "resize_size" not in flags:
-        described["resize_size"] = round(described["resize_size"] * flags["input_size"] / described["input_size"])
+    if described:
+        described["resize_size"] = scaled_resize(flags, described["input_size"], described["resize_size"])
     return {name: value for name, value in described.items() if name != "recipe" or value in RECIPES}
 
 

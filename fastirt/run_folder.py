@@ -43,13 +43,13 @@ def run_folder(config: Config, fresh: bool, ranks: Ranks) -> Iterator[Path]:
         raise
 
 
-def write_config(folder: Path, config: Config, catalog: Catalog) -> None:
-    """config.json: versions, torchrun's job, every option, and the digests of the images."""
+def write_config(folder: Path, config: Config, catalog: Catalog, digest: str) -> None:
+    """config.json: versions, torchrun's job, every option, and the digests of the images (`digest`: of all)."""
     tree = {
         "fastirt": __version__,
         "torch": torch.__version__,
         "job": os.environ.get("TORCHELASTIC_RUN_ID"),
-        "images": {"all": catalog_digest(catalog), "evaluated": evaluation_digest(catalog)},
+        "images": {"all": digest, "evaluated": evaluation_digest(catalog)},
         "config": config.to_dict(),
     }
     try:

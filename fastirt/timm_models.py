@@ -29,7 +29,9 @@ OWN_FLAGS = {
 }
 
 
-def create_model(config: ModelConfig, input_size: int, pretrained: bool = False, name: Optional[str] = None) -> nn.Module:
+def create_model(
+    config: ModelConfig, input_size: int, pretrained: bool = False, name: Optional[str] = None
+) -> nn.Module:
     """The timm model without a classifier, checked. name: a tag of the model whose weights are meant, instead of its default.
 
     Raises UserError for an unknown or unsuitable model, settings that it does not take, a size that is no multiple of its
@@ -135,7 +137,9 @@ def _refusal(config: ModelConfig, kwargs: dict[str, Any], error: Exception) -> s
     named = re.findall(r"'(\w+)'", found[1])
     theirs = [name for name in named if name in kwargs]
     if theirs and _can_be_made(config):
-        return f"--model-kwargs {theirs[0]}={kwargs[theirs[0]]}: {config.model} has no argument {theirs[0]}: leave it out"
+        return (
+            f"--model-kwargs {theirs[0]}={kwargs[theirs[0]]}: {config.model} has no argument {theirs[0]}: leave it out"
+        )
     if set(named) & {"pos_drop_rate", "proj_drop_rate"}:
         return f"--drop {config.drop}: {config.model} has no dropout inside its blocks: leave --drop out"
     return _not_plain(config.model)

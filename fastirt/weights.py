@@ -65,7 +65,9 @@ def load_weights(vit: nn.Module, path: Path) -> None:
         )
     if found.rivals:
         names = ", ".join([found.name, *found.rivals])
-        raise UserError(f"--weights {path}: holds several models: {names}: save the one that is meant in a file of its own")
+        raise UserError(
+            f"--weights {path}: holds several models: {names}: save the one that is meant in a file of its own"
+        )
     state = _without_unused(found, expected, path)
     _check_state(state, expected, found, path)
     _log_choices(state, found, path)
@@ -142,9 +144,10 @@ def _log_choices(state: dict[str, Tensor], found: Found, path: Path) -> None:
         log.info("%s: took %s", path, found.name)
     for name, value in state.items():
         source = found.raw.get(name)
-        if source is not None and source.ndim == value.ndim and source.shape[2:] != value.shape[2:] and "embed" in name:
-            log.info("%s: %s resampled from %s to %s", path, name, tuple(source.shape), tuple(value.shape))
-        elif name == "pos_embed" and source is not None and source.shape != value.shape:
+        if source is None:
+            continue
+        is_patch_kernel = source.ndim == value.ndim and source.shape[2:] != value.shape[2:] and "embed" in name
+        if is_patch_kernel or (name == "pos_embed" and source.shape != value.shape):
             log.info("%s: %s resampled from %s to %s", path, name, tuple(source.shape), tuple(value.shape))
 
 

@@ -121,7 +121,10 @@ def test_the_report_fills_the_readme_and_draws_the_same_plots(tmp_path, capsys):
 
 def test_modelled_figures_share_no_table_and_no_plot_with_measured_ones(tmp_path):
     pytest.importorskip("matplotlib")
-    rows = [figure(part="scaling", name="memory whole, gloo"), figure(part="scaling", name=f"{MODEL}, memory whole", p50=9e5)]
+    rows = [
+        figure(part="scaling", name="memory whole, gloo"),
+        figure(part="scaling", name=f"{MODEL}, memory whole", p50=9e5),
+    ]
     text = table(rows)
     before, after = text.split("Model, not measured")
     assert "memory whole, gloo" in before and "900,000" not in before

@@ -64,7 +64,9 @@ def test_help_shows_what_every_preset_resolves_to(command):
         for name, text in texts.items():
             if name in ("dataset", "resume"):
                 continue
-            own = dataset != "demo" or recipe is None or name in ("data_path", "orientation")  # --recipe replaces demo's
+            own = (
+                dataset != "demo" or recipe is None or name in ("data_path", "orientation")
+            )  # --recipe replaces demo's
             value = promised(text, label, dataset if own else None, method, bare)
             if value is None:
                 assert config[name] in (None, ()), (name, flags, text)

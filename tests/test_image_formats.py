@@ -1,6 +1,5 @@
 """Whatever Pillow opens is read, to Pillow's pixels, by DALI, the plain twin and `pack` alike; the rest is refused by name."""
 
-import io
 import struct
 import subprocess
 import sys
@@ -8,16 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, features
-
-from conftest import needs_dali
-from fastirt.input.check import BadPicture, check_picture, inspect
-from fastirt.input.pillow import FORMATS, lossless, rgb
 from image_files import (
     SIDE,
     by_pillow,
     encode,
-    jpeg_with,
     jpeg_without,
     packed,
     photo,
@@ -27,6 +20,11 @@ from image_files import (
     with_alpha,
     write,
 )
+from PIL import Image, features
+
+from conftest import needs_dali
+from fastirt.input.check import BadPicture, check_picture, inspect
+from fastirt.input.pillow import FORMATS, lossless
 
 GREY16 = np.random.default_rng(2).integers(0, 65536, (SIDE, SIDE)).astype(np.uint16)
 GREY16[0, :2] = 0, 65535
@@ -61,7 +59,9 @@ def images_as_pillow_reads_them() -> dict[str, bytes]:
         "progressive JPEG": encode(photo(), "JPEG", progressive=True),
         "CMYK": cmyk,
         "CMYK without Adobe marker": jpeg_without(cmyk, 0xEE),
-        "plain CMYK without Adobe marker": jpeg_without(encode(Image.eval(photo(mode="CMYK"), lambda v: 255 - v), "JPEG"), 0xEE),
+        "plain CMYK without Adobe marker": jpeg_without(
+            encode(Image.eval(photo(mode="CMYK"), lambda v: 255 - v), "JPEG"), 0xEE
+        ),
         "YCCK": ycck,
         "RGB JPEG": encode(photo(), "JPEG", keep_rgb=True),
         "arithmetic JPEG": jpeg.replace(b"\xff\xc0", b"\xff\xc9", 1),
@@ -233,8 +233,9 @@ def test_deep_images_are_the_same_by_dali(tmp_path):
 @needs_dali
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (40, 30), (1100, 1000)])
 def test_what_pillow_hands_on_is_lossless(size):
-    from fastirt.input.dali import DaliDecoder
     from image_files import CPU
+
+    from fastirt.input.dali import DaliDecoder
 
     image = photo(*size)
     data = np.frombuffer(lossless(image), np.uint8)
@@ -245,13 +246,16 @@ def test_what_pillow_hands_on_is_lossless(size):
 
 @pytest.mark.parametrize("resize", ["square", "shorter"])
 def test_a_large_image_is_handed_on_small_and_a_strip_is_not_blown_up(tmp_path, resize):
-    from fastirt.input.prepare import prepare
     from image_files import config
+
+    from fastirt.input.prepare import prepare
 
     given = config(resize=resize, resize_size=32)
     data, size = prepare(np.frombuffer(encode(photo(600, 900), "TIFF"), np.uint8), "x", given)
     assert size == ((32, 32) if resize == "square" else (32, 48)) and len(data) < 5000
-    data, size = prepare(np.frombuffer(encode(photo(1, 200), "TIFF"), np.uint8), "x", config(resize=resize, resize_size=1024))
+    data, size = prepare(
+        np.frombuffer(encode(photo(1, 200), "TIFF"), np.uint8), "x", config(resize=resize, resize_size=1024)
+    )
     assert size == ((1024, 1024) if resize == "square" else (1, 200))
 
 

@@ -5,14 +5,6 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
-
-from conftest import needs_dali
-from fastirt.errors import UserError
-from fastirt.input.cache import picture_shapes
-from fastirt.input.check import inspect
-from fastirt.input.jpeg import with_orientation
-from fastirt.input.source import FileSource
 from image_files import (
     by_pillow,
     config,
@@ -26,6 +18,14 @@ from image_files import (
     read_cached,
     write,
 )
+from PIL import Image, ImageOps
+
+from conftest import needs_dali
+from fastirt.errors import UserError
+from fastirt.input.cache import picture_shapes
+from fastirt.input.check import inspect
+from fastirt.input.jpeg import with_orientation
+from fastirt.input.source import FileSource
 
 EIGHT = range(1, 9)
 
@@ -218,7 +218,9 @@ def test_a_store_of_another_orientation_is_refused(tmp_path):
     upright_store = packed(split, tmp_path / "store", orientation="exif").store
     assert upright_store.header["orientation"] == "exif"
     upright_store.check(catalog, "square", 24, "exif")
-    with pytest.raises(UserError, match="--orientation is exif in the store and stored in this run.*--orientation stored"):
+    with pytest.raises(
+        UserError, match="--orientation is exif in the store and stored in this run.*--orientation stored"
+    ):
         upright_store.check(catalog, "square", 24)
     older = packed(split, tmp_path / "older").store
     del older.header["orientation"]  # as stores were written before there was a choice

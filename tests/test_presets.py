@@ -6,9 +6,9 @@ import json
 import pytest
 
 from fastirt.cli import build_parser
-from fastirt.flags import given
 from fastirt.config import Config
 from fastirt.errors import UserError
+from fastirt.flags import given
 from fastirt.presets import resolve
 from fastirt.validate import choose_device, validate
 

@@ -92,7 +92,9 @@ def test_runs_that_differ_get_a_column_for_it_and_no_other(make_run):
 
 
 def test_every_column_of_runs_that_differ_in_all(make_run):
-    a = make_run("a", 0.5, model="x", dataset="csv", data_path="/d/mine", input_size=384, max_iter=10, recipe="unofficial")
+    a = make_run(
+        "a", 0.5, model="x", dataset="csv", data_path="/d/mine", input_size=384, max_iter=10, recipe="unofficial"
+    )
     b = make_run("b", 0.6, model="y", dataset="sop", data_path="/d/SOP", lambda_reg=0.3, seed=1)
     bare = make_run("histogram", 0.4)
     header, rows = report(a, b, bare)

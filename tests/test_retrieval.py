@@ -10,8 +10,8 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from fastirt.errors import UserError
 from fastirt.retrieval import search as search_module
-from fastirt.retrieval.metrics import retrieval_metrics
 from fastirt.retrieval.compare_runs import compare_runs
+from fastirt.retrieval.metrics import retrieval_metrics
 from fastirt.retrieval.report import PUBLISHED, table, write_metrics
 from fastirt.retrieval.search import search
 
@@ -32,9 +32,7 @@ def by_definition(query, query_labels, gallery, gallery_labels, ranks, same, own
     recalls, precision, average, count = {k: 0 for k in ranks}, 0.0, 0.0, 0
     for i in range(len(query)):
         scores = gallery.double() @ query[i].double()
-        order = sorted(
-            (j for j in range(len(gallery)) if j != own[i]), key=lambda j: (-round(float(scores[j]), 6), j)
-        )
+        order = sorted((j for j in range(len(gallery)) if j != own[i]), key=lambda j: (-round(float(scores[j]), 6), j))
         right = [bool(gallery_labels[j] == query_labels[i]) for j in order]
         r = sum(right)
         if r == 0:

@@ -165,7 +165,9 @@ def test_training_goes_on_from_a_model_file_of_its_own_architecture(data, tmp_pa
 
 def test_the_first_line_says_the_recipe(data, tmp_path, caplog):
     own = ["--dataset", "folder", "--data-path", str(data)]
-    assert main(["pack", str(tmp_path / "store"), *own, "--method", "irt-r", "--input-size", "16", "--workers", "1"]) == 0
+    assert (
+        main(["pack", str(tmp_path / "store"), *own, "--method", "irt-r", "--input-size", "16", "--workers", "1"]) == 0
+    )
     assert caplog.messages[0].startswith("pack: recipe paper: resize to 18 x 18, crop 16 x 16")
     caplog.clear()
     small = [word for word in TINY if word not in ("--resize-size", "18")]

@@ -211,7 +211,12 @@ def test_every_way_to_train_resumes_bit_for_bit(pictures, tmp_path, flags):
 
 def test_packed_store_logs_elsewhere_and_a_report(pictures, tmp_path, capsys):
     data = ["--dataset", "folder", "--data-path", str(pictures)]
-    assert main(["pack", str(tmp_path / "store"), "--recipe", "unofficial", *data, "--resize-size", "18", "--workers", "1"]) == 0
+    assert (
+        main(
+            ["pack", str(tmp_path / "store"), "--recipe", "unofficial", *data, "--resize-size", "18", "--workers", "1"]
+        )
+        == 0
+    )
     assert (
         train(pictures, tmp_path / "run", "--packed", str(tmp_path / "store"), "--log-dir", str(tmp_path / "logs")) == 0
     )

@@ -37,11 +37,11 @@ def load_catalog(dataset: str, data_path: str, *, eval_split: str = "test", trai
     if dataset not in LOADERS:
         raise UserError(f"--dataset {dataset}: unknown: use one of {', '.join(LOADERS)}")
     if dataset in PUBLISHED:
-        catalog, where = PUBLISHED[dataset](data_path), None
+        catalog, listed = PUBLISHED[dataset](data_path), None
     else:
-        where = OWN[dataset](data_path, eval_split, training)
-        catalog = _checked(where, training)
-    _check_matches(catalog, where)
+        listed = OWN[dataset](data_path, eval_split, training)
+        catalog = _checked(listed, training)
+    _check_matches(catalog, listed)
     _check_classes(catalog, training)
     return catalog
 

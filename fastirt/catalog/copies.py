@@ -10,7 +10,7 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Hashable, Iterable, Iterator
 
-from fastirt.catalog.records import Catalog, printable
+from fastirt.catalog.records import Catalog, counted, printable
 
 THREADS = 8
 PART = 4096  # bytes from the middle of a file, where compressed images of one size differ
@@ -44,7 +44,7 @@ def warn_of_copies(catalog: Catalog) -> int:
             for path, original in examples[:2]
         )
         logging.getLogger("fastirt").warning(
-            f"{catalog.place}: {copies:,} {'picture' if copies == 1 else 'pictures'} to evaluate on "
+            f"{catalog.place}: {counted(copies, 'picture', 'pictures')} to evaluate on "
             f"{'is a byte-identical copy' if copies == 1 else 'are byte-identical copies'} of another or of a training "
             f"picture, which makes retrieval look better than it is: {named}"
         )

@@ -62,19 +62,9 @@ def _lines(text: str) -> str:
 
 
 def missing(paths: Sequence[str]) -> list[int]:
-    """Positions of the paths that are no files: one scan per folder instead of one stat per picture."""
-    folders: dict[str, list[int]] = {}
-    for position, path in enumerate(paths):
-        folders.setdefault(os.path.dirname(path), []).append(position)
-    absent = []
-    for folder, positions in folders.items():
-        try:
-            with os.scandir(folder) as entries:
-                present = {entry.name for entry in entries if _is_file(entry)}
-        except OSError:
-            present = set()
-        absent += [position for position in positions if os.path.basename(paths[position]) not in present]
-    return sorted(absent)
+    """Positions of the paths that are no files."""
+    folders = Folders()
+    return [position for position, path in enumerate(paths) if not folders.has(path)]
 
 
 def require_files(list_file: Path, root: Path, rows: Sequence[int], names: Sequence[str], paths: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Iterable
 
 import numpy as np
 
-from fastirt.catalog.records import Image, Listed
+from fastirt.catalog.records import Image, Listed, counted
 from fastirt.errors import UserError
 
 MAX_AFFECTED = 0.1  # of the queries: with more, such files decide the figure
@@ -34,7 +34,7 @@ def check_files(listed: Listed, query: str | None, gallery: str | None, training
     if doubtful:
         one, other = list(labels[ids[doubtful[0].path]].values())[:2]
         message = (
-            f"{listed.source or listed.root}: {_count(doubtful)} under two labels (the same file): "
+            f"{listed.place}: {counted(len(doubtful), 'picture is', 'pictures are')} under two labels (the same file): "
             f"{listed.name(one)} is '{one.label}' and {listed.name(other)} is '{other.label}'"
         )
         affected = sum(len(labels[ids[image.path]]) > 1 for image in queries)
@@ -43,7 +43,7 @@ def check_files(listed: Listed, query: str | None, gallery: str | None, training
     shared = _unique([image for image in evaluated if ids[image.path] in trained], ids)
     if shared:
         message = (
-            f"{listed.source or listed.root}: {_count(shared)} of the {query} split in the training split too (the same "
+            f"{listed.place}: {counted(len(shared), 'picture is', 'pictures are')} of the {query} split in the training split too (the same "
             f"file): {listed.name(shared[0])} is {listed.name(trained[ids[shared[0].path]])}"
         )
         affected = sum(ids[image.path] in trained for image in queries)
@@ -61,10 +61,6 @@ def _say(message: str, affected: int, queries: int, training: bool | None, remed
     if training is not None and affected > MAX_AFFECTED * queries:
         raise UserError(f"{message}: {affected:,} of {queries:,} queries, which decides the figure: {remedy}")
     logging.getLogger("fastirt").warning(message)
-
-
-def _count(images: list[Image]) -> str:
-    return f"{len(images):,} {'picture is' if len(images) == 1 else 'pictures are'}"
 
 
 def _unique(images: list[Image], ids: dict[str, int]) -> list[Image]:
@@ -113,7 +109,7 @@ def _drop_repeated(listed: Listed, ids: dict[str, int]) -> None:
         listed.records[split] = [image for image in images if image.path not in dropped]
         other = next(image for image in repeated[0] if image.path in dropped)
         logging.getLogger("fastirt").warning(
-            f"{listed.source or listed.root}: {len(dropped):,} {'name' if len(dropped) == 1 else 'names'} of pictures that "
+            f"{listed.place}: {counted(len(dropped), 'name', 'names')} of pictures that "
             f"the {split} split holds under another name (a link or a hard link) {'is' if len(dropped) == 1 else 'are'} "
             f"left out: {listed.name(other)} is {listed.name(kept[0])}"
         )
@@ -131,7 +127,7 @@ def _own(listed: Listed, ids: dict[str, int], queries: Iterable[Image], gallery:
     if not number:
         return None
     logging.getLogger("fastirt").info(
-        f"{listed.source or listed.root}: {number:,} of {len(own):,} queries are in the gallery too (the same file): no "
+        f"{listed.place}: {number:,} of {len(own):,} queries are in the gallery too (the same file): no "
         "query finds its own file"
     )
     return own

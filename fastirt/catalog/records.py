@@ -31,9 +31,8 @@ class Catalog:
     query: Split | None  # None: nothing to evaluate on; training then goes without
     gallery: Split | None  # None: the query split is its own gallery, and a query never finds itself
     class_names: tuple[str, ...]
-    own: np.ndarray | None = (
-        None  # (Q,) int64 gallery row that holds a query's own file, -1: none; None: no query has one
-    )
+    # (Q,) int64 gallery row that holds a query's own file, -1: none; None: no query has one
+    own: np.ndarray | None = None
     source: str = ""  # absolute name of the CSV file that lists the pictures; "": they were found in folders
 
     @property
@@ -65,6 +64,11 @@ class Listed:
     records: dict[str, list[Image]]  # by split: train, and test or val or query and gallery
     source: str = ""
 
+    @property
+    def place(self) -> str:
+        """As `Catalog.place`."""
+        return self.source or self.root
+
     def name(self, image: Image) -> str:
         """The image in a message: the row of the CSV file, or the path below the data set's folder."""
         relative = printable(os.path.relpath(image.path, self.root))
@@ -75,6 +79,11 @@ def printable(text: str) -> str:
     """File names may hold line ends and bytes that are no text: a message must stay one line that can be printed."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """`1 link`, `1,200 links`."""
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def assemble(dataset: str, root: str, records: Mapping[str, Iterable[tuple]], source: str = "") -> Catalog:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Iterable
 
 from fastirt.catalog.files import inode_of
-from fastirt.catalog.records import Image, printable
+from fastirt.catalog.records import Image, counted, printable
 
 # What Pillow opens without starting another program (EPS does) and on every system (WMF is for Windows). A list of our
 # own: a catalogue must not change with Pillow's version, or packed stores and checkpoints would no longer fit it.
@@ -52,23 +52,25 @@ class Findings:
         left_out += [f"{rest:,} of other kinds"] if rest else []
         left_out += [f"class folder {printable(name)} ({files:,} files)" for name, files in self.classes.items()]
         if self.loose:
-            left_out.append(f"{_count(self.loose, 'picture', 'pictures')} in no class folder: {self._some(self.loose)}")
+            left_out.append(
+                f"{counted(len(self.loose), 'picture', 'pictures')} in no class folder: {self._some(self.loose)}"
+            )
         if left_out:
             log(f"{self.root}: left out: {', '.join(left_out)}")
         if self.foreign:
             number, links = sum(self.foreign.values()), list(self.foreign)
             log(
-                f"{self.root}: left out, because the folder of another class holds them: {number:,} "
-                f"{'picture' if number == 1 else 'pictures'} behind {_count(links, 'link', 'links')}: {self._some(links)}"
+                f"{self.root}: left out, because the folder of another class holds them: "
+                f"{counted(number, 'picture', 'pictures')} behind {counted(len(links), 'link', 'links')}: {self._some(links)}"
             )
         if self.repeated:
-            links = _count(self.repeated, "link leads", "links lead")
+            links = counted(len(self.repeated), "link leads", "links lead")
             log(f"{self.root}: {links} to a folder that is read already: not followed: {self._some(self.repeated)}")
         if self.broken:
-            links = _count(self.broken, "link or special file leads", "links or special files lead")
+            links = counted(len(self.broken), "link or special file leads", "links or special files lead")
             log(f"{self.root}: {links} to no file or folder, and are left out: {self._some(self.broken)}")
         if self.unreadable:
-            folders = _count(self.unreadable, "folder", "folders")
+            folders = counted(len(self.unreadable), "folder", "folders")
             log(
                 f"{self.root}: {folders} cannot be read (no permission, or the disk's error), and are left out: "
                 + self._some(self.unreadable)
@@ -221,7 +223,3 @@ def _key(path: str, real: str) -> tuple[int, int] | str:
 def is_above(folder: str, other: str) -> bool:
     """Whether a real folder is another one, or holds it."""
     return other == folder or other.startswith(folder.rstrip(os.sep) + os.sep)
-
-
-def _count(items: list, one: str, many: str) -> str:
-    return f"{len(items):,} {one if len(items) == 1 else many}"

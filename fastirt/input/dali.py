@@ -1,7 +1,8 @@
 """The DALI pipelines: encoded images to a uint8 batch, one graph for CPU and GPU.
 
-Of what `prepare` lets through, decoding and turning upright on a CPU are bit-identical to Pillow's. The resize differs from PIL's only in that nothing is rounded to uint8 between its two
-directions: 0.18 of 255 levels on average. Rounding there as well needs two resizes, which halves the speed on a CPU.
+Of what `prepare` lets through, decoding and turning upright on a CPU are bit-identical to Pillow's. The resize differs
+from Pillow's only in that nothing is rounded to uint8 between its two directions: 0.18 of 255 levels on average. Rounding
+there as well needs two resizes, which halves the speed on a CPU.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from fastirt.errors import UserError
 from fastirt.input import pil
 from fastirt.input.check import Undecodable
-from fastirt.input.prepare import reason
+from fastirt.input.structure import complaint
 
 # All JPEGs that it can read go to the GPU's hardware decoder: with a share of them, which of two decoders, of slightly different pixels, gets a
 # picture would depend on its batch, and so on the cache and the number of ranks.
@@ -163,5 +164,5 @@ def _explain(encoded: np.ndarray) -> str:
     try:
         pil.decode(encoded)
     except Exception as error:
-        return reason(error)
+        return complaint(error)
     return "cannot be decoded by DALI"

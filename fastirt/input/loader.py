@@ -346,7 +346,8 @@ class TrainLoader(_Loader):
 class EvalLoader(_Loader):
     """All images of a split in catalogue order, centre crop, in as few batches of at most `batch_size` as there can be.
 
-    All batches have one size, the smallest that will do, so that padding is less than one image a batch. Unreadable pictures are left out and named once; a batch of which nothing is left is skipped. `Batch.step` counts batches.
+    All batches have one size, the smallest that will do, so that padding is less than one image a batch. Unreadable
+    images are left out and named once; a batch of which nothing is left is skipped. `Batch.step` counts batches.
     Can be iterated again. Many ranks share the batches out, each a stretch of them; `agree` then tells all what could not be read.
     """
 

@@ -42,8 +42,7 @@ from fastirt.errors import UserError
 from fastirt.input.check import MAX_BYTES, MAX_PIXELS, MAX_SIDE, BadPicture, inspect
 from fastirt.input.geometry import check_shape, resized_size
 from fastirt.input.jpeg import with_orientation
-from fastirt.input.pillow import open_image, rgb, upright_size
-from fastirt.input.prepare import jpeg_orientation
+from fastirt.input.pillow import open_image, orientation_of, rgb, upright_size
 from fastirt.input.store import (
     ENTRY,
     PROLOGUE,
@@ -249,9 +248,10 @@ def _resize(encoded: bytes, structure: Structure, recipe: Recipe) -> tuple[bytes
             raise ValueError(f"{image.width}x{image.height} would become {width}x{height} pixels")
         unchanged = structure.plain and (image.format, image.mode, image.size) == ("JPEG", "RGB", (width, height))
         pixels = rgb(image, recipe.orientation)  # decodes all of it
+        is_upright = recipe.orientation == "exif" and orientation_of(image) == 1
     if unchanged and recipe.orientation == "stored":
         return encoded, height, width
-    if unchanged and jpeg_orientation(encoded, structure) == 1:
+    if unchanged and is_upright:
         return with_orientation(encoded, structure.metadata, 1), height, width
     if pixels.size != (width, height):
         pixels = pixels.resize((width, height), Image.Resampling.BICUBIC)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fastirt.input.check import Undecodable
 from fastirt.input.pillow import open_image, rgb
-from fastirt.input.prepare import reason
+from fastirt.input.structure import complaint
 
 
 class PilDecoder:
@@ -55,7 +55,7 @@ class PilDecoder:
             try:
                 return function(*row)
             except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more, by format and damage
-                return reason(error)
+                return complaint(error)
 
         results = list(self._pool.map(tried, *columns))
         failed = {i: result for i, result in enumerate(results) if isinstance(result, str)}

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from fastirt.input.foreign import kind_of
-from fastirt.input.structure import Broken
+from fastirt.input.structure import Broken, complaint
 
 try:
     import pillow_heif
@@ -58,23 +58,33 @@ FORMATS = tuple(name for name in _SAFE.split() if name in Image.OPEN)
 def open_image(source: bytes | BinaryIO) -> Image.Image:
     """Opened and not decoded yet: `size` and metadata are known. Raises Broken for what is no image that we read."""
     file = io.BytesIO(source) if isinstance(source, bytes) else source
-    start, end = file.read(_START), file.seek(0, io.SEEK_END)
+    end = file.seek(0, io.SEEK_END)
     file.seek(max(0, end - len(_TGA_FOOTER)))
     formats = ("TGA",) if file.read() == _TGA_FOOTER else FORMATS
     file.seek(0)
     try:
         image = Image.open(file, formats=formats)
     except Image.UnidentifiedImageError:
-        raise Broken(kind_of(start)) from None
+        raise Broken(kind_of(_start(file))) from None
     except Exception as error:  # Pillow raises nearly anything on a broken header
-        raise Broken(" ".join(f"cannot be opened: {error}".split())[:200]) from None
-    try:
-        problem = _TRAPS[image.format](image, start) if image.format in _TRAPS else None
-    except Exception as error:
-        problem = " ".join(f"cannot be opened: {error}".split())[:200]
-    if problem:
-        raise Broken(problem)
+        raise Broken(complaint(error, "opened")) from None
+    if image.format in _TRAPS:
+        try:
+            problem = _TRAPS[image.format](image, _start(file))
+        except Exception as error:
+            problem = complaint(error, "opened")
+        if problem:
+            raise Broken(problem)
     return image
+
+
+def _start(file: BinaryIO) -> bytes:
+    """The first bytes; the file stays where it was."""
+    at = file.tell()
+    file.seek(0)
+    start = file.read(_START)
+    file.seek(at)
+    return start
 
 
 def orientation_of(image: Image.Image) -> int:

@@ -19,7 +19,7 @@ from fastirt.input.geometry import check_shape, resized_size
 from fastirt.input.jpeg import with_orientation
 from fastirt.input.pillow import SIDEWAYS, lossless, open_image, orientation_of, rgb, upright_size
 from fastirt.input.png_webp_bmp import has_png_metadata
-from fastirt.input.structure import Broken, Structure
+from fastirt.input.structure import Broken, Structure, complaint
 
 Encoded = tuple[np.ndarray, tuple[int, int]]  # bytes, (height, width) of what they decode to
 
@@ -68,7 +68,7 @@ def by_pillow(encoded: bytes, path: str, input: InputConfig) -> Encoded:
     except Broken as broken:
         raise BadPicture(path, str(broken)) from None
     except Exception as error:  # Pillow raises nearly anything on a broken image
-        raise BadPicture(path, reason(error)) from None
+        raise BadPicture(path, complaint(error)) from None
 
 
 def held_by_pillow(image: Image.Image) -> Any:
@@ -87,8 +87,3 @@ def stored_size(path: str, orientation: str) -> tuple[int, int]:
             raise BadPicture(path, f"{width} x {height} pixels")
         with held_by_pillow(image):
             return upright_size(image, orientation)
-
-
-def reason(error: Exception) -> str:
-    """A decoder's complaint in one line."""
-    return " ".join(f"cannot be decoded: {error}".split())[:200]

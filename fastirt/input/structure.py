@@ -18,3 +18,8 @@ class Structure(NamedTuple):
 
 class Broken(Exception):
     """An image that cannot be used, and the reason."""
+
+
+def complaint(error: Exception, verb: str = "decoded") -> str:
+    """What a library says of an image, in one line: `cannot be decoded: …`."""
+    return " ".join(f"cannot be {verb}: {error}".split())[:200]

@@ -91,6 +91,8 @@ def _own_rows(query: Embeddings, gallery: Embeddings, catalog: Catalog) -> Tenso
         return torch.arange(len(query.rows))
     if catalog.own is None:
         return torch.full((len(query.rows),), -1)
-    place = torch.full((len(catalog.gallery) + 1,), -1)  # of a gallery row among those that could be read; the last: none
+    place = torch.full(
+        (len(catalog.gallery) + 1,), -1
+    )  # of a gallery row among those that could be read; the last: none
     place[gallery.rows] = torch.arange(len(gallery.rows))
     return place[torch.from_numpy(catalog.own)[query.rows]]
