@@ -104,6 +104,17 @@ def test_every_column_of_runs_that_differ_in_all(make_run):
     assert rows[2][1:9] == [""] * 8
 
 
+def test_a_run_without_training_adds_no_columns_of_training(make_run):
+    off_the_shelf = make_run("o", 0.4, method="irt-o", max_iter=0)
+    trained = [make_run(name, 0.5, method="irt-r", lambda_reg=weight, m=4) for name, weight in (("a", 0.3), ("b", 0.7))]
+    header, rows = report(off_the_shelf, *trained)
+    assert header[:4] == ["run", "method", "λ", "steps"] and header[4] == "recall@1 %"
+    assert [row[2:4] for row in rows] == [["", "0"], ["0.3", "2000"], ["0.7", "2000"]]
+    momentum = make_run("c", 0.5, method="irt-r", encoder_momentum=0.999)
+    assert [row[3] for row in report(trained[0], momentum)[1]] == ["none", "0.999"]
+    assert ":" not in [cell.strip() for cell in compare_runs([*trained, momentum]).splitlines()[1].split("|")]
+
+
 def test_sorted_by_any_column(make_run):
     runs = [make_run("a", 0.5, seed=3), make_run("b", 0.7, seed=1), make_run("c", 0.6)]
     assert [row[0] for row in report(*runs, sort="recall@1")[1]] == ["b", "c", "a"]

@@ -29,6 +29,8 @@ def _plain(name: str) -> Callable[[Options], str]:
 
 
 def _text(value: Any) -> str:
+    if value is None:
+        return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -60,7 +62,7 @@ def compare_runs(folders: Sequence[Path], sort: Optional[str] = None) -> str:
     metrics = [read_metrics(folder) for folder in folders]
     options = [_options(folder) for folder in folders]
     values = {name: [value(o) if o else "" for o in options] for name, value in COLUMNS.items()}
-    shown = [name for name in COLUMNS if len({v for v, o in zip(values[name], options) if o}) > 1]
+    shown = [name for name in COLUMNS if len(set(values[name]) - {""}) > 1]
     ks = sorted({int(name.split("@")[1]) for found in metrics for name in found if name.startswith("recall@")})
     measured = [*(f"recall@{k}" for k in ks), "map@r"]
     methods = [_method(o, with_recipe="recipe" not in shown) for o in options]

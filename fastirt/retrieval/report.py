@@ -101,7 +101,7 @@ def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table with aligned columns; numbers to the right."""
     cells = [list(header), *map(list, rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    widths = [max(2, *(len(row[i]) for row in cells)) for i in range(len(header))]  # the rule needs two characters
     right = [all(_is_number(row[i]) for row in rows) for i in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
