@@ -49,7 +49,7 @@ def train(flags: dict[str, Any], ranks: Ranks) -> int:
         config = _with_flags(read_config(folder, resume), folder, flags)
     else:
         described = _described(flags["weights"], flags) if "weights" in flags else {}
-        config = resolve({**{name: described[name] for name in ARCHITECTURE & set(described)}, **flags})
+        config = _fresh({**{name: described[name] for name in ARCHITECTURE & set(described)}, **flags}, "train", ranks)
     config = _ready(config, device, ranks.size)
     log.info("train: %s, %s%s", config.method, config.describe_input(), f"; resumes {resume}" if resume else "")
     catalog, store = _data(config, ranks, training=config.optim.max_iter > 0)
@@ -126,7 +126,7 @@ def evaluate_model(run: Optional[Path], flags: dict[str, Any], ranks: Ranks) -> 
     else:
         flags = {**flags, "weights": str(run)} if run is not None else flags
         described = _described(flags["weights"], flags) if "weights" in flags else {}
-        config = resolve({**described, **flags}, "evaluate")
+        config = _fresh({**described, **flags}, "evaluate", ranks)
         place = "; on"
     device = choose_device(flags.get("device"), ranks)
     ranks.start(device)
@@ -223,6 +223,20 @@ def _with_flags(stored: Config, folder: Path, flags: dict[str, Any]) -> Config:
     resize_size = scaled_resize(flags, stored.input.input_size, stored.input.resize_size)
     own = {"output_dir": str(folder), "device": None, "resize_size": resize_size}
     return stored.replace(**{**own, **flags, "resume": None})
+
+
+def _fresh(flags: dict[str, Any], command: str, ranks: Ranks) -> Config:
+    """The configuration that the flags mean. The images of a packed store are resized already: unless a recipe is named, theirs counts."""
+    config = resolve(flags, command)
+    if config.data.packed is None or "recipe" in flags:
+        return config
+    header = PackedStore.open(config.data.packed).header
+    names = {"resize", "resize_size", "orientation"} & (set(header) - set(flags))
+    taken = {name: header[name] for name in sorted(names) if header[name] != getattr(config.input, name)}
+    if taken and ranks.first:
+        theirs = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in taken.items())
+        log.warning("%s was packed with %s: taken instead of the recipe's", config.data.packed, theirs)
+    return config.replace(**taken)
 
 
 def _ready(config: Config, device: torch.device, ranks: int = 1) -> Config:

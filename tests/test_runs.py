@@ -180,3 +180,16 @@ def test_the_first_line_says_the_recipe(data, tmp_path, caplog):
     caplog.clear()
     assert main(["train", *own, *small, *SHORT, "--output-dir", str(tmp_path / "public")]) == 0
     assert caplog.messages[0].startswith("train: irt-r, recipe unofficial: resize to shorter side 18")
+
+
+def test_a_packed_store_says_how_its_images_were_resized(data, tmp_path, caplog):
+    """Packed with another resize than the recipe's: the store's counts, and that is said; a named recipe is refused."""
+    own = ["--dataset", "folder", "--data-path", str(data), *TINY, "--rank", "1"]
+    store = str(tmp_path / "s.pack")
+    assert main(["pack", store, *own[:4], "--resize", "shorter", "--resize-size", "18", "--input-size", "16"]) == 0
+    assert main(["evaluate", *own, "--packed", store, "--output-dir", str(tmp_path / "packed")]) == 0
+    assert "was packed with --resize shorter: taken" in caplog.text and "resize to shorter side 18" in caplog.text
+    assert main(["evaluate", *own, "--resize", "shorter", "--output-dir", str(tmp_path / "files")]) == 0
+    ours, theirs = (metrics(tmp_path / name) for name in ("packed", "files"))
+    assert ours["recall@1"] == pytest.approx(theirs["recall@1"], abs=0.1)  # a JPEG of the resized image in between
+    assert main(["evaluate", *own, "--packed", store, "--recipe", "paper"]) == 2
