@@ -67,7 +67,8 @@ def _png_header(data: bytes, at: int) -> tuple[int, int, int, int]:
 
 
 def parse_webp(data: bytes) -> Structure:
-    """Walks the chunks to the first frame. Raises Broken. Not plain: animations."""
+    """Walks the chunks to the first frame. Raises Broken. Not plain: animations, and whatever has more behind the image, such as
+    EXIF: DALI's decoder reads on into it where a damaged image lacks bytes."""
     stop = 8 + struct.unpack_from("<I", data, 4)[0]
     if stop > len(data):
         raise Broken("WebP cut off")
@@ -77,6 +78,7 @@ def parse_webp(data: bytes) -> Structure:
         if at + 8 + length > stop:
             raise Broken("WebP cut off")
         body = data[at + 8 : at + 8 + min(length, 16)]
+        last = at + 8 + length + (length & 1) == len(data)
         if kind == b"VP8X" and at == 12:
             if length != 10 or body[0] & 0xC1 or any(body[1:4]):
                 raise Broken("WebP with a broken header")
@@ -88,23 +90,23 @@ def parse_webp(data: bytes) -> Structure:
             if length < 10 or body[0] & 1 or body[3:6] != b"\x9d\x01\x2a":
                 raise Broken("WebP with a broken header")
             width, height = struct.unpack_from("<HH", body, 6)
-            return _webp_structure(canvas, flags, (height & 0x3FFF, width & 0x3FFF))
+            return _webp_structure(canvas, flags, (height & 0x3FFF, width & 0x3FFF), last)
         elif kind == b"VP8L":
             if length < 5 or body[0] != 0x2F:
                 raise Broken("WebP with a broken header")
             bits = int.from_bytes(body[1:5], "little")
-            return _webp_structure(canvas, flags, ((bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1))
+            return _webp_structure(canvas, flags, ((bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1), last)
         elif canvas is None or (kind == b"ALPH" and not flags & _WEBP_ALPHA):
             raise Broken("WebP with a broken header")
         at += 8 + length + (length & 1)
     raise Broken("WebP without image data")
 
 
-def _webp_structure(canvas: tuple[int, int] | None, flags: int, size: tuple[int, int]) -> Structure:
+def _webp_structure(canvas: tuple[int, int] | None, flags: int, size: tuple[int, int], last: bool) -> Structure:
     if canvas is not None and canvas != size:
         raise Broken("WebP whose header and image differ in size")
     tagged = flags & (_WEBP_EXIF | _WEBP_XMP)
-    return Structure(*size, not flags & _WEBP_ANIMATION, ((12, 30),) if tagged else ())
+    return Structure(*size, last and not tagged and not flags & _WEBP_ANIMATION)
 
 
 def parse_bmp(data: bytes) -> Structure:
