@@ -167,8 +167,10 @@ def _flatten(loaded: Any) -> Iterator[tuple[str, Tensor]]:
         if isinstance(value, Tensor):
             if path:
                 yield path, value.detach()
-        elif isinstance(value, dict) and id(value) not in visited and depth < MAX_DEPTH:
+        elif isinstance(value, (dict, list, tuple)) and id(value) not in visited and depth < MAX_DEPTH:
             visited.add(id(value))
+            if not isinstance(value, dict):  # models in a list, such as several averages
+                value = {str(i): item for i, item in enumerate(value) if isinstance(item, dict)}
             items = [(f"{path}.{key}" if path else key, item) for key, item in value.items() if isinstance(key, str)]
             waiting.extend((name, item, depth + 1) for name, item in reversed(items))
 

@@ -137,14 +137,23 @@ def _evaluate(args: dict[str, Any]) -> int:
 def _pack(args: dict[str, Any]) -> int:
     from fastirt.catalog import load_catalog
     from fastirt.input.pack import pack
+    from fastirt.input.store import PackedStore
     from fastirt.presets import resolve
 
     own = {name: args.pop(name) for name in ("out", "quality", "subsampling", "workers")}
     config = resolve(given(args), "pack")
     log.info("pack: %s", config.describe_input())
     catalog = load_catalog(config.data.dataset, config.data.data_path, training=None)
-    size = dict(resize=config.input.resize, resize_size=config.input.resize_size, orientation=config.input.orientation)
-    pack(catalog, own.pop("out"), **size, **own)
+    how = dict(resize=config.input.resize, resize_size=config.input.resize_size, orientation=config.input.orientation)
+    out = pack(catalog, own.pop("out"), **how, **own)
+    store = PackedStore.open(out)
+    log.info(
+        "pack: wrote %s: %s images, %s of them unreadable, %.1f MB",
+        out,
+        f"{len(store):,}",
+        f"{len(store.bad):,}",
+        out.stat().st_size / 1e6,
+    )
     return 0
 
 

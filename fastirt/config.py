@@ -237,6 +237,12 @@ class Config:
         return [f"{name}: {mine[name]!r}, {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
 
 
+# Options that say nothing of a model that is not trained.
+TRAINING_OPTIONS = {
+    field.name for part in (ObjectiveConfig, MemoryConfig, OptimConfig) for field in dataclasses.fields(part)
+} | {"m", "drop", "drop_path"}
+
+
 def flatten(tree: dict[str, Any]) -> dict[str, Any]:
     """Bare field name to value."""
     flat: dict[str, Any] = {}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import timm
 import torch
@@ -113,20 +114,25 @@ def save_model(encoder: Encoder, path: Path, config: Config) -> None:
     The file's metadata holds that line, and says how pictures get to the model, so that an evaluation of the file alone
     feeds it as the run did.
     """
-    model, input = encoder.config, config.input
-    description = {
+    own = dataclasses.replace(config, model=encoder.config).replace(input_size=encoder.input_size)
+    write_model(encoder.vit.state_dict(), path, description(own), loading_line(encoder, path))
+
+
+def description(config: Config) -> dict[str, Any]:
+    """What an evaluation of the weights alone needs to know of the run, by option."""
+    return {
         "method": config.method,
         "recipe": config.recipe,
-        "model": model.model,
-        "model_kwargs": model.model_kwargs,
-        "pooling": model.pooling,
-        "eval_descriptor": model.eval_descriptor,
-        "input_size": encoder.input_size,
-        "resize": input.resize,
-        "resize_size": input.resize_size,
-        "normalization": input.normalization,
+        "model": config.model.model,
+        "model_kwargs": config.model.model_kwargs,
+        "pooling": config.model.pooling,
+        "eval_descriptor": config.model.eval_descriptor,
+        "input_size": config.input.input_size,
+        "resize": config.input.resize,
+        "resize_size": config.input.resize_size,
+        "orientation": config.input.orientation,
+        "normalization": config.input.normalization,
     }
-    write_model(encoder.vit.state_dict(), path, description, loading_line(encoder, path))
 
 
 def _is_tag(weights: str) -> bool:

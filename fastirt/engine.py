@@ -19,7 +19,6 @@ class CaptureFailed(UserError):
     """Something in the step cannot be in a CUDA graph."""
 
 
-ENGINES = ("eager", "compile", "graph")
 WARM_UP = 3  # steps that run before the capture, for libraries and the compiler to set themselves up
 WARM_UP_OF_MANY = 11  # DistributedDataParallel times its buckets in the first ten
 

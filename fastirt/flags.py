@@ -144,12 +144,14 @@ def given(args: dict[str, Any]) -> dict[str, Any]:
 # What other trainers call these flags.
 SYNONYMS = {
     "--epochs": "--max-iter (steps: epochs × training images / batch size)",
+    "--epoch": "--max-iter (steps: epochs × training images / batch size)",
     "--num-epochs": "--max-iter (steps: epochs × training images / batch size)",
     "--steps": "--max-iter",
     "--max-steps": "--max-iter",
     "--iterations": "--max-iter",
     "--learning-rate": "--lr",
     "--wd": "--weight-decay",
+    "--gpu": "--device",
     "--bs": "--batch-size",
     "--batch": "--batch-size",
     "--optimizer": "--opt",

@@ -56,7 +56,8 @@ def find_model(tensors: dict[str, Tensor], vit: nn.Module) -> Found:
         name: value.float() if is_plain(value) and value.is_floating_point() else value
         for name, value in parts[chosen].items()
     }
-    others = [prefix for prefix in equals[1:] if best and _differ(parts[chosen], parts[prefix])]
+    partial = [prefix for prefix in parts if _rank(prefix) == 0 and _rank(chosen) and scores[prefix] < best]
+    others = [prefix for prefix in equals[1:] + partial if best and _differ(parts[chosen], parts[prefix])]
     rivals = [_shown(prefix) for prefix in others if _rank(prefix) == _rank(chosen)]
     return Found(chosen, raw, _converted(convert, raw), [_shown(prefix) for prefix in others], rivals)
 

@@ -105,10 +105,8 @@ def resolve(given: dict[str, Any], command: str = "train") -> Config:
         raise UserError(f"--dataset {dataset} needs --data-path")
     if command != "train":
         given.setdefault("max_iter", 0)
-    filled["method"] = _method(given, filled)
-    return Config().replace(
-        **{**filled, **_method_values(filled["method"], given), **given, "method": filled["method"]}
-    )
+    filled["method"] = _method(given)
+    return Config().replace(**{**filled, **_method_values(filled["method"]), **given, "method": filled["method"]})
 
 
 def scaled_resize(given: dict[str, Any], input_size: int, resize_size: int) -> int:
@@ -117,7 +115,7 @@ def scaled_resize(given: dict[str, Any], input_size: int, resize_size: int) -> i
     return given.get("resize_size", round(resize_size * scale))
 
 
-def _method(given: dict[str, Any], filled: dict[str, Any]) -> str:
+def _method(given: dict[str, Any]) -> str:
     """The method asked for, or the one that the other flags amount to. Raises UserError where they disagree."""
     steps, weight = given.get("max_iter"), given.get("lambda_reg")
     method = given.get("method")
@@ -134,7 +132,7 @@ def _method(given: dict[str, Any], filled: dict[str, Any]) -> str:
     return method
 
 
-def _method_values(method: str, given: dict[str, Any]) -> dict[str, Any]:
+def _method_values(method: str) -> dict[str, Any]:
     """What the method itself fixes."""
     if method == "irt-o":
         return {"max_iter": 0}

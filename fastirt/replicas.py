@@ -20,7 +20,7 @@ from fastirt.input.store import catalog_digest
 from fastirt.step import TrainStep
 
 CHUNK = 2**22  # numbers summed at once: 32 MiB as int64
-OWN = {"device", "num_workers", "data_path", "packed", "log_dir"}  # settings that a rank may have to itself
+OWN = {"device", "num_workers", "data_path", "packed", "log_dir", "weights"}  # settings that a rank may have to itself
 
 
 def check_start(ranks: Ranks, config: Config, catalog: Catalog, encoder: Encoder) -> None:

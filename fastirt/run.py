@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Iterator, Optional, Sequence
 
 import torch
 
 from fastirt import checkpoint
-from fastirt.catalog import Catalog, check_ranks, load_catalog, warn_of_copies
-from fastirt.config import RECIPES, Config
+from fastirt.catalog import Catalog, check_ranks, load_catalog, reachable, warn_of_copies
+from fastirt.config import RECIPES, TRAINING_OPTIONS, Config
 from fastirt.distributed import Ranks
-from fastirt.encoder import Encoder, build_encoder, save_model
+from fastirt.encoder import Encoder, build_encoder, description, save_model
 from fastirt.errors import UserError
 from fastirt.input.store import PackedStore, catalog_digest
 from fastirt.loading_line import NO_LINE, loading_line
@@ -48,14 +49,15 @@ def train(flags: dict[str, Any], ranks: Ranks) -> int:
         folder = resume.parent.parent
         config = _with_flags(read_config(folder, resume), folder, flags)
     else:
-        described = _described(flags["weights"], flags) if "weights" in flags else {}
+        described = _described(flags)
         config = _fresh({**{name: described[name] for name in ARCHITECTURE & set(described)}, **flags}, "train", ranks)
     config = _ready(config, device, ranks.size)
     log.info("train: %s, %s%s", config.method, config.describe_input(), f"; resumes {resume}" if resume else "")
     catalog, store = _data(config, ranks, training=config.optim.max_iter > 0)
     _fits(config, catalog)
+    recall_at = _reachable_ks(config, catalog, "rank" in flags, ranks)
     with run_folder(config, "resume" not in flags, ranks) as folder:
-        return _train_in(folder, config, catalog, store, resume, device, ranks)
+        return _train_in(folder, config, catalog, store, resume, device, ranks, recall_at)
 
 
 def _train_in(
@@ -66,6 +68,7 @@ def _train_in(
     resume: Optional[Path],
     device: torch.device,
     ranks: Ranks,
+    recall_at: Sequence[int],
 ) -> int:
     config = config.replace(output_dir=str(folder), resume=None)
     if resume is None and ranks.first:
@@ -77,7 +80,9 @@ def _train_in(
     log.info("%s", summary(config, catalog, encoder, folder))
 
     def measure(model: Encoder) -> dict[str, Any]:
-        return evaluate(model, catalog, config, device, stores=store, csv_path=folder / "bad_pictures.csv", ranks=ranks)
+        measured = config.replace(rank=recall_at)
+        bad = folder / "bad_pictures.csv"
+        return evaluate(model, catalog, measured, device, stores=store, csv_path=bad, ranks=ranks)
 
     if config.optim.max_iter > 0:
         mean, std = normalization_constants(config, encoder)
@@ -106,7 +111,8 @@ def _train_in(
     if ranks.first:
         _report(metrics, config, folder)
         line = loading_line(encoder, folder / "model.safetensors")
-        log.info("in plain timm: %s", line or NO_LINE)
+        mean, std = (tuple(round(v, 4) for v in values) for values in normalization_constants(config, encoder))
+        log.info("in plain timm, x of mean %s and std %s: %s", mean, std, line or NO_LINE)
     return 0
 
 
@@ -121,19 +127,27 @@ def evaluate_model(run: Optional[Path], flags: dict[str, Any], ranks: Ranks) -> 
                 f"{run}: no model.safetensors there: not a finished run; `fastirt train --resume {run}` goes on with one"
             )
         stored = read_config(run)
+        if flags.get("method", stored.method) != stored.method:
+            raise UserError(f"--method {flags['method']}: {run} is a run of {stored.method}: leave --method out")
         config = _with_flags(stored, run, {"weights": str(run / "model.safetensors"), **flags})
         place = f"; {run}, which ran on {stored.run.device}, now on"
     else:
+        if run is not None and "weights" in flags:
+            raise UserError(f"{run} and --weights {flags['weights']}: two models to evaluate: leave one of them out")
         flags = {**flags, "weights": str(run)} if run is not None else flags
-        described = _described(flags["weights"], flags) if "weights" in flags else {}
+        described = _described(flags)
         config = _fresh({**described, **flags}, "evaluate", ranks)
         place = "; on"
     device = choose_device(flags.get("device"), ranks)
     ranks.start(device)
     config = _ready(config, device)
+    unused = [f"--{name.replace('_', '-')}" for name in flags if name in TRAINING_OPTIONS and name != "max_iter"]
+    if unused and ranks.first:
+        log.warning("evaluate: %s: for training alone, changes nothing here", ", ".join(unused))
     what = f"{config.method}, {config.describe_input()}; eval split {config.eval.eval_split}"
     log.info("evaluate: %s%s %s in %s", what, place, device, config.model.precision)
     catalog, store = _data(config, ranks, training=False)
+    recall_at = _reachable_ks(config, catalog, "rank" in flags, ranks)
 
     def measure_in(folder: Path) -> None:
         torch.manual_seed(config.run.seed)
@@ -141,12 +155,13 @@ def evaluate_model(run: Optional[Path], flags: dict[str, Any], ranks: Ranks) -> 
         check_start(ranks, config.replace(output_dir=str(folder)), catalog, encoder)
         log.info("%s", summary(config, catalog, encoder, folder))
         bad = folder / "bad_pictures.csv"
-        metrics = evaluate(encoder, catalog, config, device, stores=store, csv_path=bad, ranks=ranks)
+        measured = config.replace(rank=recall_at)
+        metrics = evaluate(encoder, catalog, measured, device, stores=store, csv_path=bad, ranks=ranks)
         if ranks.first:
             _report(metrics, config, folder)
 
     if of_run and ranks.from_first(lambda: _are_the_runs_own(run, flags, catalog)):
-        measure_in(run.absolute())
+        measure_in(Path(os.path.abspath(run)))
         return 0
     with run_folder(config.replace(output_dir=flags.get("output_dir")), True, ranks) as folder:
         written = config.replace(output_dir=str(folder))
@@ -232,6 +247,8 @@ def _fresh(flags: dict[str, Any], command: str, ranks: Ranks) -> Config:
         return config
     header = PackedStore.open(config.data.packed).header
     names = {"resize", "resize_size", "orientation"} & (set(header) - set(flags))
+    if "input_size" in flags:  # the recipe's resize goes with it: a store of another size is refused
+        names.discard("resize_size")
     taken = {name: header[name] for name in sorted(names) if header[name] != getattr(config.input, name)}
     if taken and ranks.first:
         theirs = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in taken.items())
@@ -252,18 +269,25 @@ def _ready(config: Config, device: torch.device, ranks: int = 1) -> Config:
 def _absolute(config: Config) -> Config:
     """Paths as they are seen from anywhere: a stored relative one would name other files in another working folder."""
     paths = {"data_path": config.data.data_path, "packed": config.data.packed, "log_dir": config.run.log_dir}
-    weights = config.model.weights
-    if weights and os.path.exists(os.path.expanduser(weights)):
-        paths["weights"] = weights
+    if _file_of_weights(config.model.weights):
+        paths["weights"] = config.model.weights
     return config.replace(**{name: path and os.path.abspath(os.path.expanduser(path)) for name, path in paths.items()})
 
 
-def _described(weights: str, flags: dict[str, Any]) -> dict[str, Any]:
-    """What a model file of ours says of itself, as flags; nothing for others. Raises UserError where another model was asked for."""
-    file = Path(weights)
-    if not file.exists():
+def _file_of_weights(weights: Optional[str]) -> Optional[Path]:
+    """The file or folder that --weights names, None where it is a word (`scratch`, whatever is called so here), a tag or missing."""
+    file = Path(os.path.expanduser(weights)) if weights and weights != "scratch" else None
+    return file if file is not None and file.exists() else None
+
+
+def _described(flags: dict[str, Any]) -> dict[str, Any]:
+    """What the model file that the flags name says of itself, as flags; nothing for others. Raises UserError where another model was asked for."""
+    weights = flags.get("weights")
+    file = _file_of_weights(weights)
+    if file is None:
         return {}
-    described = read_model_metadata(file)
+    state = checkpoint.describe(file) if file.is_file() else {}
+    described = description(Config.from_dict(state["config"])) if "config" in state else read_model_metadata(file)
     if described and flags.get("model", described["model"]) != described["model"]:
         raise UserError(f"--model {flags['model']}: {file} says that it is of {described['model']}: leave --model out")
     if described:
@@ -273,18 +297,41 @@ def _described(weights: str, flags: dict[str, Any]) -> dict[str, Any]:
 
 def _data(config: Config, ranks: Ranks, training: bool) -> tuple[Catalog, Optional[dict[str, Any]]]:
     """The catalogue, and image sources by split name where a packed store is used."""
-    catalog = load_catalog(
-        config.data.dataset, config.data.data_path, eval_split=config.eval.eval_split, training=training
-    )
+    with _only_first_warns(ranks):
+        catalog = load_catalog(
+            config.data.dataset, config.data.data_path, eval_split=config.eval.eval_split, training=training
+        )
     if ranks.first:
         warn_of_copies(catalog)
-    if catalog.query is not None:
-        check_ranks(catalog, config.eval.rank)
     if config.data.packed is None:
         return catalog, None
     store = PackedStore.open(Path(config.data.packed))
     store.check(catalog, config.input.resize, config.input.resize_size, config.input.orientation)
     return catalog, {split.name: store.split(split) for split in catalog.splits()}
+
+
+@contextlib.contextmanager
+def _only_first_warns(ranks: Ranks) -> Iterator[None]:
+    """All ranks read the same data set and would say the same of it."""
+    level = log.level
+    if not ranks.first:
+        log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _reachable_ks(config: Config, catalog: Catalog, asked: bool, ranks: Ranks) -> Sequence[int]:
+    """The K of Recall@K. Raises UserError for one above what the gallery holds where the user asked for it; a preset's is left out."""
+    most = reachable(catalog)
+    if asked or most is None or max(config.eval.rank) <= most:
+        check_ranks(catalog, config.eval.rank)
+        return config.eval.rank
+    fitting = tuple(k for k in config.eval.rank if k <= most) or (1,)
+    if ranks.first:
+        log.warning("%s: left out Recall@K for K above %d: the gallery has no more images", catalog.place, most)
+    return fitting
 
 
 def _fits(config: Config, catalog: Catalog) -> None:
@@ -294,8 +341,9 @@ def _fits(config: Config, catalog: Catalog) -> None:
     slots = memory_size(config, len(catalog.train))
     if config.memory.memory_ratio > 0 and slots < config.optim.batch_size:
         raise UserError(
-            f"--memory-ratio {config.memory.memory_ratio}: a memory of {slots} is smaller than a batch of {config.optim.batch_size}: "
-            f"raise it, lower --batch-size, or pass --memory-ratio 0"
+            f"--batch-size {config.optim.batch_size}: larger than the memory, which holds {slots} "
+            f"(--memory-ratio {config.memory.memory_ratio} of {len(catalog.train)} training images): lower it, "
+            "raise the ratio, or pass --memory-ratio 0"
         )
 
 

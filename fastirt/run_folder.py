@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Iterator, Optional
 
+import numpy as np
 import torch
 
 from fastirt import __version__, checkpoint
@@ -19,7 +21,7 @@ from fastirt.config import Config
 from fastirt.distributed import Ranks
 from fastirt.errors import UserError
 from fastirt.files import replacing
-from fastirt.input.store import catalog_digest
+from fastirt.input.store import catalog_digest, source_stat
 
 # What a run that did not get as far as its first log row leaves: nothing that anybody could want.
 BARREN = {".lock", "config.json", "log.jsonl", "tensorboard"}
@@ -49,7 +51,7 @@ def write_config(folder: Path, config: Config, catalog: Catalog, digest: str) ->
         "fastirt": __version__,
         "torch": torch.__version__,
         "job": os.environ.get("TORCHELASTIC_RUN_ID"),
-        "images": {"all": digest, "evaluated": evaluation_digest(catalog)},
+        "images": {"all": digest, "evaluated": evaluation_digest(catalog), "sizes": sizes_digest(catalog)},
         "config": config.to_dict(),
     }
     try:
@@ -81,10 +83,11 @@ def read_config(folder: Path, saved: Optional[Path] = None) -> Config:
 
 
 def holds_images_of(folder: Path, catalog: Catalog) -> bool:
-    """Whether the run in `folder` was evaluated on the images (names and classes) that `catalog` has now."""
+    """Whether the run in `folder` was evaluated on the images (names, classes, sizes of files) that `catalog` has now."""
     digests = read_tree(folder).get("images") or {}
     if "evaluated" in digests:
-        return digests["evaluated"] == evaluation_digest(catalog)
+        same_files = digests.get("sizes") in (None, sizes_digest(catalog))  # None: of an earlier version
+        return same_files and digests["evaluated"] == evaluation_digest(catalog)
     newest = checkpoint.find(folder)  # of a run whose config.json has no digests yet
     return newest is not None and checkpoint.describe(newest).get("catalog") == catalog_digest(catalog)
 
@@ -92,6 +95,13 @@ def holds_images_of(folder: Path, catalog: Catalog) -> bool:
 def evaluation_digest(catalog: Catalog) -> str:
     """`catalog_digest` of what is evaluated, whatever the training split."""
     return catalog_digest(dataclasses.replace(catalog, train=None))
+
+
+def sizes_digest(catalog: Catalog) -> str:
+    """SHA-256 over the sizes in bytes of what is evaluated: images that were replaced under their names show in it."""
+    splits = dataclasses.replace(catalog, train=None).splits()
+    sizes = [source_stat(path)[0] for split in splits for path in split.paths]
+    return hashlib.sha256(np.array(sizes, "<i8").tobytes()).hexdigest()
 
 
 def _open(config: Config, fresh: bool, made: list[Path]) -> Path:

@@ -50,9 +50,11 @@ def validate(config: Config, ranks: int = 1) -> None:
         raise UserError(f"--rank {' '.join(map(str, config.eval.rank))}: every K must be at least 1")
     if config.memory.encoder_momentum is not None and config.memory.memory_ratio == 0:
         raise UserError("--encoder-momentum fills the memory, but --memory-ratio is 0: leave one of them out")
-    whole = config.optim.batch_size
+    whole, m = config.optim.batch_size, config.data.m
+    if m and whole % m and config.optim.max_iter:
+        raise UserError(f"--batch-size {whole} is not a multiple of --m {m}: use {max(1, whole // m) * m}")
     if whole % ranks and config.optim.max_iter:
-        part = math.lcm(ranks, config.data.m or 1)
+        part = math.lcm(ranks, m or 1)
         below = whole // part * part
         sizes = f"{below} or {below + part}" if below else str(part)
         raise UserError(f"--batch-size {whole}: is of all {ranks} ranks together and must divide by them: use {sizes}")

@@ -182,5 +182,6 @@ def test_saved_model_is_timm_s_and_describes_itself(tmp_path):
         "eval_descriptor": "cls",
         "resize": "shorter",
         "resize_size": 18,
+        "orientation": "stored",
         "normalization": "model",
     }

@@ -55,6 +55,8 @@ WRAPPINGS = {
     "deit's training": lambda s: {"model": under("", s, 1), "model_ema": s},
     "two averages": lambda s: {"student": under("module.backbone.", s, 1), "teacher": under("backbone.", s)},
     "momentum contrast": lambda s: {"state_dict": {**under("encoder_q.", s), **under("encoder_k.", s, 1)}},
+    "averages in a list": lambda s: {"model": under("", s, 1), "ema": [s]},
+    "half an average": lambda s: {"model": s, "ema": {k: v + 1 for k, v in list(s.items())[2:]}},
     "pretraining": lambda s: {**s, "decoder_embed.weight": torch.zeros(16, 48), "mask_token": torch.zeros(1, 1, 16)},
 }
 
@@ -73,6 +75,7 @@ def test_every_wrapping_is_taken(kind, state, tmp_path):
         ("two averages", "took teacher.backbone; the file also holds student.module.backbone"),
         ("momentum contrast", "took state_dict.encoder_q; the file also holds state_dict.encoder_k"),
         ("only averaged", "took model_ema"),
+        ("half an average", "took model; the file also holds ema"),
         ("pretraining", "parts of pretraining left out: decoder_embed.weight"),
     ],
 )

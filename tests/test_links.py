@@ -91,6 +91,18 @@ def test_two_labels_are_named_and_refused_where_they_decide(data, caplog):
     assert len(load_catalog("folder", str(data), training=None).query) == 44  # packing measures nothing
 
 
+def test_a_gallery_under_two_labels_is_refused_and_one_of_training_images_named(tmp_path, caplog):
+    for name in ("query/a/0.png", "query/b/0.png", *(f"gallery/{label}/{i}.png" for label in "ab" for i in range(3))):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "train").symlink_to(tmp_path / "gallery")
+    load_catalog("folder", str(tmp_path))
+    assert "6 pictures to evaluate on are in the training split too" in caplog.text
+    os.link(tmp_path / "gallery/a/0.png", tmp_path / "gallery/b/again.png")
+    with pytest.raises(UserError, match="1 picture is under two labels .* 2 of 7 gallery images"):
+        load_catalog("folder", str(tmp_path), training=False)
+
+
 def test_test_images_that_train_are_named_and_refused_where_they_decide(tmp_path, data, caplog):
     root = tmp_path / "splits"
     (root / "test").mkdir(parents=True)
@@ -98,7 +110,7 @@ def test_test_images_that_train_are_named_and_refused_where_they_decide(tmp_path
     for label in (3, 4):
         (root / "test" / f"class{label:02d}").symlink_to(data / f"class{label:02d}")
     for training in (True, False):
-        with pytest.raises(UserError, match="8 pictures are of the test split in the training split .* 8 of 8 queries"):
+        with pytest.raises(UserError, match="8 pictures .* in the training split too .* 8 of 8 queries"):
             load_catalog("folder", str(root), training=training)
     for label in (3, 4):
         (root / "test" / f"class{label:02d}").unlink()
@@ -107,7 +119,7 @@ def test_test_images_that_train_are_named_and_refused_where_they_decide(tmp_path
             (root / "test" / f"class{label:02d}" / f"new{i}.png").touch()
     os.link(data / "class03" / "1.png", root / "test" / "class03" / "again.png")
     assert len(names(root)[1]) == 21
-    assert "1 picture is of the test split in the training split too" in caplog.text
+    assert "1 picture to evaluate on is in the training split too" in caplog.text
 
 
 def test_own_file_through_link_and_hard_link(tmp_path):

@@ -110,8 +110,9 @@ def test_a_run_without_training_adds_no_columns_of_training(make_run):
     header, rows = report(off_the_shelf, *trained)
     assert header[:4] == ["run", "method", "λ", "steps"] and header[4] == "recall@1 %"
     assert [row[2:4] for row in rows] == [["", "0"], ["0.3", "2000"], ["0.7", "2000"]]
-    momentum = make_run("c", 0.5, method="irt-r", encoder_momentum=0.999)
-    assert [row[3] for row in report(trained[0], momentum)[1]] == ["none", "0.999"]
+    momentum = make_run("c", 0.5, method="irt-r", lambda_reg=0.3, m=4, encoder_momentum=0.999)
+    other = make_run("d", 0.5, method="irt-r", lambda_reg=0.3, m=4)
+    assert [row[2] for row in report(other, momentum)[1]] == ["none", "0.999"]
     assert ":" not in [cell.strip() for cell in compare_runs([*trained, momentum]).splitlines()[1].split("|")]
 
 
@@ -124,3 +125,37 @@ def test_sorted_by_any_column(make_run):
     assert [row[0] for row in report(bare, *runs[:2], sort="seed")[1]][-1] == "none"
     with pytest.raises(UserError, match="--sort speed: .*recall@1"):
         compare_runs(runs, sort="speed")
+
+
+def test_whatever_else_changes_figures_gets_a_column_under_its_own_name(make_run, tmp_path):
+    """Also two data sets of one name, and weights from different runs."""
+    a = make_run("a", 0.5, dataset="csv", data_path="/d/A/split.csv", weights="/runs/one/model.safetensors", max_iter=0)
+    b = make_run("b", 0.6, dataset="csv", data_path="/d/B/split.csv", resize="shorter", max_iter=0)
+    header, rows = report(a, b)
+    assert header[2:5] == ["data set", "weights", "resize"]
+    assert rows[0][2:5] == ["csv A/split.csv", "one/model.safetensors", "square"]
+    assert rows[1][2:5] == ["csv B/split.csv", "timm", "shorter"]
+    kinds = (("c", "anchor_sum"), ("d", "nonzero_mean"))
+    runs = [make_run(name, 0.5, dataset="folder", data_path="/d/mine", contrastive=kind) for name, kind in kinds]
+    for run, digest in zip(runs, ("123456789", "abcdefghi")):
+        tree = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps({**tree, "images": {"evaluated": digest}}))
+    header, rows = report(*runs)
+    assert header[2:4] == ["data set", "contrastive"]
+    assert [row[2] for row in rows] == ["folder mine 123456", "folder mine abcdef"]
+
+
+def test_what_is_no_run_is_refused(make_run):
+    run = make_run("a", 0.5)
+    for content in ("[1]", '{"recall@1": null}', "{"):
+        (run / "metrics.json").write_text(content)
+        with pytest.raises(UserError, match="metrics.json"):
+            compare_runs([run])
+    with pytest.raises(UserError, match="cannot be read"):
+        compare_runs([run / "metrics.json"])
+
+
+def test_numbers_are_sorted_beside_words(make_run):
+    values = (("a", None), ("b", 0.99), ("c", 0.999))
+    runs = [make_run(name, 0.5, method="irt-r", encoder_momentum=value) for name, value in values]
+    assert [row[0] for row in report(*runs, sort="momentum")[1]] == ["c", "b", "a"]

@@ -193,3 +193,77 @@ def test_a_packed_store_says_how_its_images_were_resized(data, tmp_path, caplog)
     ours, theirs = (metrics(tmp_path / name) for name in ("packed", "files"))
     assert ours["recall@1"] == pytest.approx(theirs["recall@1"], abs=0.1)  # a JPEG of the resized image in between
     assert main(["evaluate", *own, "--packed", store, "--recipe", "paper"]) == 2
+
+
+def test_images_that_were_replaced_under_their_names_are_other_images(data, tmp_path, caplog, monkeypatch):
+    assert train(data, tmp_path / "run") == 0
+    before = (tmp_path / "run/metrics.json").read_bytes()
+    write_pictures(tmp_path / "new", 10, 4, seed=9)
+    shutil.rmtree(data)
+    shutil.move(tmp_path / "new", data)
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    assert "not the images" in caplog.text and (tmp_path / "run/metrics.json").read_bytes() == before
+
+
+def test_a_presets_k_that_the_gallery_cannot_hold_is_left_out(tmp_path, caplog, capsys):
+    """One that the user asks for is refused."""
+    write_pictures(tmp_path / "small", 4, 3)  # two classes to evaluate on
+    own = ["evaluate", "--dataset", "folder", "--data-path", str(tmp_path / "small"), *TINY]
+    own += ["--output-dir", str(tmp_path / "out")]
+    assert main([*own, "--rank", "8"]) == 2 and "--rank 8" in capsys.readouterr().err
+    assert main(own) == 0
+    assert "left out Recall@K for K above 5" in caplog.text
+    assert [name for name in metrics(tmp_path / "out") if "recall" in name] == ["recall@1", "recall@2", "recall@4"]
+
+
+def test_words_for_weights_are_no_files(data, tmp_path, monkeypatch, capsys):
+    """`scratch` where something is called so, `none`, and a home folder that the shell left alone."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scratch").mkdir()
+    assert train(data, "run", "--orientation", "stored") == 0
+    own = ["--dataset", "folder", "--data-path", str(data), "--device", "cpu", "--rank", "1", "2"]
+    assert main(["evaluate", *own, "--weights", "none", "--model", "vit_tiny_patch16_224"]) == 2
+    assert "could not be downloaded" in capsys.readouterr().err
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["evaluate", *own, "--weights=~/run/model.safetensors", "--output-dir", "file"]) == 0
+    config = json.loads((tmp_path / "file/config.json").read_text())["config"]
+    assert config["input"]["input_size"] == 16 and config["input"]["orientation"] == "stored"
+    assert metrics(tmp_path / "file") == metrics(tmp_path / "run")
+
+
+def test_a_packed_store_of_another_size_is_refused_where_the_crop_is_given(data, tmp_path):
+    own = ["--dataset", "folder", "--data-path", str(data)]
+    assert main(["pack", str(tmp_path / "s.pack"), *own]) == 0  # 256 x 256
+    sizes = [*TINY[: TINY.index("--resize-size")], *TINY[TINY.index("--resize-size") + 2 :]]
+    assert main(["evaluate", *own, *sizes, "--rank", "1", "--packed", str(tmp_path / "s.pack")]) == 2
+
+
+def test_a_checkpoint_is_evaluated_as_its_run_was(data, tmp_path, capsys):
+    flags = ["--pooling", "mean", "--orientation", "stored", "--resize", "shorter", "--save-freq", "4"]
+    assert train(data, tmp_path / "run", *flags) == 0
+    file = tmp_path / "run/checkpoints/step_00000004.safetensors"
+    assert file.exists(), list(file.parent.iterdir())
+    own = ["--dataset", "folder", "--data-path", str(data), "--device", "cpu", "--rank", "1", "2"]
+    assert main(["evaluate", str(file), *own, "--output-dir", str(tmp_path / "out")]) == 0
+    assert metrics(tmp_path / "out") == metrics(tmp_path / "run")
+    assert main(["evaluate", str(file), *own, "--weights", str(file)]) == 2
+    assert "two models" in capsys.readouterr().err
+
+
+def test_an_evaluation_is_of_the_runs_own_method_and_names_flags_that_change_nothing(data, tmp_path, caplog, capsys):
+    assert train(data, tmp_path / "run") == 0
+    assert main(["evaluate", str(tmp_path / "run"), "--method", "irt-r"]) == 2
+    assert "irt-l" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "run"), "--lr", "2", "--output-dir", str(tmp_path / "out")]) == 0
+    assert "--lr: for training alone" in caplog.text
+
+
+def test_a_run_without_metrics_has_a_row(data, tmp_path, capsys):
+    assert train(data, tmp_path / "run") == 0
+    shutil.copytree(tmp_path / "run", tmp_path / "unfinished")
+    (tmp_path / "unfinished/metrics.json").unlink()
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "run"), str(tmp_path / "unfinished")]) == 0
+    assert "| unfinished |" in capsys.readouterr().out
+    assert main(["report", str(tmp_path)]) == 2

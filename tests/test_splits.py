@@ -136,23 +136,29 @@ def test_images_of_every_format_are_listed(tmp_path):
 
 
 def test_copies_are_counted(tmp_path, caplog):
-    classes(tmp_path, "train/a", "train/b", "test/c", "test/d", each=3)
+    classes(tmp_path, "train/a", "train/b", "test/c", "test/d", each=4)
     for i, file in enumerate(sorted(tmp_path.rglob("*.jpg"))):
         file.write_bytes(bytes([i]) * 10_000)  # one size: told apart by their content
     catalog = load_catalog("folder", str(tmp_path))
     assert warn_of_copies(catalog) == 0
     (tmp_path / "test/d/0.jpg").write_bytes((tmp_path / "test/c/0.jpg").read_bytes())
     (tmp_path / "test/d/1.jpg").write_bytes((tmp_path / "train/a/0.jpg").read_bytes())
-    (tmp_path / "train/b/0.jpg").write_bytes((tmp_path / "train/a/1.jpg").read_bytes())  # measures nothing
+    (tmp_path / "train/a/2.jpg").write_bytes((tmp_path / "train/a/1.jpg").read_bytes())  # changes no figure
+    (tmp_path / "train/b/1.jpg").write_bytes((tmp_path / "train/b/0.jpg").read_bytes())
+    (tmp_path / "train/b/3.jpg").write_bytes((tmp_path / "train/a/3.jpg").read_bytes())  # teaches that one is two
     end = bytearray((tmp_path / "test/c/2.jpg").read_bytes())
     end[-1] ^= 1  # equal in the part that is read first
     (tmp_path / "test/d/2.jpg").write_bytes(end)
     (tmp_path / "test/c/1.jpg").unlink()
+    (tmp_path / "test/c/3.jpg").write_bytes((tmp_path / "test/c/0.jpg").read_bytes())
+    (tmp_path / "test/d/3.jpg").unlink()
+    (tmp_path / "test/d/3.jpg").hardlink_to(tmp_path / "test/d/0.jpg")  # one file, which `check_files` tells of
     caplog.clear()
-    assert warn_of_copies(catalog) == 2
-    (record,) = caplog.records
-    assert "test/d/0.jpg is a copy of test/c/0.jpg" in record.getMessage()
-    assert "test/d/1.jpg is a copy of train/a/0.jpg" in record.getMessage()
+    assert warn_of_copies(catalog) == 4
+    same, other = (record.getMessage() for record in caplog.records)
+    assert "look better" in same and "test/c/3.jpg is a copy of test/c/0.jpg" in same
+    assert "3 pictures" in other and "of another class" in other
+    assert "test/d/1.jpg is a copy of train/a/0.jpg" in other
 
 
 def test_ranks_without_the_own_file(tmp_path):
@@ -163,3 +169,9 @@ def test_ranks_without_the_own_file(tmp_path):
     check_ranks(catalog, (1, 3))
     with pytest.raises(UserError, match="--rank 4"):
         check_ranks(catalog, (4,))
+
+
+def test_labels_that_differ_in_case_alone_are_named(tmp_path, caplog):
+    classes(tmp_path, "train/a", "train/b", "test/shoe", "test/SHOE", "test/d")
+    load_catalog("folder", str(tmp_path))
+    assert "1 label differs from another in case alone" in caplog.text and "'shoe'" in caplog.text

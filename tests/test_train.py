@@ -158,7 +158,7 @@ def test_refusals_are_one_line_with_the_difference(pictures, tmp_path, capsys):
         out, "--resume", "--model-kwargs", "patch_size=8", "embed_dim=48", "depth=1", "num_heads=3", saying="depth=1"
     )
     refused(tmp_path / "other", "--resume", str(tmp_path / "nothing"), saying="no checkpoint there")
-    refused(tmp_path / "big", "--batch-size", "96", saying="smaller than a batch")
+    refused(tmp_path / "big", "--batch-size", "96", saying="larger than the memory")
     refused(tmp_path / "m", "--m", "3", saying="--m")
     refused(tmp_path / "o", "--opt", "adahessian", saying="second derivatives")
     refused(tmp_path / "g", "--engine", "graph", saying="--engine graph: needs a GPU")

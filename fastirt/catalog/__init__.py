@@ -12,11 +12,11 @@ from fastirt.catalog.copies import warn_of_copies
 from fastirt.catalog.identity import check_files
 from fastirt.catalog.own import load_demo, load_folder
 from fastirt.catalog.published import load_cub200, load_inshop, load_sop
-from fastirt.catalog.records import Catalog, Listed, Split, assemble
+from fastirt.catalog.records import Catalog, Listed, Split, assemble, counted
 from fastirt.catalog.table import load_csv
 from fastirt.errors import UserError
 
-__all__ = ["Catalog", "Split", "check_ranks", "load_catalog", "unmatched_queries", "warn_of_copies"]
+__all__ = ["Catalog", "Split", "check_ranks", "load_catalog", "reachable", "unmatched_queries", "warn_of_copies"]
 
 PUBLISHED = {"cub200": load_cub200, "sop": load_sop, "inshop": load_inshop}
 OWN = {"folder": load_folder, "csv": load_csv, "demo": load_demo}
@@ -51,7 +51,20 @@ def _checked(listed: Listed, training: bool | None) -> Catalog:
     query = next((name for name in ("test", "val", "query") if name in listed.records), None)
     gallery = "gallery" if "gallery" in listed.records else None
     own = check_files(listed, query, gallery, training)
+    _check_case(listed)
     return dataclasses.replace(assemble(listed.dataset, listed.root, listed.records, listed.source), own=own)
+
+
+def _check_case(listed: Listed) -> None:
+    """Warns of labels that differ in nothing but their case: most likely one class."""
+    labels = dict.fromkeys(image.label for images in listed.records.values() for image in images)
+    first: dict[str, str] = {}
+    alike = [(first[key], label) for label in labels if first.setdefault(key := label.casefold(), label) != label]
+    if alike:
+        logging.getLogger("fastirt").warning(
+            f"{listed.place}: {counted(len(alike), 'label differs', 'labels differ')} from another in case alone and "
+            f"{'is a class of its' if len(alike) == 1 else 'are classes of their'} own: '{alike[0][1]}' beside '{alike[0][0]}'"
+        )
 
 
 def _check_classes(catalog: Catalog, training: bool | None) -> None:
@@ -120,16 +133,20 @@ def unmatched_queries(catalog: Catalog) -> np.ndarray:
     return matches < 1
 
 
+def reachable(catalog: Catalog) -> int | None:
+    """How many gallery images every query can be compared with; None without a split to evaluate on."""
+    gallery = catalog.gallery or catalog.query
+    return None if gallery is None else len(gallery) - (catalog.gallery is None or catalog.own is not None)
+
+
 def check_ranks(catalog: Catalog, ranks: Iterable[int]) -> None:
     """Raises UserError for a K below 1 or above what every query can be compared with."""
-    gallery = catalog.gallery or catalog.query
-    beside_itself = catalog.gallery is None or catalog.own is not None
-    most = len(gallery) - beside_itself if gallery is not None else None
+    gallery, most = catalog.gallery or catalog.query, reachable(catalog)
     for k in ranks:
         if k < 1:
             raise UserError(f"--rank {k}: K must be at least 1")
         if most is not None and k > most:
-            beside = " beside the query" if beside_itself else ""
+            beside = " beside the query" if most < len(gallery) else ""
             where = f"in {catalog.source}" if catalog.source else f"under {catalog.root}"
             raise UserError(
                 f"--rank {k}: the {gallery.name} split {where} has only {most:,} pictures{beside}: use K of at most {most}"

@@ -19,42 +19,67 @@ BATCH = 256  # files that a thread takes at once
 
 
 def warn_of_copies(catalog: Catalog) -> int:
-    """The number of evaluation images that are byte-identical copies of another one, or of a training image.
+    """The number of evaluation images that are byte-identical copies of another one, or of a training image, and of training
+    images that are copies of one of another class.
 
-    Names of one file are no copies. Only files of equal size are opened, and only those that also agree in a part of
+    Names of one file are no copies, and are told of by `check_files`. Only files of equal size are opened, and only those that also agree in a part of
     their bytes are read whole. Unreadable files are left to the loader. One warning names the number and two examples.
     """
     evaluated = {path for split in (catalog.query, catalog.gallery) if split is not None for path in split.paths}
     trained = set(catalog.train.paths) if catalog.train is not None else set()
-    if not evaluated:
-        return 0
+    label = {path: label for split in catalog.splits() for path, label in zip(split.paths, split.labels)}
     with ThreadPoolExecutor(THREADS) as pool:
         groups: Iterable[list[str]] = [sorted(evaluated | trained)]
         for key in (_size, _part, _checksum):
-            groups = list(_split(groups, key, evaluated, pool))
-    copies, examples = 0, []
+            groups = list(_split(groups, key, lambda part: _matters(part, evaluated, label), pool))
+    copies: list[tuple[str, str]] = []
     for group in groups:
+        group = _files(group, evaluated)
         originals = [path for path in group if path in trained and path not in evaluated] or group[:1]
-        found = [path for path in group if path in evaluated and path != originals[0]]
-        copies += len(found)
-        examples += [(path, originals[0]) for path in found]
-    if copies:
-        named = "; ".join(
-            f"{_name(path, catalog.root)} is a copy of {_name(original, catalog.root)}"
-            for path, original in examples[:2]
-        )
-        logging.getLogger("fastirt").warning(
-            f"{catalog.place}: {counted(copies, 'picture', 'pictures')} to evaluate on "
-            f"{'is a byte-identical copy' if copies == 1 else 'are byte-identical copies'} of another or of a training "
-            f"picture, which makes retrieval look better than it is: {named}"
-        )
-    return copies
+        first = originals[0]
+        copies += [(p, first) for p in group if p != first and (p in evaluated or label[p] != label[first])]
+    agree = [label[path] == label[original] for path, original in copies]
+    _warn(catalog, [pair for pair, same in zip(copies, agree) if same], "which makes retrieval look better than it is")
+    _warn(
+        catalog,
+        [pair for pair, same in zip(copies, agree) if not same],
+        "which is of another class: one of the two labels is wrong",
+    )
+    return len(copies)
+
+
+def _warn(catalog: Catalog, copies: list[tuple[str, str]], why: str) -> None:
+    """copies: (path, original)."""
+    if not copies:
+        return
+    named = "; ".join(
+        f"{_name(path, catalog.root)} is a copy of {_name(original, catalog.root)}" for path, original in copies[:2]
+    )
+    logging.getLogger("fastirt").warning(
+        f"{catalog.place}: {counted(len(copies), 'picture is a byte-identical copy', 'pictures are byte-identical copies')} "
+        f"of another, {why}: {named}"
+    )
+
+
+def _files(group: list[str], evaluated: set[str]) -> list[str]:
+    """One name of each file, one to evaluate on where there is one."""
+    names: dict[Hashable, str] = {}
+    for path in sorted(group, key=lambda path: path not in evaluated):
+        try:
+            status = os.stat(path)
+        except OSError:
+            continue
+        names.setdefault((status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path), path)
+    return sorted(names.values())
 
 
 def _split(
-    groups: Iterable[list[str]], key: Callable[[str], Hashable], evaluated: set[str], pool: ThreadPoolExecutor
+    groups: Iterable[list[str]],
+    key: Callable[[str], Hashable],
+    matters: Callable[[list[str]], bool],
+    pool: ThreadPoolExecutor,
 ) -> Iterator[list[str]]:
-    """The groups divided by `key`, without what has no equal among the evaluation images."""
+    """The groups divided by `key`: of those that matter, what has an equal."""
     groups = list(groups)
     paths = [path for group in groups for path in group]
     parts = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
@@ -66,8 +91,13 @@ def _split(
             if keys[path] is not None:
                 divided[keys[path]].append(path)
         for part in divided.values():
-            if len(part) > 1 and not evaluated.isdisjoint(part):
+            if len(part) > 1 and matters(part):
                 yield part
+
+
+def _matters(part: list[str], evaluated: set[str], label: dict[str, int]) -> bool:
+    """Copies among training images of one class change no figure."""
+    return not evaluated.isdisjoint(part) or len({label[path] for path in part}) > 1
 
 
 def _size(path: str) -> int | None:

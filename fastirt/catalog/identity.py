@@ -18,13 +18,15 @@ MAX_AFFECTED = 0.1  # of the queries: with more, such files decide the figure
 def check_files(listed: Listed, query: str | None, gallery: str | None, training: bool | None) -> np.ndarray | None:
     """Drops from `listed` what stands twice in a split; returns `Catalog.own`.
 
-    Warns of images with two labels and of evaluation images that are training images; raises UserError where they are
-    more than `MAX_AFFECTED` of the queries (packing, `training` None, measures nothing: there it only warns).
+    Warns of images with two labels and of evaluation images that are training images; raises UserError where more than
+    `MAX_AFFECTED` of the queries are, or of the gallery have two labels (packing, `training` None, measures nothing: there it
+    only warns). A gallery of training images is usual where products have catalogue photographs.
     """
     ids = _file_ids([image for images in listed.records.values() for image in images])
     _drop_repeated(listed, ids)
     queries = listed.records.get(query, []) if query else []
-    evaluated = queries + (listed.records[gallery] if gallery else [])
+    galleries = listed.records[gallery] if gallery else []
+    evaluated = queries + galleries
     labels: dict[int, dict[str, Image]] = defaultdict(dict)
     for images in listed.records.values():
         for image in images:
@@ -37,29 +39,36 @@ def check_files(listed: Listed, query: str | None, gallery: str | None, training
             f"{listed.place}: {counted(len(doubtful), 'picture is', 'pictures are')} under two labels (the same file): "
             f"{listed.name(one)} is '{one.label}' and {listed.name(other)} is '{other.label}'"
         )
-        affected = sum(len(labels[ids[image.path]]) > 1 for image in queries)
-        _say(message, affected, len(queries), training, "keep one label for each")
+        parts = (("queries", queries), ("gallery images", galleries))
+        _say(
+            message,
+            [(what, [len(labels[ids[i.path]]) > 1 for i in part]) for what, part in parts],
+            training,
+            "keep one label for each",
+        )
     trained = {ids[image.path]: image for image in listed.records.get("train", [])}
     shared = _unique([image for image in evaluated if ids[image.path] in trained], ids)
     if shared:
         message = (
-            f"{listed.place}: {counted(len(shared), 'picture is', 'pictures are')} of the {query} split in the training split too (the same "
-            f"file): {listed.name(shared[0])} is {listed.name(trained[ids[shared[0].path]])}"
+            f"{listed.place}: {counted(len(shared), 'picture', 'pictures')} to evaluate on {'is' if len(shared) == 1 else 'are'} "
+            f"in the training split too (the same file): {listed.name(shared[0])} is {listed.name(trained[ids[shared[0].path]])}"
         )
-        affected = sum(ids[image.path] in trained for image in queries)
+        affected = [ids[image.path] in trained for image in queries]
         _say(
             message,
-            affected,
-            len(queries),
+            [("queries", affected)],
             training,
             "take them out of one of the two (evaluation needs no training split)",
         )
     return _own(listed, ids, queries, listed.records[gallery]) if gallery else None
 
 
-def _say(message: str, affected: int, queries: int, training: bool | None, remedy: str) -> None:
-    if training is not None and affected > MAX_AFFECTED * queries:
-        raise UserError(f"{message}: {affected:,} of {queries:,} queries, which decides the figure: {remedy}")
+def _say(message: str, parts: list[tuple[str, list[bool]]], training: bool | None, remedy: str) -> None:
+    """parts: (what, whether each of them is affected)."""
+    for what, affected in parts:
+        number = sum(affected)
+        if training is not None and number > MAX_AFFECTED * len(affected):
+            raise UserError(f"{message}: {number:,} of {len(affected):,} {what}, which decides the figure: {remedy}")
     logging.getLogger("fastirt").warning(message)
 
 

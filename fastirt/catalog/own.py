@@ -157,6 +157,9 @@ def _halves(top: str, folders: list[Folder], found: Findings) -> dict[str, list[
             f"are needed, or {LAYOUT}"
         )
     training = set(classes[: len(classes) // 2])
+    logging.getLogger("fastirt").info(
+        f"{found.root}: the first {len(training):,} of {len(classes):,} sorted classes train, the others are the test split"
+    )
     return {
         "train": [image for image in images if image.label in training],
         "test": [image for image in images if image.label not in training],

@@ -26,7 +26,7 @@ def load_cub200(data_path: str) -> Catalog:
     Where images.txt stands beside images/, every picture that it lists must be there. Catalogue order is sorted
     by class and name, with the list or without.
     """
-    root = _root(data_path, "CUB_200_2011", "give --data-path the folder CUB_200_2011")
+    root = _root(data_path, "CUB_200_2011", "give --data-path the folder CUB_200_2011, or name another --dataset")
     folder = require_folder(root / "images", "unpack CUB_200_2011.tgz and give --data-path its folder CUB_200_2011")
     list_file = root / "images.txt"
     if list_file.exists():

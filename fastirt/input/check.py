@@ -37,12 +37,6 @@ class Undecodable(Exception):
         self.reasons = reasons
 
 
-def check_picture(data: bytes | np.ndarray | memoryview, path: str = "") -> tuple[int, int]:
-    """(height, width) in pixels, as stored, of an encoded image; raises BadPicture as `inspect` does."""
-    structure = inspect(data, path)
-    return structure.height, structure.width
-
-
 def inspect(data: bytes | np.ndarray | memoryview, path: str = "") -> Structure:
     """The structure of an encoded image; raises BadPicture for anything that Pillow does not open, is not whole or too large.
 

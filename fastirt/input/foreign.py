@@ -89,7 +89,7 @@ def _text_kind(start: bytes) -> str:
     if lowered.startswith(b"<?xml"):
         return "XML"
     control = sum(byte < 9 or 13 < byte < 32 for byte in lowered)
-    return "text" if lowered and not control and _is_utf8(lowered) else ""
+    return "a text file" if lowered and not control and _is_utf8(lowered) else ""
 
 
 def _is_utf8(data: bytes) -> bool:

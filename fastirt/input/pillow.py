@@ -51,7 +51,7 @@ Image.init()  # all plugins now: reading threads must not be the first to import
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # Raster formats that Pillow decodes by itself. Never EPS or WMF, which start other programs; none that is told by its name alone.
-_SAFE = "JPEG PNG WEBP BMP GIF TIFF PPM AVIF HEIF JPEG2000 ICO PSD QOI DDS SGI PCX SUN"
+_SAFE = "JPEG PNG WEBP BMP GIF TIFF PPM AVIF HEIF JPEG2000 ICO PSD QOI DDS SGI PCX SUN DIB IM MSP XBM"
 FORMATS = tuple(name for name in _SAFE.split() if name in Image.OPEN)
 
 

@@ -72,8 +72,8 @@ def by_pillow(encoded: bytes, path: str, input: InputConfig) -> Encoded:
 
 
 def held_by_pillow(image: Image.Image) -> Any:
-    """Waits for room: an image as decoded, and its copy when turned or converted."""
-    return READERS.hold(image.width * image.height * BYTES_PER_PIXEL * 2)
+    """Waits for room: an image as decoded, as turned, and as converted to RGB."""
+    return READERS.hold(image.width * image.height * BYTES_PER_PIXEL * 3)
 
 
 def stored_size(path: str, orientation: str) -> tuple[int, int]:

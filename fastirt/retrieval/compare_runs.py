@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
 
-from fastirt.config import Config, flatten
+from fastirt.config import TRAINING_OPTIONS, Config, RunConfig, flatten
 from fastirt.errors import UserError
 from fastirt.retrieval.report import markdown, read_json, read_metrics
 
@@ -14,9 +15,17 @@ Options = dict[str, Any]  # of a run, by bare name; empty for what has no config
 
 
 def _dataset(options: Options) -> str:
-    where = os.path.basename(options["data_path"].rstrip("/"))
+    path = options["data_path"].rstrip("/")
+    where = os.path.basename(path)
+    if path.endswith(".csv"):
+        where = f"{os.path.basename(os.path.dirname(path))}/{where}"
     split = " (val)" if options["eval_split"] == "val" else ""
     return (f"{options['dataset']} {where}" if options["dataset"] in ("folder", "csv") else options["dataset"]) + split
+
+
+def _weights(options: Options) -> str:
+    weights = options["weights"]
+    return "/".join(Path(weights).parts[-2:]) if weights else "timm"
 
 
 def _trains(name: str) -> Callable[[Options], str]:
@@ -34,10 +43,11 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-# Columns that are shown where runs differ in them.
+# Columns that are shown where runs differ in them; every other option that changes figures follows, under its own name.
 COLUMNS: dict[str, Callable[[Options], str]] = {
     "data set": _dataset,
     "model": _plain("model"),
+    "weights": _weights,
     "pooling": _plain("pooling"),
     "size": _plain("input_size"),
     "recipe": _plain("recipe"),
@@ -51,18 +61,44 @@ COLUMNS: dict[str, Callable[[Options], str]] = {
     "steps": _plain("max_iter"),
     "seed": _plain("seed"),
 }
+# Options that are no columns: they have one above, or change nothing that is measured but rounding.
+NAMED = {
+    "method",
+    "recipe",
+    "dataset",
+    "data_path",
+    "model",
+    "weights",
+    "pooling",
+    "input_size",
+    "lambda_reg",
+    "margin",
+    "memory_ratio",
+}
+NAMED |= {"encoder_momentum", "batch_size", "m", "lr", "max_iter", "seed", "eval_split", "rank"}
+UNMEASURED = {"packed", "loader", "num_workers", "pin_mem", "cache", "max_bad", "loss_impl", "loss_precision", "engine"}
+UNMEASURED |= {"memory_sharded", "eval_freq", "eval_batch_size", "search", *(f.name for f in fields(RunConfig))}
+
+
+def _columns() -> dict[str, Callable[[Options], str]]:
+    rest = [name for name in flatten(Config().to_dict()) if name not in NAMED | UNMEASURED]
+    named = {name: "SGD momentum" if name == "momentum" else name.replace("_", " ") for name in rest}
+    return COLUMNS | {named[name]: (_trains if name in TRAINING_OPTIONS else _plain)(name) for name in rest}
 
 
 def compare_runs(folders: Sequence[Path], sort: Optional[str] = None) -> str:
     """A Markdown table with one row a run folder: method, whatever tells the runs apart, and metrics in per cent.
 
-    sort: the name of a column; numbers fall, text rises, and what has no value comes last. Raises UserError for a folder
-    without metrics and for a column that is not there.
+    Runs without metrics have empty cells. sort: the name of a column; numbers fall, then text rises, and what has no value comes last. Raises UserError for a folder
+    that is no run's and for a column that is not there.
     """
-    metrics = [read_metrics(folder) for folder in folders]
     options = [_options(folder) for folder in folders]
-    values = {name: [value(o) if o else "" for o in options] for name, value in COLUMNS.items()}
-    shown = [name for name in COLUMNS if len(set(values[name]) - {""}) > 1]
+    # A run without a test split has none, and one that is not finished has none yet.
+    metrics = [read_metrics(folder, missing_is_empty=bool(own)) for folder, own in zip(folders, options)]
+    columns = _columns()
+    values = {name: [value(o) if o else "" for o in options] for name, value in columns.items()}
+    values["data set"] = _told_apart(values["data set"], [_digest(folder) for folder in folders])
+    shown = [name for name in columns if len(set(values[name]) - {""}) > 1]
     ks = sorted({int(name.split("@")[1]) for found in metrics for name in found if name.startswith("recall@")})
     measured = [*(f"recall@{k}" for k in ks), "map@r"]
     methods = [_method(o, with_recipe="recipe" not in shown) for o in options]
@@ -91,6 +127,18 @@ def _options(folder: Path) -> Options:
         raise UserError(f"{folder / 'config.json'}: made by another version of fastirt ({error})") from error
 
 
+def _digest(folder: Path) -> str:
+    """Of the names and classes of the images that the run was evaluated on; "" for a run of an earlier version."""
+    digests = (read_json(folder / "config.json") or {}).get("images")
+    return str(digests.get("evaluated") or "") if isinstance(digests, dict) else ""
+
+
+def _told_apart(names: list[str], digests: list[str]) -> list[str]:
+    """Names of data sets, with the start of the digest where one name stands for several."""
+    known = {name: {d for n, d in zip(names, digests) if n == name and d} for name in names}
+    return [f"{name} {digest[:6]}" if len(known[name]) > 1 else name for name, digest in zip(names, digests)]
+
+
 def _method(options: Options, with_recipe: bool) -> str:
     if not options:
         return ""
@@ -103,9 +151,11 @@ def _sorted(rows: list[list[str]], header: list[str], sort: str) -> list[list[st
     if wanted not in names:
         raise UserError(f"--sort {sort}: no such column: use one of {', '.join(names)}")
     column = names.index(wanted)
-    filled = [row for row in rows if row[column]]
-    try:
-        filled.sort(key=lambda row: -float(row[column]))
-    except ValueError:
-        filled.sort(key=lambda row: row[column])
-    return filled + [row for row in rows if not row[column]]
+
+    def key(row: list[str]) -> tuple[int, float, str]:
+        try:
+            return 0, -float(row[column]), ""
+        except ValueError:
+            return (1 if row[column] else 2), 0.0, row[column]
+
+    return sorted(rows, key=key)

@@ -67,8 +67,9 @@ def _measure(
     read = len(query.rows) + (len(gallery.rows) if catalog.gallery else 0)
     own = _own_rows(query, gallery, catalog)
     reachable = len(gallery.rows) - bool((own >= 0).any())
-    depths = [k for k in config.eval.rank if k <= reachable]
-    if len(depths) < len(set(config.eval.rank)):
+    ks = set(config.eval.rank)
+    depths = [k for k in ks if k <= reachable]
+    if len(depths) < len(ks):
         beside = " beside the query" if reachable < len(gallery.rows) else ""
         log.warning("left out Recall@K for K above %d: so many gallery images%s could be read", reachable, beside)
     metrics = retrieval_metrics(

@@ -82,10 +82,14 @@ def table(metrics: dict[str, Any], dataset: str, method: str, model: str, recipe
     return f"{text}\n{'; '.join(notes)}"
 
 
-def read_metrics(folder: Path) -> dict[str, Any]:
+def read_metrics(folder: Path, missing_is_empty: bool = False) -> dict[str, Any]:
     metrics = read_json(folder / "metrics.json")
+    if metrics is None and missing_is_empty:
+        return {}
     if metrics is None:
         raise UserError(f"{folder}: no metrics.json there: is the run finished?")
+    if not all(isinstance(value, (int, float)) for value in metrics.values()):
+        raise UserError(f"{folder / 'metrics.json'}: holds other things than numbers: fastirt did not write it")
     return metrics
 
 
@@ -116,9 +120,15 @@ def _is_number(text: str) -> bool:
 
 
 def read_json(path: Path) -> Optional[dict[str, Any]]:
+    """The object in a file; None where there is no such file. Raises UserError for anything else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: holds no names and values: fastirt did not write it")
+    return tree
