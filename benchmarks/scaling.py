@@ -22,7 +22,7 @@ import torch
 from benchmarks.report import MODEL
 from benchmarks.results import Results, figure_of
 from benchmarks.step import batches
-from fastirt.config import Config
+from fastirt.config.options import Config
 from fastirt.distributed import Ranks
 from fastirt.encoder import build_encoder
 from fastirt.step import TrainStep

@@ -16,7 +16,7 @@ from benchmarks.results import Results, figure_of
 from benchmarks.rounds import in_turns, launches
 from benchmarks.timing import reason, release
 from benchmarks.variants import patch_matmul
-from fastirt.config import Config
+from fastirt.config.options import Config
 from fastirt.encoder import build_encoder
 from fastirt.engine import compiled
 from fastirt.flops import training_flops

@@ -22,7 +22,7 @@ from benchmarks.step import operations
 from benchmarks.timing import reason, release
 from fastirt.catalog import load_catalog
 from fastirt.cli import main as fastirt
-from fastirt.config import Config
+from fastirt.config.options import Config
 from fastirt.encoder import build_encoder
 
 LOGGED = 5  # steps between readings, of which the first two thirds are warm-up

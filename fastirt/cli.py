@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NoReturn, Optional, Sequence
 
 from fastirt import __version__
-from fastirt.config import Config
+from fastirt.config.flags import FOOTNOTE, add_config, add_field, add_presets, given, suggestion
+from fastirt.config.options import Config
 from fastirt.errors import one_line
-from fastirt.flags import FOOTNOTE, add_config, add_field, add_presets, given, suggestion
 
 log = logging.getLogger("fastirt")
 
@@ -136,9 +136,9 @@ def _evaluate(args: dict[str, Any]) -> int:
 
 def _pack(args: dict[str, Any]) -> int:
     from fastirt.catalog import load_catalog
+    from fastirt.config.presets import resolve
     from fastirt.input.pack import pack
     from fastirt.input.store import PackedStore
-    from fastirt.presets import resolve
 
     own = {name: args.pop(name) for name in ("out", "quality", "subsampling", "workers")}
     config = resolve(given(args), "pack")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastirt.config import Config, ModelConfig
+from fastirt.config.options import Config, ModelConfig
 from fastirt.droppath import replace_drop_paths
 from fastirt.errors import UserError
 from fastirt.loading_line import loading_line

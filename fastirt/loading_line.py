@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastirt.config import ModelConfig
+from fastirt.config.options import ModelConfig
 from fastirt.timm_models import parse_kwargs
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from torch import Tensor, nn
 
-from fastirt.config import OptimConfig
+from fastirt.config.options import OptimConfig
 from fastirt.errors import UserError, first_line
 
 FUSED = ("adam", "adamw", "sgd", "momentum", "nesterov")  # torch's own, which take `fused=True` and `found_inf`

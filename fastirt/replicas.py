@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fastirt
 from fastirt.catalog import Catalog
-from fastirt.config import Config, flatten
+from fastirt.config.options import Config, flatten
 from fastirt.distributed import Ranks
 from fastirt.encoder import Encoder
 from fastirt.input.store import catalog_digest

@@ -13,13 +13,14 @@ import torch
 
 from fastirt import checkpoint
 from fastirt.catalog import Catalog, check_ranks, load_catalog, reachable, warn_of_copies
-from fastirt.config import RECIPES, TRAINING_OPTIONS, Config
+from fastirt.config.options import RECIPES, TRAINING_OPTIONS, Config
+from fastirt.config.presets import resolve, scaled_resize
+from fastirt.config.validate import choose_device, validate
 from fastirt.distributed import Ranks
 from fastirt.encoder import Encoder, build_encoder, description, save_model
 from fastirt.errors import UserError
 from fastirt.input.store import PackedStore, catalog_digest
 from fastirt.loading_line import NO_LINE, loading_line
-from fastirt.presets import resolve, scaled_resize
 from fastirt.replicas import check_start
 from fastirt.retrieval.embed import normalization_constants
 from fastirt.retrieval.evaluate import evaluate
@@ -27,7 +28,6 @@ from fastirt.retrieval.report import table, write_metrics
 from fastirt.run_folder import holds_images_of, read_config, read_tree, run_folder, write_config
 from fastirt.step import memory_size, resolve_precision
 from fastirt.trainer import Trainer
-from fastirt.validate import choose_device, validate
 from fastirt.weights import read_model_metadata
 
 log = logging.getLogger("fastirt")

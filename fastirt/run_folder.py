@@ -17,7 +17,7 @@ import torch
 
 from fastirt import __version__, checkpoint
 from fastirt.catalog import Catalog
-from fastirt.config import Config
+from fastirt.config.options import Config
 from fastirt.distributed import Ranks
 from fastirt.errors import UserError
 from fastirt.files import replacing

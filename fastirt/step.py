@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fastirt.config import Config
+from fastirt.config.options import Config
 from fastirt.distributed import ALONE, Ranks
 from fastirt.encoder import Encoder, make_twin, momentum_update
 from fastirt.engine import Capture, CaptureFailed, choose_engine, compiled

@@ -16,7 +16,7 @@ import timm
 import torch
 from torch import nn
 
-from fastirt.config import ModelConfig
+from fastirt.config.options import ModelConfig
 from fastirt.errors import UserError, first_line
 
 OWN_FLAGS = {

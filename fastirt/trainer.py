@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from fastirt import checkpoint
 from fastirt.catalog import Catalog
-from fastirt.config import Config
+from fastirt.config.options import Config
 from fastirt.distributed import ALONE, Ranks
 from fastirt.encoder import Encoder, save_model
 from fastirt.errors import UserError

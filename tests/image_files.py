@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fastirt.catalog import Catalog, Split
-from fastirt.config import InputConfig
+from fastirt.config.options import InputConfig
 from fastirt.input.cache import make_cache
 from fastirt.input.cached import CachedTrainLoader
 from fastirt.input.loader import EvalLoader

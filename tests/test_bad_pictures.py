@@ -14,7 +14,7 @@ from PIL import Image
 
 from conftest import write_pictures
 from fastirt.catalog import load_catalog
-from fastirt.config import InputConfig
+from fastirt.config.options import InputConfig
 from fastirt.errors import UserError
 from fastirt.input.check import BadPicture, inspect
 from fastirt.input.loader import EvalLoader, TrainLoader
@@ -140,7 +140,7 @@ LOOP = """
 import sys, torch
 from pathlib import Path
 from fastirt.catalog import load_catalog
-from fastirt.config import InputConfig
+from fastirt.config.options import InputConfig
 from fastirt.input.loader import TrainLoader
 split = load_catalog("folder", sys.argv[1]).train
 loader = TrainLoader(split, batch_size=48, m=6, seed=0, input=InputConfig(input_size=16, resize_size=18, num_workers=2), device=torch.device("cpu"),

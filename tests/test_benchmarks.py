@@ -17,7 +17,7 @@ from benchmarks.results import Results, figure_of, read
 from benchmarks.rounds import counted, in_turns
 from benchmarks.timing import samples
 from conftest import TINY_KWARGS
-from fastirt.config import ModelConfig
+from fastirt.config.options import ModelConfig
 from fastirt.encoder import build_encoder
 from fastirt.kernels import reference, tune
 from fastirt.kernels.configs import Row, Tile

@@ -13,7 +13,7 @@ from fastirt.input.decode_memory import DECODED_BYTES
 MEASURE = """
 import sys, numpy as np, torch
 from fastirt.catalog import Split
-from fastirt.config import Config
+from fastirt.config.options import Config
 from fastirt.input.loader import EvalLoader
 
 small, large, loader, threads, count = *sys.argv[1:4], *map(int, sys.argv[4:])

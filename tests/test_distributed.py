@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from fastirt import distributed
-from fastirt.config import InputConfig
+from fastirt.config.options import InputConfig
 from fastirt.distributed import ALONE, Ranks, SaidElsewhere
 from fastirt.errors import UserError
 from fastirt.input import cache as cache_module

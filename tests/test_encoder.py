@@ -8,7 +8,7 @@ import timm
 import torch
 
 from conftest import TINY_KWARGS
-from fastirt.config import Config, ModelConfig
+from fastirt.config.options import Config, ModelConfig
 from fastirt.droppath import MaskedDropPath
 from fastirt.encoder import build_encoder, make_twin, momentum_update, save_model
 from fastirt.errors import UserError

@@ -8,8 +8,8 @@ import pytest
 
 from fastirt import __version__
 from fastirt.cli import build_parser, main
-from fastirt.config import DATASETS, METHODS, RECIPES, Config, flatten
-from fastirt.presets import resolve
+from fastirt.config.options import DATASETS, METHODS, RECIPES, Config, flatten
+from fastirt.config.presets import resolve
 
 
 def help_of(command):

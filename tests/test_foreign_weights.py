@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from conftest import TINY
 from fastirt.cli import main
-from fastirt.config import ModelConfig
+from fastirt.config.options import ModelConfig
 from fastirt.encoder import build_encoder
 from fastirt.errors import UserError
 

@@ -11,7 +11,7 @@ import torch
 from conftest import DECODER, TINY, needs_dali
 from fastirt.catalog import load_catalog
 from fastirt.cli import main
-from fastirt.config import InputConfig
+from fastirt.config.options import InputConfig
 from fastirt.input.loader import EvalLoader, TrainLoader
 from fastirt.retrieval.search import search
 from fastirt.step import PHASES

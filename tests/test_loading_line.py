@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-from fastirt.config import Config, ModelConfig
+from fastirt.config.options import Config, ModelConfig
 from fastirt.encoder import Encoder, build_encoder, save_model
 from fastirt.errors import UserError
 from fastirt.loading_line import loading_line

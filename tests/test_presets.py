@@ -6,11 +6,11 @@ import json
 import pytest
 
 from fastirt.cli import build_parser
-from fastirt.config import Config
+from fastirt.config.flags import given
+from fastirt.config.options import Config
+from fastirt.config.presets import resolve
+from fastirt.config.validate import choose_device, validate
 from fastirt.errors import UserError
-from fastirt.flags import given
-from fastirt.presets import resolve
-from fastirt.validate import choose_device, validate
 
 
 def parse(line):

@@ -9,7 +9,7 @@ import torch
 
 from conftest import TINY
 from fastirt.cli import main
-from fastirt.config import ModelConfig
+from fastirt.config.options import ModelConfig
 from fastirt.encoder import build_encoder
 from fastirt.flops import peak_flops, training_flops
 from fastirt.logs import Throughput

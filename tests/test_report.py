@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from fastirt.config import Config
+from fastirt.config.options import Config
 from fastirt.errors import UserError
 from fastirt.retrieval.compare_runs import compare_runs
 from fastirt.retrieval.report import PAPER, PUBLIC, PUBLISHED, PUBLISHED_RANKS, table, write_metrics

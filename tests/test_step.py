@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import TINY_KWARGS
-from fastirt.config import Config
+from fastirt.config.options import Config
 from fastirt.encoder import build_encoder
 from fastirt.input.loader import Batch
 from fastirt.kernels.reference import koleo, pair_loss

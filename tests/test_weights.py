@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 
-from fastirt.config import ModelConfig
+from fastirt.config.options import ModelConfig
 from fastirt.encoder import build_encoder
 from fastirt.errors import UserError
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastirt.config import InputConfig
+from fastirt.config.options import InputConfig
 from fastirt.distributed import ALONE, Ranks
 from fastirt.errors import UserError
 from fastirt.input.geometry import check_shape, resized_size

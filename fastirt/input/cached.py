@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Iterator, Sequence
 import numpy as np
 import torch
 
-from fastirt.config import Config
+from fastirt.config.options import Config
 from fastirt.distributed import ALONE, Ranks
 from fastirt.input.augment import draw_crops
 from fastirt.input.cache import PictureCache, Views, make_cache, next_missing

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastirt.config import InputConfig
+from fastirt.config.options import InputConfig
 from fastirt.errors import UserError
 
 MAX_ASPECT = 256

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
-from fastirt.config import InputConfig
+from fastirt.config.options import InputConfig
 from fastirt.distributed import ALONE, Ranks
 from fastirt.errors import UserError
 from fastirt.input.augment import draw_crops

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fastirt.config import InputConfig
+from fastirt.config.options import InputConfig
 from fastirt.input.check import MAX_PIXELS, BadPicture, inspect
 from fastirt.input.decode_memory import BYTES_PER_PIXEL, READERS
 from fastirt.input.geometry import check_shape, resized_size

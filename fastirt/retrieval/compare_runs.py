@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
 
-from fastirt.config import TRAINING_OPTIONS, Config, RunConfig, flatten
+from fastirt.config.options import TRAINING_OPTIONS, Config, RunConfig, flatten
 from fastirt.errors import UserError
 from fastirt.retrieval.report import markdown, read_json, read_metrics
 

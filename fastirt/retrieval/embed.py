@@ -9,7 +9,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from tqdm import tqdm
 
-from fastirt.config import Config
+from fastirt.config.options import Config
 from fastirt.distributed import ALONE, Ranks
 from fastirt.encoder import Encoder
 from fastirt.errors import UserError

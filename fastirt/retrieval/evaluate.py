@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastirt.catalog import Catalog, Split, check_ranks
-from fastirt.config import Config
+from fastirt.config.options import Config
 from fastirt.distributed import ALONE, Ranks
 from fastirt.encoder import Encoder
 from fastirt.input.loader import EvalLoader

@@ -9,8 +9,8 @@ import typing
 from functools import lru_cache
 from typing import Any, Callable, Iterable, Optional
 
-from fastirt.config import METHODS, RECIPES, Config, flatten
-from fastirt.presets import resolve
+from fastirt.config.options import METHODS, RECIPES, Config, flatten
+from fastirt.config.presets import resolve
 
 # What a preset is called in `--help`, and the flags that choose it.
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastirt.config import Config
+from fastirt.config.options import Config
 from fastirt.errors import UserError
 
 # The paper (El-Nouby et al. 2021), and its best-known public re-implementation.

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from fastirt.config import Config
+from fastirt.config.options import Config
 from fastirt.distributed import ALONE, Ranks
 from fastirt.errors import UserError
 
