@@ -18,8 +18,8 @@ import torch
 from benchmarks import public
 from benchmarks.results import Results, figure_of
 from benchmarks.timing import reason
-from fastirt.catalog import Catalog, load_catalog
 from fastirt.config.options import InputConfig
+from fastirt.datasets import Catalog, load_catalog
 from fastirt.demo.generate import generate
 from fastirt.input.loader import TrainLoader
 from fastirt.input.pack import PackedStore, pack

@@ -20,9 +20,9 @@ from benchmarks.input import has_dali, rendered
 from benchmarks.results import Results, figure_of
 from benchmarks.step import operations
 from benchmarks.timing import reason, release
-from fastirt.catalog import load_catalog
 from fastirt.cli import main as fastirt
 from fastirt.config.options import Config
+from fastirt.datasets import load_catalog
 from fastirt.encoder import build_encoder
 
 LOGGED = 5  # steps between readings, of which the first two thirds are warm-up

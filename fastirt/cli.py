@@ -135,8 +135,8 @@ def _evaluate(args: dict[str, Any]) -> int:
 
 
 def _pack(args: dict[str, Any]) -> int:
-    from fastirt.catalog import load_catalog
     from fastirt.config.presets import resolve
+    from fastirt.datasets import load_catalog
     from fastirt.input.pack import pack
     from fastirt.input.store import PackedStore
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import fastirt
-from fastirt.catalog import Catalog
 from fastirt.config.options import Config, flatten
+from fastirt.datasets import Catalog
 from fastirt.distributed import Ranks
 from fastirt.encoder import Encoder
 from fastirt.input.store import catalog_digest

@@ -12,10 +12,10 @@ from typing import Any, Iterator, Optional, Sequence
 import torch
 
 from fastirt import checkpoint
-from fastirt.catalog import Catalog, check_ranks, load_catalog, reachable, warn_of_copies
 from fastirt.config.options import RECIPES, TRAINING_OPTIONS, Config
 from fastirt.config.presets import resolve, scaled_resize
 from fastirt.config.validate import choose_device, validate
+from fastirt.datasets import Catalog, check_ranks, load_catalog, reachable, warn_of_copies
 from fastirt.distributed import Ranks
 from fastirt.encoder import Encoder, build_encoder, description, save_model
 from fastirt.errors import UserError

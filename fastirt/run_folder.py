@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from fastirt import __version__, checkpoint
-from fastirt.catalog import Catalog
 from fastirt.config.options import Config
+from fastirt.datasets import Catalog
 from fastirt.distributed import Ranks
 from fastirt.errors import UserError
 from fastirt.files import replacing

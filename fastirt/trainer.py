@@ -15,8 +15,8 @@ import torch
 from tqdm import tqdm
 
 from fastirt import checkpoint
-from fastirt.catalog import Catalog
 from fastirt.config.options import Config
+from fastirt.datasets import Catalog
 from fastirt.distributed import ALONE, Ranks
 from fastirt.encoder import Encoder, save_model
 from fastirt.errors import UserError

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastirt.catalog import Catalog, Split
 from fastirt.config.options import InputConfig
+from fastirt.datasets import Catalog, Split
 from fastirt.input.cache import make_cache
 from fastirt.input.cached import CachedTrainLoader
 from fastirt.input.loader import EvalLoader

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from conftest import write_pictures
-from fastirt.catalog import load_catalog
 from fastirt.config.options import InputConfig
+from fastirt.datasets import load_catalog
 from fastirt.errors import UserError
 from fastirt.input.check import BadPicture, inspect
 from fastirt.input.loader import EvalLoader, TrainLoader
@@ -139,7 +139,7 @@ def broken_set(tmp_path):
 LOOP = """
 import sys, torch
 from pathlib import Path
-from fastirt.catalog import load_catalog
+from fastirt.datasets import load_catalog
 from fastirt.config.options import InputConfig
 from fastirt.input.loader import TrainLoader
 split = load_catalog("folder", sys.argv[1]).train

@@ -9,9 +9,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from conftest import DECODER, TINY, needs_dali, write_pictures
-from fastirt.catalog import load_catalog
 from fastirt.cli import main
 from fastirt.config.options import InputConfig
+from fastirt.datasets import load_catalog
 from fastirt.errors import UserError
 from fastirt.input import cache as cache_module
 from fastirt.input.cache import PictureCache, make_cache, picture_shapes

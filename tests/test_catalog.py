@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import fastirt.catalog.published
-from fastirt.catalog import Catalog, Split, check_ranks, load_catalog, unmatched_queries
-from fastirt.catalog.files import missing
+import fastirt.datasets.cub_sop_inshop
+from fastirt.datasets import Catalog, Split, check_ranks, load_catalog, unmatched_queries
+from fastirt.datasets.listing import missing
 from fastirt.errors import UserError
 
 
@@ -149,7 +149,7 @@ def test_inshop_errors(tmp_path):
 
 
 def test_published_counts_are_not_warned_about(tmp_path, caplog, monkeypatch):
-    monkeypatch.setitem(fastirt.catalog.published.COUNTS, "sop", {"train": 6, "test": 6})
+    monkeypatch.setitem(fastirt.datasets.cub_sop_inshop.COUNTS, "sop", {"train": 6, "test": 6})
     load_catalog("sop", str(sop(tmp_path)))
     assert not caplog.records
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastirt.catalog import load_catalog
+from fastirt.datasets import load_catalog
 from fastirt.errors import UserError
 
 FILES = [f"{label}/{i}.jpg" for label in "abcd" for i in (1, 2)]

@@ -12,7 +12,7 @@ from fastirt.input.decode_memory import DECODED_BYTES
 
 MEASURE = """
 import sys, numpy as np, torch
-from fastirt.catalog import Split
+from fastirt.datasets import Split
 from fastirt.config.options import Config
 from fastirt.input.loader import EvalLoader
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastirt.catalog import load_catalog
+from fastirt.datasets import load_catalog
 from fastirt.demo import generate as generate_module
 from fastirt.demo.baseline import colour_histogram
 from fastirt.demo.generate import generate

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from conftest import write_pictures
-from fastirt.catalog import Catalog, Split, load_catalog
 from fastirt.config.options import Config
+from fastirt.datasets import Catalog, Split, load_catalog
 from fastirt.distributed import Ranks
 from fastirt.errors import UserError
 from fastirt.input.loader import Batch, EvalLoader

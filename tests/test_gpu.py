@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from conftest import DECODER, TINY, needs_dali
-from fastirt.catalog import load_catalog
 from fastirt.cli import main
 from fastirt.config.options import InputConfig
+from fastirt.datasets import load_catalog
 from fastirt.input.loader import EvalLoader, TrainLoader
 from fastirt.retrieval.search import search
 from fastirt.step import PHASES

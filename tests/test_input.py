@@ -12,8 +12,8 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional as tvf
 
-from fastirt.catalog import load_catalog
 from fastirt.config.options import InputConfig
+from fastirt.datasets import load_catalog
 from fastirt.errors import UserError
 from fastirt.input.augment import draw_crops
 from fastirt.input.dali import DaliDecoder
@@ -251,7 +251,7 @@ def test_leaving_the_loop_and_errors_stop_the_background_thread(pictures):
 
 ABANDONED = """
 import sys, torch
-from fastirt.catalog import load_catalog
+from fastirt.datasets import load_catalog
 from fastirt.config.options import InputConfig
 from fastirt.input.loader import TrainLoader
 loader = TrainLoader(load_catalog("folder", sys.argv[1]).train, batch_size=8, m=0, seed=0, device=torch.device("cpu"),

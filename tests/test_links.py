@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastirt.catalog import load_catalog
+from fastirt.datasets import load_catalog
 from fastirt.errors import UserError
 
 

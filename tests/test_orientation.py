@@ -211,7 +211,7 @@ def test_a_packed_jpeg_of_the_right_size_is_kept_unless_it_is_turned(tmp_path):
 
 
 def test_a_store_of_another_orientation_is_refused(tmp_path):
-    from fastirt.catalog import Catalog
+    from fastirt.datasets import Catalog
 
     split = write(tmp_path / "images", [encode(photo(), "JPEG")])
     catalog = Catalog("csv", str(tmp_path / "images"), split, None, None, ("class",))

@@ -23,7 +23,7 @@ from torchvision.transforms.functional import resize as torchvision_resize
 
 import fastirt.env
 import fastirt.input.pack as pack_module
-from fastirt.catalog import Catalog, load_catalog
+from fastirt.datasets import Catalog, load_catalog
 from fastirt.errors import UserError
 from fastirt.input.check import BadPicture
 from fastirt.input.geometry import resized_size
@@ -324,7 +324,7 @@ def test_kill_minus_nine_in_the_middle_and_again(data, tmp_path):
     script = """
 import os, sys
 import fastirt.input.pack as p
-from fastirt.catalog import load_catalog
+from fastirt.datasets import load_catalog
 encode, seen = p._encode, []
 def die(*job):
     seen.append(job)

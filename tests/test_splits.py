@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastirt.catalog import check_ranks, load_catalog, warn_of_copies
+from fastirt.datasets import check_ranks, load_catalog, warn_of_copies
 from fastirt.errors import UserError
 
 

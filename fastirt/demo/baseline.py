@@ -37,7 +37,7 @@ def colour_histogram(paths: Sequence[str]) -> np.ndarray:
 def main(data: str, folder: str) -> None:
     import torch
 
-    from fastirt.catalog import load_catalog
+    from fastirt.datasets import load_catalog
     from fastirt.retrieval.metrics import retrieval_metrics
     from fastirt.retrieval.report import write_metrics
 

@@ -22,7 +22,7 @@ from fastirt.input.prepare import Encoded
 from fastirt.input.source import FileSource, PictureSource
 
 if TYPE_CHECKING:
-    from fastirt.catalog import Catalog
+    from fastirt.datasets import Catalog
 
 log = logging.getLogger("fastirt")
 

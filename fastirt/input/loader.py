@@ -31,7 +31,7 @@ from fastirt.input.sampler import make_sampler
 from fastirt.input.source import FileSource, PictureSource
 
 if TYPE_CHECKING:
-    from fastirt.catalog import Split
+    from fastirt.datasets import Split
 
 PREFETCH = 2  # batches ready ahead of the step
 

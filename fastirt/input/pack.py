@@ -37,7 +37,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from fastirt.catalog import Catalog
+from fastirt.datasets import Catalog
 from fastirt.errors import UserError
 from fastirt.input.check import MAX_BYTES, MAX_PIXELS, MAX_SIDE, BadPicture, inspect
 from fastirt.input.geometry import check_shape, resized_size

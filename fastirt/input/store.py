@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from fastirt.catalog import Catalog, Split
+from fastirt.datasets import Catalog, Split
 from fastirt.errors import UserError
 from fastirt.input.check import BadPicture
 

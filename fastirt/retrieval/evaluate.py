@@ -9,8 +9,8 @@ from typing import Any, Mapping, Optional
 import torch
 from torch import Tensor
 
-from fastirt.catalog import Catalog, Split, check_ranks
 from fastirt.config.options import Config
+from fastirt.datasets import Catalog, Split, check_ranks
 from fastirt.distributed import ALONE, Ranks
 from fastirt.encoder import Encoder
 from fastirt.input.loader import EvalLoader

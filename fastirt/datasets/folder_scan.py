@@ -9,8 +9,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Iterable
 
-from fastirt.catalog.files import inode_of
-from fastirt.catalog.records import Image, counted, printable
+from fastirt.datasets.listing import inode_of
+from fastirt.datasets.records import Image, counted, printable
 
 # What Pillow opens without starting another program (EPS does) and on every system (WMF is for Windows). A list of our
 # own: a catalogue must not change with Pillow's version, or packed stores and checkpoints would no longer fit it.

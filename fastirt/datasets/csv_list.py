@@ -9,9 +9,9 @@ import unicodedata
 from pathlib import Path
 from typing import Iterator, NamedTuple
 
-from fastirt.catalog.files import Folders, read_rows
-from fastirt.catalog.records import Image, Listed, printable
-from fastirt.catalog.splits import SPLITS, choose, family, split_name
+from fastirt.datasets.listing import Folders, read_rows
+from fastirt.datasets.records import Image, Listed, printable
+from fastirt.datasets.splits import SPLITS, choose, family, split_name
 from fastirt.errors import UserError
 
 COLUMNS = ("path", "label", "split")

@@ -8,12 +8,12 @@ from typing import Iterable
 
 import numpy as np
 
-from fastirt.catalog.copies import warn_of_copies
-from fastirt.catalog.identity import check_files
-from fastirt.catalog.own import load_demo, load_folder
-from fastirt.catalog.published import load_cub200, load_inshop, load_sop
-from fastirt.catalog.records import Catalog, Listed, Split, assemble, counted
-from fastirt.catalog.table import load_csv
+from fastirt.datasets.class_folders import load_demo, load_folder
+from fastirt.datasets.copies import warn_of_copies
+from fastirt.datasets.csv_list import load_csv
+from fastirt.datasets.cub_sop_inshop import load_cub200, load_inshop, load_sop
+from fastirt.datasets.file_identity import check_files
+from fastirt.datasets.records import Catalog, Listed, Split, assemble, counted
 from fastirt.errors import UserError
 
 __all__ = ["Catalog", "Split", "check_ranks", "load_catalog", "reachable", "unmatched_queries", "warn_of_copies"]

@@ -10,7 +10,7 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Hashable, Iterable, Iterator
 
-from fastirt.catalog.records import Catalog, counted, printable
+from fastirt.datasets.records import Catalog, counted, printable
 
 THREADS = 8
 PART = 4096  # bytes from the middle of a file, where compressed images of one size differ

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from fastirt.catalog.files import read_rows, require_files, require_folder
-from fastirt.catalog.records import Catalog, assemble
-from fastirt.catalog.scan import Findings, Owners, class_images, entries
+from fastirt.datasets.folder_scan import Findings, Owners, class_images, entries
+from fastirt.datasets.listing import read_rows, require_files, require_folder
+from fastirt.datasets.records import Catalog, assemble
 from fastirt.errors import UserError
 
 # Pictures per split, as the data sets' authors and the paper state them.

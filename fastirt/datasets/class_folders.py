@@ -7,10 +7,10 @@ import logging
 import os
 from typing import NamedTuple
 
-from fastirt.catalog.files import require_folder
-from fastirt.catalog.records import Image, Listed, printable
-from fastirt.catalog.scan import Findings, Owners, class_images, entries, holds_images, is_above, is_image
-from fastirt.catalog.splits import choose, family, split_name
+from fastirt.datasets.folder_scan import Findings, Owners, class_images, entries, holds_images, is_above, is_image
+from fastirt.datasets.listing import require_folder
+from fastirt.datasets.records import Image, Listed, printable
+from fastirt.datasets.splits import choose, family, split_name
 from fastirt.errors import UserError
 
 LAYOUT = "train/ beside test/, or train/, query/ and gallery/, with class folders in each"

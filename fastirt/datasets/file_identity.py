@@ -9,7 +9,7 @@ from typing import Iterable
 
 import numpy as np
 
-from fastirt.catalog.records import Image, Listed, counted
+from fastirt.datasets.records import Image, Listed, counted
 from fastirt.errors import UserError
 
 MAX_AFFECTED = 0.1  # of the queries: with more, such files decide the figure
