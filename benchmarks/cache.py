@@ -12,8 +12,8 @@ import torch
 from benchmarks.peers import captured
 from benchmarks.results import Results, figure_of
 from benchmarks.timing import reason, release, samples
+from fastirt.images.normalize import byte_table
 from fastirt.input.cache import PictureCache
-from fastirt.input.normalise import byte_table
 from fastirt.kernels import gather_views
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

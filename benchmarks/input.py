@@ -21,10 +21,10 @@ from benchmarks.timing import reason
 from fastirt.config.options import InputConfig
 from fastirt.datasets import Catalog, load_catalog
 from fastirt.demo.generate import generate
+from fastirt.images.decode_pil import decode
+from fastirt.images.pack import PackedStore, pack
+from fastirt.images.source import FileSource
 from fastirt.input.loader import TrainLoader
-from fastirt.input.pack import PackedStore, pack
-from fastirt.input.pil import decode
-from fastirt.input.source import FileSource
 
 SIZE, RESIZE = 224, 256
 PUBLIC = "public recipe"

@@ -137,8 +137,8 @@ def _evaluate(args: dict[str, Any]) -> int:
 def _pack(args: dict[str, Any]) -> int:
     from fastirt.config.presets import resolve
     from fastirt.datasets import load_catalog
-    from fastirt.input.pack import pack
-    from fastirt.input.store import PackedStore
+    from fastirt.images.pack import pack
+    from fastirt.images.packed_store import PackedStore
 
     own = {name: args.pop(name) for name in ("out", "quality", "subsampling", "workers")}
     config = resolve(given(args), "pack")

@@ -16,7 +16,7 @@ from fastirt.config.options import Config, flatten
 from fastirt.datasets import Catalog
 from fastirt.distributed import Ranks
 from fastirt.encoder import Encoder
-from fastirt.input.store import catalog_digest
+from fastirt.images.packed_store import catalog_digest
 from fastirt.step import TrainStep
 
 CHUNK = 2**22  # numbers summed at once: 32 MiB as int64

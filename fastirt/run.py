@@ -19,7 +19,7 @@ from fastirt.datasets import Catalog, check_ranks, load_catalog, reachable, warn
 from fastirt.distributed import Ranks
 from fastirt.encoder import Encoder, build_encoder, description, save_model
 from fastirt.errors import UserError
-from fastirt.input.store import PackedStore, catalog_digest
+from fastirt.images.packed_store import PackedStore, catalog_digest
 from fastirt.loading_line import NO_LINE, loading_line
 from fastirt.replicas import check_start
 from fastirt.retrieval.embed import normalization_constants

@@ -21,7 +21,7 @@ from fastirt.datasets import Catalog
 from fastirt.distributed import Ranks
 from fastirt.errors import UserError
 from fastirt.files import replacing
-from fastirt.input.store import catalog_digest, source_stat
+from fastirt.images.packed_store import catalog_digest, source_stat
 
 # What a run that did not get as far as its first log row leaves: nothing that anybody could want.
 BARREN = {".lock", "config.json", "log.jsonl", "tensorboard"}

@@ -21,9 +21,9 @@ from fastirt.distributed import ALONE, Ranks
 from fastirt.encoder import Encoder, save_model
 from fastirt.errors import UserError
 from fastirt.flops import peak_flops, training_flops
+from fastirt.images.packed_store import catalog_digest
 from fastirt.input.cached import CachedTrainLoader, train_loader
 from fastirt.input.loader import Batch
-from fastirt.input.store import catalog_digest
 from fastirt.logs import NoLog, RunLog, Throughput
 from fastirt.optim import learning_rate, load_optimizer, optimizer_state
 from fastirt.profiling import Profile

@@ -11,11 +11,11 @@ from PIL import Image
 
 from fastirt.config.options import InputConfig
 from fastirt.datasets import Catalog, Split
+from fastirt.images.pack import PackedStore, pack
+from fastirt.images.source import FileSource
 from fastirt.input.cache import make_cache
 from fastirt.input.cached import CachedTrainLoader
 from fastirt.input.loader import EvalLoader
-from fastirt.input.pack import PackedStore, pack
-from fastirt.input.source import FileSource
 
 CPU = torch.device("cpu")
 SIDE = 24

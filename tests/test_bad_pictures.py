@@ -16,7 +16,7 @@ from conftest import write_pictures
 from fastirt.config.options import InputConfig
 from fastirt.datasets import load_catalog
 from fastirt.errors import UserError
-from fastirt.input.check import BadPicture, inspect
+from fastirt.images.formats.header_check import BadPicture, inspect
 from fastirt.input.loader import EvalLoader, TrainLoader
 
 CPU = torch.device("cpu")

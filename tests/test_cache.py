@@ -13,13 +13,13 @@ from fastirt.cli import main
 from fastirt.config.options import InputConfig
 from fastirt.datasets import load_catalog
 from fastirt.errors import UserError
+from fastirt.images.normalize import normalise
+from fastirt.images.pack import PackedStore, pack
+from fastirt.images.source import FileSource
 from fastirt.input import cache as cache_module
 from fastirt.input.cache import PictureCache, make_cache, picture_shapes
 from fastirt.input.cached import CachedTrainLoader
 from fastirt.input.loader import TrainLoader
-from fastirt.input.normalise import normalise
-from fastirt.input.pack import PackedStore, pack
-from fastirt.input.source import FileSource
 from fastirt.input.stage import Stage
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")

@@ -23,8 +23,8 @@ from image_files import (
 from PIL import Image, features
 
 from conftest import needs_dali
-from fastirt.input.check import BadPicture, inspect
-from fastirt.input.pillow import FORMATS, lossless
+from fastirt.images.formats.header_check import BadPicture, inspect
+from fastirt.images.formats.pillow import FORMATS, lossless
 
 GREY16 = np.random.default_rng(2).integers(0, 65536, (SIDE, SIDE)).astype(np.uint16)
 GREY16[0, :2] = 0, 65535
@@ -239,7 +239,7 @@ def test_deep_images_are_the_same_by_dali(tmp_path):
 def test_what_pillow_hands_on_is_lossless(size):
     from image_files import CPU
 
-    from fastirt.input.dali import DaliDecoder
+    from fastirt.images.decode_dali import DaliDecoder
 
     image = photo(*size)
     data = np.frombuffer(lossless(image), np.uint8)
@@ -252,7 +252,7 @@ def test_what_pillow_hands_on_is_lossless(size):
 def test_a_large_image_is_handed_on_small_and_a_strip_is_not_blown_up(tmp_path, resize):
     from image_files import config
 
-    from fastirt.input.prepare import prepare
+    from fastirt.images.prepare import prepare
 
     given = config(resize=resize, resize_size=32)
     data, size = prepare(np.frombuffer(encode(photo(600, 900), "TIFF"), np.uint8), "x", given)

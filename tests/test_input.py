@@ -15,13 +15,13 @@ from torchvision.transforms import functional as tvf
 from fastirt.config.options import InputConfig
 from fastirt.datasets import load_catalog
 from fastirt.errors import UserError
+from fastirt.images.decode_dali import DaliDecoder
+from fastirt.images.decode_pil import PilDecoder
+from fastirt.images.normalize import normalise
+from fastirt.images.pack import PackedStore, pack
+from fastirt.images.resize_crop import check_input, crop_corners, crop_offset, resized_size, resized_sizes
 from fastirt.input.augment import draw_crops
-from fastirt.input.dali import DaliDecoder
-from fastirt.input.geometry import check_input, crop_corners, crop_offset, resized_size, resized_sizes
 from fastirt.input.loader import EvalLoader, TrainLoader
-from fastirt.input.normalise import normalise
-from fastirt.input.pack import PackedStore, pack
-from fastirt.input.pil import PilDecoder
 
 CPU = torch.device("cpu")
 SIZES = [(300, 400), (401, 299), (64, 64), (48, 200), (333, 91), (56, 57), (1, 1), (3, 500), (700, 10), (1000, 800)]

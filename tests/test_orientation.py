@@ -22,10 +22,10 @@ from PIL import Image, ImageOps
 
 from conftest import needs_dali
 from fastirt.errors import UserError
+from fastirt.images.formats.header_check import inspect
+from fastirt.images.formats.jpeg import with_orientation
+from fastirt.images.source import FileSource
 from fastirt.input.cache import picture_shapes
-from fastirt.input.check import inspect
-from fastirt.input.jpeg import with_orientation
-from fastirt.input.source import FileSource
 
 EIGHT = range(1, 9)
 

@@ -22,13 +22,13 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize as torchvision_resize
 
 import fastirt.env
-import fastirt.input.pack as pack_module
+import fastirt.images.pack as pack_module
 from fastirt.datasets import Catalog, load_catalog
 from fastirt.errors import UserError
-from fastirt.input.check import BadPicture
-from fastirt.input.geometry import resized_size
-from fastirt.input.pack import PackedStore, pack
-from fastirt.input.store import PROLOGUE
+from fastirt.images.formats.header_check import BadPicture
+from fastirt.images.pack import PackedStore, pack
+from fastirt.images.packed_store import PROLOGUE
+from fastirt.images.resize_crop import resized_size
 
 SIZES = [(40, 61), (75, 50), (33, 33), (90, 31), (48, 48), (120, 37), (50, 50), (31, 90)]
 
@@ -323,7 +323,7 @@ def test_an_interrupted_pack_leaves_the_old_file(data, tmp_path, monkeypatch):
 def test_kill_minus_nine_in_the_middle_and_again(data, tmp_path):
     script = """
 import os, sys
-import fastirt.input.pack as p
+import fastirt.images.pack as p
 from fastirt.datasets import load_catalog
 encode, seen = p._encode, []
 def die(*job):

@@ -20,9 +20,9 @@ from torch import Tensor
 from fastirt.config.options import InputConfig
 from fastirt.distributed import ALONE, Ranks
 from fastirt.errors import UserError
-from fastirt.input.geometry import check_shape, resized_size
-from fastirt.input.prepare import stored_size
-from fastirt.input.source import PictureSource
+from fastirt.images.prepare import stored_size
+from fastirt.images.resize_crop import check_shape, resized_size
+from fastirt.images.source import PictureSource
 from fastirt.kernels.gather import gather_views
 
 log = logging.getLogger("fastirt")

@@ -13,13 +13,13 @@ import torch
 
 from fastirt.config.options import Config
 from fastirt.distributed import ALONE, Ranks
+from fastirt.images.formats.header_check import Undecodable
+from fastirt.images.prepare import Encoded
+from fastirt.images.resize_crop import crop_corners
+from fastirt.images.source import FileSource, PictureSource
 from fastirt.input.augment import draw_crops
 from fastirt.input.cache import PictureCache, Views, make_cache, next_missing
-from fastirt.input.check import Undecodable
-from fastirt.input.geometry import crop_corners
 from fastirt.input.loader import Batch, TrainLoader
-from fastirt.input.prepare import Encoded
-from fastirt.input.source import FileSource, PictureSource
 
 if TYPE_CHECKING:
     from fastirt.datasets import Catalog

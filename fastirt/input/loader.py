@@ -17,18 +17,18 @@ import torch
 from fastirt.config.options import InputConfig
 from fastirt.distributed import ALONE, Ranks
 from fastirt.errors import UserError
+from fastirt.images.bad_images import BadPictures
+from fastirt.images.decode_dali import DaliDecoder
+from fastirt.images.decode_memory import parts
+from fastirt.images.decode_pil import PilDecoder
+from fastirt.images.formats.header_check import BadPicture, Undecodable
+from fastirt.images.prepare import Encoded, prepare
+from fastirt.images.resize_crop import check_input, crop_corners, resized_sizes
+from fastirt.images.source import FileSource, PictureSource
 from fastirt.input.augment import draw_crops
-from fastirt.input.bad import BadPictures
 from fastirt.input.cache import Views
-from fastirt.input.check import BadPicture, Undecodable
-from fastirt.input.dali import DaliDecoder
-from fastirt.input.decode_memory import parts
-from fastirt.input.geometry import check_input, crop_corners, resized_sizes
-from fastirt.input.pil import PilDecoder
 from fastirt.input.prefetch import Prefetch
-from fastirt.input.prepare import Encoded, prepare
 from fastirt.input.sampler import make_sampler
-from fastirt.input.source import FileSource, PictureSource
 
 if TYPE_CHECKING:
     from fastirt.datasets import Split

@@ -7,8 +7,8 @@ from typing import Sequence
 import torch
 from torch import Tensor
 
+from fastirt.images.normalize import byte_table, whole_views
 from fastirt.input.loader import Batch
-from fastirt.input.normalise import byte_table, whole_views
 from fastirt.kernels.gather import gather_views, look_up
 
 

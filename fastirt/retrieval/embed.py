@@ -13,8 +13,8 @@ from fastirt.config.options import Config
 from fastirt.distributed import ALONE, Ranks
 from fastirt.encoder import Encoder
 from fastirt.errors import UserError
+from fastirt.images.normalize import normalise
 from fastirt.input.loader import EvalLoader
-from fastirt.input.normalise import normalise
 from fastirt.step import autocast
 
 

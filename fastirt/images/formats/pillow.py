@@ -21,8 +21,8 @@ from typing import Any, BinaryIO, Iterator
 import numpy as np
 from PIL import ExifTags, Image
 
-from fastirt.input.foreign import kind_of
-from fastirt.input.structure import Broken, complaint
+from fastirt.images.formats.foreign import kind_of
+from fastirt.images.formats.structure import Broken, complaint
 
 try:
     import pillow_heif

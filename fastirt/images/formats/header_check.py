@@ -11,10 +11,10 @@ import struct
 
 import numpy as np
 
-from fastirt.input.jpeg import parse_jpeg
-from fastirt.input.pillow import open_image
-from fastirt.input.png_webp_bmp import parse_bmp, parse_png, parse_webp
-from fastirt.input.structure import Broken, Structure
+from fastirt.images.formats.jpeg import parse_jpeg
+from fastirt.images.formats.pillow import open_image
+from fastirt.images.formats.png_webp_bmp import parse_bmp, parse_png, parse_webp
+from fastirt.images.formats.structure import Broken, Structure
 
 MAX_PIXELS = 64 * 2**20  # a 20,000 × 20,000 image takes 15 s and 6 GB to decode
 MAX_SIDE = 65_500  # libjpeg's own limit

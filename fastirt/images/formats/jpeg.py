@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 
-from fastirt.input.structure import Broken, Structure
+from fastirt.images.formats.structure import Broken, Structure
 
 _PAIR = struct.Struct(">H").unpack_from
 _HUFFMAN = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive

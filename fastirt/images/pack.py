@@ -39,11 +39,11 @@ from tqdm import tqdm
 
 from fastirt.datasets import Catalog
 from fastirt.errors import UserError
-from fastirt.input.check import MAX_BYTES, MAX_PIXELS, MAX_SIDE, BadPicture, inspect
-from fastirt.input.geometry import check_shape, resized_size
-from fastirt.input.jpeg import with_orientation
-from fastirt.input.pillow import open_image, orientation_of, rgb, upright_size
-from fastirt.input.store import (
+from fastirt.images.formats.header_check import MAX_BYTES, MAX_PIXELS, MAX_SIDE, BadPicture, inspect
+from fastirt.images.formats.jpeg import with_orientation
+from fastirt.images.formats.pillow import open_image, orientation_of, rgb, upright_size
+from fastirt.images.formats.structure import Broken, Structure
+from fastirt.images.packed_store import (
     ENTRY,
     PROLOGUE,
     PackedStore,
@@ -52,7 +52,7 @@ from fastirt.input.store import (
     source_stat,
     write_prologue,
 )
-from fastirt.input.structure import Broken, Structure
+from fastirt.images.resize_crop import check_shape, resized_size
 
 __all__ = ["PackedStore", "pack"]
 

@@ -8,7 +8,7 @@ from typing import Protocol, Sequence
 import numpy as np
 
 from fastirt.errors import UserError
-from fastirt.input.check import MAX_BYTES, BadPicture
+from fastirt.images.formats.header_check import MAX_BYTES, BadPicture
 
 
 class PictureSource(Protocol):

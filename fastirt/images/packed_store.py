@@ -25,7 +25,7 @@ import numpy as np
 
 from fastirt.datasets import Catalog, Split
 from fastirt.errors import UserError
-from fastirt.input.check import BadPicture
+from fastirt.images.formats.header_check import BadPicture
 
 MAGIC = b"fastirt\x89"
 VERSION = 1

@@ -6,7 +6,7 @@ import struct
 import zlib
 from typing import Iterator
 
-from fastirt.input.structure import Broken, Structure
+from fastirt.images.formats.structure import Broken, Structure
 
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _PNG_METADATA = frozenset((b"eXIf", b"iTXt", b"tEXt", b"zTXt"))

@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image
 
 from fastirt.config.options import InputConfig
-from fastirt.input.check import MAX_PIXELS, BadPicture, inspect
-from fastirt.input.decode_memory import BYTES_PER_PIXEL, READERS
-from fastirt.input.geometry import check_shape, resized_size
-from fastirt.input.jpeg import with_orientation
-from fastirt.input.pillow import SIDEWAYS, lossless, open_image, orientation_of, rgb, upright_size
-from fastirt.input.png_webp_bmp import has_png_metadata
-from fastirt.input.structure import Broken, Structure, complaint
+from fastirt.images.decode_memory import BYTES_PER_PIXEL, READERS
+from fastirt.images.formats.header_check import MAX_PIXELS, BadPicture, inspect
+from fastirt.images.formats.jpeg import with_orientation
+from fastirt.images.formats.pillow import SIDEWAYS, lossless, open_image, orientation_of, rgb, upright_size
+from fastirt.images.formats.png_webp_bmp import has_png_metadata
+from fastirt.images.formats.structure import Broken, Structure, complaint
+from fastirt.images.resize_crop import check_shape, resized_size
 
 Encoded = tuple[np.ndarray, tuple[int, int]]  # bytes, (height, width) of what they decode to
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from fastirt.errors import UserError
-from fastirt.input import pil
-from fastirt.input.check import Undecodable
-from fastirt.input.structure import complaint
+from fastirt.images import decode_pil as pil
+from fastirt.images.formats.header_check import Undecodable
+from fastirt.images.formats.structure import complaint
 
 # All JPEGs that it can read go to the GPU's hardware decoder: with a share of them, which of two decoders, of slightly different pixels, gets a
 # picture would depend on its batch, and so on the cache and the number of ranks.

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastirt.input.check import Undecodable
-from fastirt.input.pillow import open_image, rgb
-from fastirt.input.structure import complaint
+from fastirt.images.formats.header_check import Undecodable
+from fastirt.images.formats.pillow import open_image, rgb
+from fastirt.images.formats.structure import complaint
 
 
 class PilDecoder:

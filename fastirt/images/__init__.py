@@ -1,0 +1,1 @@
+"""Files to decoded images: sources, formats, decoders, resizing, packed stores."""

@@ -1,0 +1,1 @@
+"""What each image format looks like inside, and Pillow for whatever DALI does not decode alike."""
