@@ -13,8 +13,8 @@ from benchmarks.peers import captured
 from benchmarks.results import Results, figure_of
 from benchmarks.timing import reason, release, samples
 from fastirt.images.normalize import byte_table
-from fastirt.input.cache import PictureCache
 from fastirt.kernels import gather_views
+from fastirt.loading.image_cache import PictureCache
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TILE = (1 << 22) + 7  # random bytes that fill a cache, repeated; no picture begins where another does

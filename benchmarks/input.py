@@ -24,7 +24,7 @@ from fastirt.demo.generate import generate
 from fastirt.images.decode_pil import decode
 from fastirt.images.pack import PackedStore, pack
 from fastirt.images.source import FileSource
-from fastirt.input.loader import TrainLoader
+from fastirt.loading.train_loader import TrainLoader
 
 SIZE, RESIZE = 224, 256
 PUBLIC = "public recipe"

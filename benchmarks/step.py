@@ -20,7 +20,7 @@ from fastirt.config.options import Config
 from fastirt.encoder import build_encoder
 from fastirt.engine import compiled
 from fastirt.flops import training_flops
-from fastirt.input.loader import Batch
+from fastirt.loading.train_loader import Batch
 from fastirt.step import TrainStep
 
 # The waterfall, each row on top of the one before: name, what `Config.replace` is given.

@@ -13,7 +13,7 @@ from typing import Any, Iterable, Iterator, Optional
 import torch
 
 from fastirt.engine import WARM_UP
-from fastirt.input.loader import Batch
+from fastirt.loading.train_loader import Batch
 from fastirt.logs import InputWait
 from fastirt.step import PHASES, TrainStep
 

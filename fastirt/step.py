@@ -17,9 +17,9 @@ from fastirt.encoder import Encoder, make_twin, momentum_update
 from fastirt.engine import Capture, CaptureFailed, choose_engine, compiled
 from fastirt.errors import UserError
 from fastirt.global_loss import Against, GlobalLoss
-from fastirt.input.loader import Batch
 from fastirt.input.stage import Stage
 from fastirt.kernels.checks import choose
+from fastirt.loading.train_loader import Batch
 from fastirt.memory import Memory, Written
 from fastirt.objective import Losses, RetrievalLoss
 from fastirt.optim import build_optimizer, clip_gradients, held_step, learning_rate, set_learning_rate

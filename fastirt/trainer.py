@@ -22,8 +22,8 @@ from fastirt.encoder import Encoder, save_model
 from fastirt.errors import UserError
 from fastirt.flops import peak_flops, training_flops
 from fastirt.images.packed_store import catalog_digest
-from fastirt.input.cached import CachedTrainLoader, train_loader
-from fastirt.input.loader import Batch
+from fastirt.loading.cached_train_loader import CachedTrainLoader, train_loader
+from fastirt.loading.train_loader import Batch
 from fastirt.logs import NoLog, RunLog, Throughput
 from fastirt.optim import learning_rate, load_optimizer, optimizer_state
 from fastirt.profiling import Profile

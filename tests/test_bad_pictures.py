@@ -17,7 +17,7 @@ from fastirt.config.options import InputConfig
 from fastirt.datasets import load_catalog
 from fastirt.errors import UserError
 from fastirt.images.formats.header_check import BadPicture, inspect
-from fastirt.input.loader import EvalLoader, TrainLoader
+from fastirt.loading.train_loader import EvalLoader, TrainLoader
 
 CPU = torch.device("cpu")
 CONFIG = InputConfig(input_size=16, resize_size=18, num_workers=2)
@@ -141,7 +141,7 @@ import sys, torch
 from pathlib import Path
 from fastirt.datasets import load_catalog
 from fastirt.config.options import InputConfig
-from fastirt.input.loader import TrainLoader
+from fastirt.loading.train_loader import TrainLoader
 split = load_catalog("folder", sys.argv[1]).train
 loader = TrainLoader(split, batch_size=48, m=6, seed=0, input=InputConfig(input_size=16, resize_size=18, num_workers=2), device=torch.device("cpu"),
                      stop_step=60, csv_path=Path(sys.argv[2]))

@@ -16,11 +16,11 @@ from fastirt.errors import UserError
 from fastirt.images.normalize import normalise
 from fastirt.images.pack import PackedStore, pack
 from fastirt.images.source import FileSource
-from fastirt.input import cache as cache_module
-from fastirt.input.cache import PictureCache, make_cache, picture_shapes
-from fastirt.input.cached import CachedTrainLoader
-from fastirt.input.loader import TrainLoader
 from fastirt.input.stage import Stage
+from fastirt.loading import image_cache as cache_module
+from fastirt.loading.cached_train_loader import CachedTrainLoader
+from fastirt.loading.image_cache import PictureCache, make_cache, picture_shapes
+from fastirt.loading.train_loader import TrainLoader
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 PLACES = ["host", "device"] if DEVICE.type == "cuda" else ["host"]

@@ -12,7 +12,7 @@ from fastirt import distributed
 from fastirt.config.options import InputConfig
 from fastirt.distributed import ALONE, Ranks, SaidElsewhere
 from fastirt.errors import UserError
-from fastirt.input import cache as cache_module
+from fastirt.loading import image_cache as cache_module
 from fastirt.replicas import check_replicas, checksum
 from fastirt.run import _restarted
 

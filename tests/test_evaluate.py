@@ -13,7 +13,7 @@ from fastirt.datasets import Catalog, Split, load_catalog
 from fastirt.distributed import Ranks
 from fastirt.errors import UserError
 from fastirt.images.source import FileSource
-from fastirt.input.loader import Batch, EvalLoader
+from fastirt.loading.train_loader import Batch, EvalLoader
 from fastirt.retrieval.embed import embed, normalization_constants
 from fastirt.retrieval.evaluate import evaluate
 

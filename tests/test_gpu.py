@@ -12,7 +12,7 @@ from conftest import DECODER, TINY, needs_dali
 from fastirt.cli import main
 from fastirt.config.options import InputConfig
 from fastirt.datasets import load_catalog
-from fastirt.input.loader import EvalLoader, TrainLoader
+from fastirt.loading.train_loader import EvalLoader, TrainLoader
 from fastirt.retrieval.search import search
 from fastirt.step import PHASES
 from test_step import config_with, make_batch

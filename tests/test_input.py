@@ -20,8 +20,8 @@ from fastirt.images.decode_pil import PilDecoder
 from fastirt.images.normalize import normalise
 from fastirt.images.pack import PackedStore, pack
 from fastirt.images.resize_crop import check_input, crop_corners, crop_offset, resized_size, resized_sizes
-from fastirt.input.augment import draw_crops
-from fastirt.input.loader import EvalLoader, TrainLoader
+from fastirt.loading.augment import draw_crops
+from fastirt.loading.train_loader import EvalLoader, TrainLoader
 
 CPU = torch.device("cpu")
 SIZES = [(300, 400), (401, 299), (64, 64), (48, 200), (333, 91), (56, 57), (1, 1), (3, 500), (700, 10), (1000, 800)]
@@ -253,7 +253,7 @@ ABANDONED = """
 import sys, torch
 from fastirt.datasets import load_catalog
 from fastirt.config.options import InputConfig
-from fastirt.input.loader import TrainLoader
+from fastirt.loading.train_loader import TrainLoader
 loader = TrainLoader(load_catalog("folder", sys.argv[1]).train, batch_size=8, m=0, seed=0, device=torch.device("cpu"),
                      input=InputConfig(input_size=16, resize_size=18, num_workers=2))
 for batch in loader:

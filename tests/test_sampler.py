@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fastirt.errors import UserError
-from fastirt.input.augment import draw_crops
-from fastirt.input.sampler import make_sampler
+from fastirt.loading.augment import draw_crops
+from fastirt.loading.sampler import make_sampler
 
 LABELS = np.repeat(np.arange(10), 7)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fastirt.images.normalize import byte_table, whole_views
-from fastirt.input.loader import Batch
 from fastirt.kernels.gather import gather_views, look_up
+from fastirt.loading.train_loader import Batch
 
 
 class Stage:

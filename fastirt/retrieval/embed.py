@@ -14,7 +14,7 @@ from fastirt.distributed import ALONE, Ranks
 from fastirt.encoder import Encoder
 from fastirt.errors import UserError
 from fastirt.images.normalize import normalise
-from fastirt.input.loader import EvalLoader
+from fastirt.loading.train_loader import EvalLoader
 from fastirt.step import autocast
 
 

@@ -13,7 +13,7 @@ from fastirt.config.options import Config
 from fastirt.datasets import Catalog, Split, check_ranks
 from fastirt.distributed import ALONE, Ranks
 from fastirt.encoder import Encoder
-from fastirt.input.loader import EvalLoader
+from fastirt.loading.train_loader import EvalLoader
 from fastirt.retrieval.embed import Embeddings, embed, normalization_constants
 from fastirt.retrieval.metrics import retrieval_metrics
 from fastirt.step import resolve_precision

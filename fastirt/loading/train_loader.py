@@ -25,10 +25,10 @@ from fastirt.images.formats.header_check import BadPicture, Undecodable
 from fastirt.images.prepare import Encoded, prepare
 from fastirt.images.resize_crop import check_input, crop_corners, resized_sizes
 from fastirt.images.source import FileSource, PictureSource
-from fastirt.input.augment import draw_crops
-from fastirt.input.cache import Views
-from fastirt.input.prefetch import Prefetch
-from fastirt.input.sampler import make_sampler
+from fastirt.loading.augment import draw_crops
+from fastirt.loading.image_cache import Views
+from fastirt.loading.prefetch import Prefetch
+from fastirt.loading.sampler import make_sampler
 
 if TYPE_CHECKING:
     from fastirt.datasets import Split

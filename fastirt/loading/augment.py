@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastirt.input.sampler import CROPS, generator
+from fastirt.loading.sampler import CROPS, generator
 
 
 @dataclass(frozen=True)

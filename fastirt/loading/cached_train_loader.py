@@ -17,9 +17,9 @@ from fastirt.images.formats.header_check import Undecodable
 from fastirt.images.prepare import Encoded
 from fastirt.images.resize_crop import crop_corners
 from fastirt.images.source import FileSource, PictureSource
-from fastirt.input.augment import draw_crops
-from fastirt.input.cache import PictureCache, Views, make_cache, next_missing
-from fastirt.input.loader import Batch, TrainLoader
+from fastirt.loading.augment import draw_crops
+from fastirt.loading.image_cache import PictureCache, Views, make_cache, next_missing
+from fastirt.loading.train_loader import Batch, TrainLoader
 
 if TYPE_CHECKING:
     from fastirt.datasets import Catalog

@@ -1,0 +1,1 @@
+"""Batches of images in the background: samplers, crops, caches, loaders."""
