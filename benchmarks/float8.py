@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastirt.encoder import Encoder
+from fastirt.model.encoder import Encoder
 
 
 def scaled(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

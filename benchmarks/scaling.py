@@ -24,7 +24,7 @@ from benchmarks.results import Results, figure_of
 from benchmarks.step import batches
 from fastirt.config.options import Config
 from fastirt.distributed import Ranks
-from fastirt.encoder import build_encoder
+from fastirt.model.encoder import build_encoder
 from fastirt.step import TrainStep
 
 MODELLED = (8, 64, 512)

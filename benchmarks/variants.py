@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fastirt.encoder import Encoder
+from fastirt.model.encoder import Encoder
 
 
 class PatchProjection(nn.Conv2d):

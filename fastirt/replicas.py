@@ -15,8 +15,8 @@ import fastirt
 from fastirt.config.options import Config, flatten
 from fastirt.datasets import Catalog
 from fastirt.distributed import Ranks
-from fastirt.encoder import Encoder
 from fastirt.images.packed_store import catalog_digest
+from fastirt.model.encoder import Encoder
 from fastirt.step import TrainStep
 
 CHUNK = 2**22  # numbers summed at once: 32 MiB as int64

@@ -17,10 +17,11 @@ from fastirt.config.presets import resolve, scaled_resize
 from fastirt.config.validate import choose_device, validate
 from fastirt.datasets import Catalog, check_ranks, load_catalog, reachable, warn_of_copies
 from fastirt.distributed import Ranks
-from fastirt.encoder import Encoder, build_encoder, description, save_model
 from fastirt.errors import UserError
 from fastirt.images.packed_store import PackedStore, catalog_digest
-from fastirt.loading_line import NO_LINE, loading_line
+from fastirt.model.encoder import Encoder, build_encoder, description, save_model
+from fastirt.model.weights.load import read_model_metadata
+from fastirt.model.weights.timm_line import NO_LINE, loading_line
 from fastirt.replicas import check_start
 from fastirt.retrieval.embed import normalization_constants
 from fastirt.retrieval.evaluate import evaluate
@@ -28,7 +29,6 @@ from fastirt.retrieval.report import table, write_metrics
 from fastirt.run_folder import holds_images_of, read_config, read_tree, run_folder, write_config
 from fastirt.step import memory_size, resolve_precision
 from fastirt.trainer import Trainer
-from fastirt.weights import read_model_metadata
 
 log = logging.getLogger("fastirt")
 

@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastirt.config.options import Config
 from fastirt.distributed import ALONE, Ranks
-from fastirt.encoder import Encoder, make_twin, momentum_update
 from fastirt.engine import Capture, CaptureFailed, choose_engine, compiled
 from fastirt.errors import UserError
 from fastirt.global_loss import Against, GlobalLoss
@@ -21,9 +20,10 @@ from fastirt.input.stage import Stage
 from fastirt.kernels.checks import choose
 from fastirt.loading.train_loader import Batch
 from fastirt.memory import Memory, Written
+from fastirt.model.bf16_copy import WorkingCopy
+from fastirt.model.encoder import Encoder, make_twin, momentum_update
 from fastirt.objective import Losses, RetrievalLoss
 from fastirt.optim import build_optimizer, clip_gradients, held_step, learning_rate, set_learning_rate
-from fastirt.working import WorkingCopy
 
 log = logging.getLogger("fastirt")
 

@@ -18,13 +18,13 @@ from fastirt import checkpoint
 from fastirt.config.options import Config
 from fastirt.datasets import Catalog
 from fastirt.distributed import ALONE, Ranks
-from fastirt.encoder import Encoder, save_model
 from fastirt.errors import UserError
-from fastirt.flops import peak_flops, training_flops
 from fastirt.images.packed_store import catalog_digest
 from fastirt.loading.cached_train_loader import CachedTrainLoader, train_loader
 from fastirt.loading.train_loader import Batch
 from fastirt.logs import NoLog, RunLog, Throughput
+from fastirt.model.encoder import Encoder, save_model
+from fastirt.model.flops import peak_flops, training_flops
 from fastirt.optim import learning_rate, load_optimizer, optimizer_state
 from fastirt.profiling import Profile
 from fastirt.readout import Readout

@@ -18,9 +18,9 @@ from benchmarks.rounds import counted, in_turns
 from benchmarks.timing import samples
 from conftest import TINY_KWARGS
 from fastirt.config.options import ModelConfig
-from fastirt.encoder import build_encoder
 from fastirt.kernels import reference, tune
 from fastirt.kernels.configs import Row, Tile
+from fastirt.model.encoder import build_encoder
 
 CPU = torch.device("cpu")
 QUICK = "--quick --device cpu --repeats 2".split()

@@ -9,10 +9,10 @@ import torch
 
 from conftest import TINY_KWARGS
 from fastirt.config.options import Config, ModelConfig
-from fastirt.droppath import MaskedDropPath
-from fastirt.encoder import build_encoder, make_twin, momentum_update, save_model
 from fastirt.errors import UserError
-from fastirt.weights import read_model_metadata
+from fastirt.model.drop_path import MaskedDropPath
+from fastirt.model.encoder import build_encoder, make_twin, momentum_update, save_model
+from fastirt.model.weights.load import read_model_metadata
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from conftest import TINY
 from fastirt.cli import main
 from fastirt.config.options import ModelConfig
-from fastirt.encoder import build_encoder
 from fastirt.errors import UserError
+from fastirt.model.encoder import build_encoder
 
 NAME = "vit_tiny_patch16_224"
 KWARGS = dict(patch_size=8, embed_dim=48, depth=1, num_heads=3)

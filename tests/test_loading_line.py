@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from safetensors import safe_open
 
 from fastirt.config.options import Config, ModelConfig
-from fastirt.encoder import Encoder, build_encoder, save_model
 from fastirt.errors import UserError
-from fastirt.loading_line import loading_line
+from fastirt.model.encoder import Encoder, build_encoder, save_model
+from fastirt.model.weights.timm_line import loading_line
 
 FAMILIES = {  # a model, and the side of its images
     "vit": ("vit_tiny_patch16_224", 32),

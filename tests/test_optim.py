@@ -8,8 +8,8 @@ import torch
 
 from fastirt import optim
 from fastirt.cli import main
-from fastirt.encoder import build_encoder
 from fastirt.errors import UserError
+from fastirt.model.encoder import build_encoder
 from fastirt.optim import build_optimizer, load_optimizer, optimizer_state, set_learning_rate
 from test_step import config_with, make_batch, make_step
 

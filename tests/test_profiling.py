@@ -10,9 +10,9 @@ import torch
 from conftest import TINY
 from fastirt.cli import main
 from fastirt.config.options import ModelConfig
-from fastirt.encoder import build_encoder
-from fastirt.flops import peak_flops, training_flops
 from fastirt.logs import Throughput
+from fastirt.model.encoder import build_encoder
+from fastirt.model.flops import peak_flops, training_flops
 from fastirt.step import PHASES
 
 

@@ -9,9 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import TINY_KWARGS
 from fastirt.config.options import Config
-from fastirt.encoder import build_encoder
 from fastirt.kernels.reference import koleo, pair_loss
 from fastirt.loading.train_loader import Batch
+from fastirt.model.encoder import build_encoder
 from fastirt.optim import learning_rate
 from fastirt.step import LOSS_NAMES, TrainStep
 

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 
 from fastirt.config.options import ModelConfig
-from fastirt.encoder import build_encoder
 from fastirt.errors import UserError
+from fastirt.model.encoder import build_encoder
 
 KWARGS = ("patch_size=8", "embed_dim=48", "depth=1", "num_heads=3")
 

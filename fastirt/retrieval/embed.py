@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from fastirt.config.options import Config
 from fastirt.distributed import ALONE, Ranks
-from fastirt.encoder import Encoder
 from fastirt.errors import UserError
 from fastirt.images.normalize import normalise
 from fastirt.loading.train_loader import EvalLoader
+from fastirt.model.encoder import Encoder
 from fastirt.step import autocast
 
 

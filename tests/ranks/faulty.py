@@ -14,7 +14,7 @@ from pathlib import Path
 import fastirt.replicas
 import fastirt.run
 from fastirt.cli import main
-from fastirt.encoder import build_encoder
+from fastirt.model.encoder import build_encoder
 from fastirt.step import TrainStep
 
 

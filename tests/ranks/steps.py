@@ -6,7 +6,7 @@ import sys
 import torch
 
 from fastirt.distributed import Ranks
-from fastirt.encoder import build_encoder
+from fastirt.model.encoder import build_encoder
 from fastirt.step import TrainStep
 from test_step import MEAN, STD, config_with, make_batch
 

@@ -7,7 +7,7 @@ import copy
 
 import torch
 
-from fastirt.encoder import Encoder
+from fastirt.model.encoder import Encoder
 
 
 class WorkingCopy:

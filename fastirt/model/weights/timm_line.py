@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastirt.config.options import ModelConfig
-from fastirt.timm_models import parse_kwargs
+from fastirt.model.build import parse_kwargs
 
 if TYPE_CHECKING:
-    from fastirt.encoder import Encoder
+    from fastirt.model.encoder import Encoder
 
 log = logging.getLogger("fastirt")
 

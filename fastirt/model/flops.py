@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastirt.encoder import Encoder
+from fastirt.model.encoder import Encoder
 
 # Dense products without sparsity, TFLOP/s, from NVIDIA's data sheets: (part of the device's name, bf16, fp32 as tf32 off)
 PEAKS = (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastirt.errors import UserError, first_line
-from fastirt.model_guess import describe_model
+from fastirt.model.weights.describe import describe_model
 
 PATCHES = "embedding/kernel"
 BLOCK = re.compile(r"encoderblock_(\d+)/")

@@ -12,12 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fastirt.checkpoint_formats import file_kind, read_tensors
 from fastirt.errors import UserError
 from fastirt.files import replacing
-from fastirt.jax_weights import is_jax, load_jax
-from fastirt.model_guess import describe_model, describe_tensors
-from fastirt.model_search import Found, find_model, is_plain
+from fastirt.model.weights.describe import describe_model, describe_tensors
+from fastirt.model.weights.file_formats import file_kind, read_tensors
+from fastirt.model.weights.jax import is_jax, load_jax
+from fastirt.model.weights.match import Found, find_model, is_plain
 
 log = logging.getLogger("fastirt")
 

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastirt.config.options import Config, ModelConfig
-from fastirt.droppath import replace_drop_paths
 from fastirt.errors import UserError
-from fastirt.loading_line import loading_line
-from fastirt.timm_models import check_model, create_model
-from fastirt.weights import load_weights, write_model
+from fastirt.model.build import check_model, create_model
+from fastirt.model.drop_path import replace_drop_paths
+from fastirt.model.weights.load import load_weights, write_model
+from fastirt.model.weights.timm_line import loading_line
 
 GEM_POWER = 3.0  # Radenovic et al. 2018
 GEM_EPS = 1e-6

@@ -1,0 +1,1 @@
+"""The encoder: a timm vision transformer, its weights, momentum encoder and precision."""
