@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastirt.memory import Memory
+from fastirt.objective.cross_batch_memory import Memory
 
 
 def test_ring_keeps_the_newest_entries_and_wraps_in_the_middle_of_a_batch():

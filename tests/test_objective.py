@@ -10,7 +10,7 @@ from pytorch_metric_learning.losses import ContrastiveLoss
 
 from fastirt.kernels import PAIR_THRESHOLD, contrastive_koleo, nearest
 from fastirt.kernels.reference import koleo, pair_loss
-from fastirt.objective import RetrievalLoss
+from fastirt.objective.retrieval_loss import RetrievalLoss
 
 
 def batch(count=24, dim=16, classes=6, seed=0, spread=0.4):

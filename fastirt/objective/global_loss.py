@@ -15,7 +15,7 @@ from torch import Tensor
 from fastirt.distributed import Ranks
 from fastirt.kernels import koleo_grad, nearest, pair_grad, pair_stats
 from fastirt.kernels.reference import KOLEO_EPS
-from fastirt.objective import Losses, RetrievalLoss
+from fastirt.objective.retrieval_loss import Losses, RetrievalLoss
 
 
 class Against(NamedTuple):
