@@ -23,7 +23,7 @@ from benchmarks.report import MODEL
 from benchmarks.results import Results, figure_of
 from benchmarks.step import batches
 from fastirt.config.options import Config
-from fastirt.distributed import Ranks
+from fastirt.distributed.ranks import Ranks
 from fastirt.model.encoder import build_encoder
 from fastirt.step import TrainStep
 

@@ -120,14 +120,14 @@ def build_parser() -> Parser:
 
 
 def _train(args: dict[str, Any]) -> int:
-    from fastirt.launch import as_rank
+    from fastirt.distributed.launch import as_rank
     from fastirt.run import train
 
     return as_rank("train", lambda ranks: train(given(args), ranks))
 
 
 def _evaluate(args: dict[str, Any]) -> int:
-    from fastirt.launch import as_rank
+    from fastirt.distributed.launch import as_rank
     from fastirt.run import evaluate_model
 
     run = args.pop("run")

@@ -8,7 +8,7 @@ from typing import Any, Callable
 
 import torch
 
-from fastirt.distributed import ALONE, Ranks
+from fastirt.distributed.ranks import ALONE, Ranks
 from fastirt.errors import UserError, first_line
 from fastirt.optim import capturable
 

@@ -16,7 +16,7 @@ from fastirt.config.options import RECIPES, TRAINING_OPTIONS, Config
 from fastirt.config.presets import resolve, scaled_resize
 from fastirt.config.validate import choose_device, validate
 from fastirt.datasets import Catalog, check_ranks, load_catalog, reachable, warn_of_copies
-from fastirt.distributed import Ranks
+from fastirt.distributed.ranks import Ranks
 from fastirt.errors import UserError
 from fastirt.images.packed_store import PackedStore, catalog_digest
 from fastirt.model.encoder import Encoder, build_encoder, description, save_model

@@ -18,7 +18,7 @@ import torch
 from fastirt import __version__, checkpoint
 from fastirt.config.options import Config
 from fastirt.datasets import Catalog
-from fastirt.distributed import Ranks
+from fastirt.distributed.ranks import Ranks
 from fastirt.errors import UserError
 from fastirt.files import replacing
 from fastirt.images.packed_store import catalog_digest, source_stat

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastirt.config.options import Config
-from fastirt.distributed import ALONE, Ranks
+from fastirt.distributed.ranks import ALONE, Ranks
 from fastirt.engine import Capture, CaptureFailed, choose_engine, compiled
 from fastirt.errors import UserError
 from fastirt.input.stage import Stage

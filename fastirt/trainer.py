@@ -17,7 +17,7 @@ from tqdm import tqdm
 from fastirt import checkpoint
 from fastirt.config.options import Config
 from fastirt.datasets import Catalog
-from fastirt.distributed import ALONE, Ranks
+from fastirt.distributed.ranks import ALONE, Ranks
 from fastirt.errors import UserError
 from fastirt.images.packed_store import catalog_digest
 from fastirt.loading.cached_train_loader import CachedTrainLoader, train_loader

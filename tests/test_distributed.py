@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from fastirt import distributed
 from fastirt.config.options import InputConfig
-from fastirt.distributed import ALONE, Ranks, SaidElsewhere
+from fastirt.distributed import ranks as distributed
+from fastirt.distributed.ranks import ALONE, Ranks, SaidElsewhere
 from fastirt.errors import UserError
 from fastirt.loading import image_cache as cache_module
 from fastirt.replicas import check_replicas, checksum

@@ -10,7 +10,7 @@ from torch import nn
 from conftest import write_pictures
 from fastirt.config.options import Config
 from fastirt.datasets import Catalog, Split, load_catalog
-from fastirt.distributed import Ranks
+from fastirt.distributed.ranks import Ranks
 from fastirt.errors import UserError
 from fastirt.images.source import FileSource
 from fastirt.loading.train_loader import Batch, EvalLoader

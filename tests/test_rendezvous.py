@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from fastirt.rendezvous import meet
+from fastirt.distributed.rendezvous import meet
 
 SOON = timedelta(seconds=20)
 

@@ -8,7 +8,7 @@ import math
 import torch
 
 from fastirt.config.options import Config
-from fastirt.distributed import ALONE, Ranks
+from fastirt.distributed.ranks import ALONE, Ranks
 from fastirt.errors import UserError
 
 AT_LEAST = {  # flag: smallest value that makes sense

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fastirt.config.options import Config
-from fastirt.distributed import ALONE, Ranks
+from fastirt.distributed.ranks import ALONE, Ranks
 from fastirt.images.formats.header_check import Undecodable
 from fastirt.images.prepare import Encoded
 from fastirt.images.resize_crop import crop_corners

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastirt.config.options import InputConfig
-from fastirt.distributed import ALONE, Ranks
+from fastirt.distributed.ranks import ALONE, Ranks
 from fastirt.errors import UserError
 from fastirt.images.prepare import stored_size
 from fastirt.images.resize_crop import check_shape, resized_size

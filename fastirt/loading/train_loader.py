@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from fastirt.config.options import InputConfig
-from fastirt.distributed import ALONE, Ranks
+from fastirt.distributed.ranks import ALONE, Ranks
 from fastirt.errors import UserError
 from fastirt.images.bad_images import BadPictures
 from fastirt.images.decode_dali import DaliDecoder

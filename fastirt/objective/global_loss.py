@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from fastirt.distributed import Ranks
+from fastirt.distributed.ranks import Ranks
 from fastirt.kernels import koleo_grad, nearest, pair_grad, pair_stats
 from fastirt.kernels.reference import KOLEO_EPS
 from fastirt.objective.retrieval_loss import Losses, RetrievalLoss

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastirt.config.options import Config
-from fastirt.distributed import ALONE, Ranks
+from fastirt.distributed.ranks import ALONE, Ranks
 from fastirt.errors import UserError
 from fastirt.images.normalize import normalise
 from fastirt.loading.train_loader import EvalLoader

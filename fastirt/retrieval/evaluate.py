@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastirt.config.options import Config
 from fastirt.datasets import Catalog, Split, check_ranks
-from fastirt.distributed import ALONE, Ranks
+from fastirt.distributed.ranks import ALONE, Ranks
 from fastirt.loading.train_loader import EvalLoader
 from fastirt.model.encoder import Encoder
 from fastirt.retrieval.embed import Embeddings, embed, normalization_constants

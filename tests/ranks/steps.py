@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from fastirt.distributed import Ranks
+from fastirt.distributed.ranks import Ranks
 from fastirt.model.encoder import build_encoder
 from fastirt.step import TrainStep
 from test_step import MEAN, STD, config_with, make_batch

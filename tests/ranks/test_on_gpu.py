@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastirt.distributed import Ranks
+from fastirt.distributed.ranks import Ranks
 from ranks.launch import run
 from ranks.steps import steps
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastirt.distributed import Ranks
+from fastirt.distributed.ranks import Ranks
 from fastirt.engine import choose_engine
 from fastirt.errors import UserError
 from fastirt.step import LOSS_NAMES

@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastirt.distributed.rendezvous import meet
 from fastirt.errors import UserError, first_line
-from fastirt.rendezvous import meet
 
 log = logging.getLogger("fastirt")
 

@@ -7,7 +7,7 @@ import sys
 import traceback
 from typing import Callable
 
-from fastirt.distributed import PeerGone, Ranks, SaidElsewhere
+from fastirt.distributed.ranks import PeerGone, Ranks, SaidElsewhere
 from fastirt.errors import one_line
 
 

@@ -1,0 +1,1 @@
+"""Many ranks: who they are, how they meet and talk, and how a job ends."""
