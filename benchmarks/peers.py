@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.public import contrastive_loss, has_metric_learning
-from fastirt import engine
 from fastirt.kernels import contrastive_koleo
 from fastirt.kernels.checks import choose
 from fastirt.kernels.reference import koleo as plain_koleo
+from fastirt.step import engine
 
 LAMBDA = 0.7
 

@@ -25,7 +25,7 @@ from benchmarks.step import batches
 from fastirt.config.options import Config
 from fastirt.distributed.ranks import Ranks
 from fastirt.model.encoder import build_encoder
-from fastirt.step import TrainStep
+from fastirt.step.train_step import TrainStep
 
 MODELLED = (8, 64, 512)
 BACKWARD = 2 / 3  # share of a step's arithmetic during which gradients can travel

@@ -17,11 +17,11 @@ from benchmarks.rounds import in_turns, launches
 from benchmarks.timing import reason, release
 from benchmarks.variants import patch_matmul
 from fastirt.config.options import Config
-from fastirt.engine import compiled
 from fastirt.loading.train_loader import Batch
 from fastirt.model.encoder import build_encoder
 from fastirt.model.flops import training_flops
-from fastirt.step import TrainStep
+from fastirt.step.engine import compiled
+from fastirt.step.train_step import TrainStep
 
 # The waterfall, each row on top of the one before: name, what `Config.replace` is given.
 WATERFALL: dict[str, dict[str, Any]] = {

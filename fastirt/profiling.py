@@ -12,10 +12,10 @@ from typing import Any, Iterable, Iterator, Optional
 
 import torch
 
-from fastirt.engine import WARM_UP
 from fastirt.loading.train_loader import Batch
 from fastirt.logs import InputWait
-from fastirt.step import PHASES, TrainStep
+from fastirt.step.engine import WARM_UP
+from fastirt.step.train_step import PHASES, TrainStep
 
 log = logging.getLogger("fastirt")
 

@@ -17,7 +17,7 @@ from fastirt.datasets import Catalog
 from fastirt.distributed.ranks import Ranks
 from fastirt.images.packed_store import catalog_digest
 from fastirt.model.encoder import Encoder
-from fastirt.step import TrainStep
+from fastirt.step.train_step import TrainStep
 
 CHUNK = 2**22  # numbers summed at once: 32 MiB as int64
 OWN = {"device", "num_workers", "data_path", "packed", "log_dir", "weights"}  # settings that a rank may have to itself

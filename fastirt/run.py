@@ -27,7 +27,7 @@ from fastirt.retrieval.embed import normalization_constants
 from fastirt.retrieval.evaluate import evaluate
 from fastirt.retrieval.report import table, write_metrics
 from fastirt.run_folder import holds_images_of, read_config, read_tree, run_folder, write_config
-from fastirt.step import memory_size, resolve_precision
+from fastirt.step.train_step import memory_size, resolve_precision
 from fastirt.trainer import Trainer
 
 log = logging.getLogger("fastirt")

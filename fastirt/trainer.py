@@ -25,11 +25,11 @@ from fastirt.loading.train_loader import Batch
 from fastirt.logs import NoLog, RunLog, Throughput
 from fastirt.model.encoder import Encoder, save_model
 from fastirt.model.flops import peak_flops, training_flops
-from fastirt.optim import learning_rate, load_optimizer, optimizer_state
 from fastirt.profiling import Profile
-from fastirt.readout import Readout
 from fastirt.replicas import check_replicas
-from fastirt.step import TrainStep
+from fastirt.step.async_metrics import Readout
+from fastirt.step.optimizer import learning_rate, load_optimizer, optimizer_state
+from fastirt.step.train_step import TrainStep
 from fastirt.stopping import Interrupted, Stopper
 
 log = logging.getLogger("fastirt")

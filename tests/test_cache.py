@@ -16,11 +16,11 @@ from fastirt.errors import UserError
 from fastirt.images.normalize import normalise
 from fastirt.images.pack import PackedStore, pack
 from fastirt.images.source import FileSource
-from fastirt.input.stage import Stage
 from fastirt.loading import image_cache as cache_module
 from fastirt.loading.cached_train_loader import CachedTrainLoader
 from fastirt.loading.image_cache import PictureCache, make_cache, picture_shapes
 from fastirt.loading.train_loader import TrainLoader
+from fastirt.step.step_input import Stage
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 PLACES = ["host", "device"] if DEVICE.type == "cuda" else ["host"]

@@ -14,7 +14,7 @@ from fastirt.config.options import InputConfig
 from fastirt.datasets import load_catalog
 from fastirt.loading.train_loader import EvalLoader, TrainLoader
 from fastirt.retrieval.search import search
-from fastirt.step import PHASES
+from fastirt.step.train_step import PHASES
 from test_step import config_with, make_batch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -51,7 +51,7 @@ def test_batches_are_complete_when_they_arrive(pictures):
 )
 def test_the_step_never_waits_for_the_gpu(engine, precision):
     from fastirt.model.encoder import build_encoder
-    from fastirt.step import TrainStep
+    from fastirt.step.train_step import TrainStep
 
     config = config_with(
         precision=precision, engine=engine, encoder_momentum=0.9, clip_grad=1.0, drop_path=0.2, drop=0.1

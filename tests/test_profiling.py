@@ -13,7 +13,7 @@ from fastirt.config.options import ModelConfig
 from fastirt.logs import Throughput
 from fastirt.model.encoder import build_encoder
 from fastirt.model.flops import peak_flops, training_flops
-from fastirt.step import PHASES
+from fastirt.step.train_step import PHASES
 
 
 def run(pictures, folder, *flags):

@@ -14,7 +14,7 @@ DRIVER = """
 import os, signal, sys
 import fastirt.checkpoint as checkpoint
 from fastirt.cli import main
-from fastirt.step import TrainStep
+from fastirt.step.train_step import TrainStep
 
 kind, at = sys.argv[1], int(sys.argv[2])
 forward, save_file = TrainStep.forward, checkpoint.save_file

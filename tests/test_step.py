@@ -12,8 +12,8 @@ from fastirt.config.options import Config
 from fastirt.kernels.reference import koleo, pair_loss
 from fastirt.loading.train_loader import Batch
 from fastirt.model.encoder import build_encoder
-from fastirt.optim import learning_rate
-from fastirt.step import LOSS_NAMES, TrainStep
+from fastirt.step.optimizer import learning_rate
+from fastirt.step.train_step import LOSS_NAMES, TrainStep
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from conftest import TINY
 from fastirt import checkpoint
 from fastirt.cli import main
-from fastirt.step import TrainStep
+from fastirt.step.train_step import TrainStep
 
 FEW = [
     "--max-iter",

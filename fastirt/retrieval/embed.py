@@ -15,7 +15,7 @@ from fastirt.errors import UserError
 from fastirt.images.normalize import normalise
 from fastirt.loading.train_loader import EvalLoader
 from fastirt.model.encoder import Encoder
-from fastirt.step import autocast
+from fastirt.step.train_step import autocast
 
 
 class Embeddings(NamedTuple):

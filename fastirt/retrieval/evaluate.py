@@ -16,7 +16,7 @@ from fastirt.loading.train_loader import EvalLoader
 from fastirt.model.encoder import Encoder
 from fastirt.retrieval.embed import Embeddings, embed, normalization_constants
 from fastirt.retrieval.metrics import retrieval_metrics
-from fastirt.step import resolve_precision
+from fastirt.step.train_step import resolve_precision
 
 log = logging.getLogger("fastirt")
 

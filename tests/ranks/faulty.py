@@ -15,7 +15,7 @@ import fastirt.replicas
 import fastirt.run
 from fastirt.cli import main
 from fastirt.model.encoder import build_encoder
-from fastirt.step import TrainStep
+from fastirt.step.train_step import TrainStep
 
 
 def faulty(kind: str, at: int, rank: int) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from fastirt.distributed.ranks import Ranks
 from fastirt.model.encoder import build_encoder
-from fastirt.step import TrainStep
+from fastirt.step.train_step import TrainStep
 from test_step import MEAN, STD, config_with, make_batch
 
 STEPS = 20

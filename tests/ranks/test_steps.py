@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fastirt.distributed.ranks import Ranks
-from fastirt.engine import choose_engine
 from fastirt.errors import UserError
-from fastirt.step import LOSS_NAMES
+from fastirt.step.engine import choose_engine
+from fastirt.step.train_step import LOSS_NAMES
 from ranks.launch import run
 from ranks.steps import STEPS, VARIANTS, steps
 

@@ -10,7 +10,7 @@ import torch
 
 from fastirt.distributed.ranks import ALONE, Ranks
 from fastirt.errors import UserError, first_line
-from fastirt.optim import capturable
+from fastirt.step.optimizer import capturable
 
 log = logging.getLogger("fastirt")
 

@@ -13,9 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastirt.config.options import Config
 from fastirt.distributed.ranks import ALONE, Ranks
-from fastirt.engine import Capture, CaptureFailed, choose_engine, compiled
 from fastirt.errors import UserError
-from fastirt.input.stage import Stage
 from fastirt.kernels.checks import choose
 from fastirt.loading.train_loader import Batch
 from fastirt.model.bf16_copy import WorkingCopy
@@ -23,7 +21,9 @@ from fastirt.model.encoder import Encoder, make_twin, momentum_update
 from fastirt.objective.cross_batch_memory import Memory, Written
 from fastirt.objective.global_loss import Against, GlobalLoss
 from fastirt.objective.retrieval_loss import Losses, RetrievalLoss
-from fastirt.optim import build_optimizer, clip_gradients, held_step, learning_rate, set_learning_rate
+from fastirt.step.engine import Capture, CaptureFailed, choose_engine, compiled
+from fastirt.step.optimizer import build_optimizer, clip_gradients, held_step, learning_rate, set_learning_rate
+from fastirt.step.step_input import Stage
 
 log = logging.getLogger("fastirt")
 

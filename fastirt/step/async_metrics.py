@@ -6,7 +6,7 @@ from typing import Any, Optional
 
 import torch
 
-from fastirt.step import LOSS_NAMES, TrainStep
+from fastirt.step.train_step import LOSS_NAMES, TrainStep
 
 
 class Readout:
