@@ -11,7 +11,6 @@ from typing import Any, Iterator, Optional, Sequence
 
 import torch
 
-from fastirt import checkpoint
 from fastirt.config.options import RECIPES, TRAINING_OPTIONS, Config
 from fastirt.config.presets import resolve, scaled_resize
 from fastirt.config.validate import choose_device, validate
@@ -22,13 +21,14 @@ from fastirt.images.packed_store import PackedStore, catalog_digest
 from fastirt.model.encoder import Encoder, build_encoder, description, save_model
 from fastirt.model.weights.load import read_model_metadata
 from fastirt.model.weights.timm_line import NO_LINE, loading_line
-from fastirt.replicas import check_start
 from fastirt.retrieval.embed import normalization_constants
 from fastirt.retrieval.evaluate import evaluate
 from fastirt.retrieval.report import table, write_metrics
-from fastirt.run_folder import holds_images_of, read_config, read_tree, run_folder, write_config
 from fastirt.step.train_step import memory_size, resolve_precision
-from fastirt.trainer import Trainer
+from fastirt.training import checkpoint
+from fastirt.training.consistency import check_start
+from fastirt.training.run_folder import holds_images_of, read_config, read_tree, run_folder, write_config
+from fastirt.training.trainer import Trainer
 
 log = logging.getLogger("fastirt")
 

@@ -5,8 +5,8 @@ import pickle
 import pytest
 import torch
 
-from fastirt import checkpoint
 from fastirt.errors import UserError
+from fastirt.training import checkpoint
 
 STATE = {
     "step": 3,

@@ -13,8 +13,8 @@ from fastirt.distributed import ranks as distributed
 from fastirt.distributed.ranks import ALONE, Ranks, SaidElsewhere
 from fastirt.errors import UserError
 from fastirt.loading import image_cache as cache_module
-from fastirt.replicas import check_replicas, checksum
 from fastirt.run import _restarted
+from fastirt.training.consistency import check_replicas, checksum
 
 CPU = torch.device("cpu")
 
@@ -56,7 +56,7 @@ def test_a_checksum_sees_order_kind_and_place(monkeypatch):
     assert checksum([rows, other]) != checksum([other, rows])
     assert checksum([-rows]) != checksum([rows]) and checksum([rows.bfloat16()]) != checksum([rows])
     whole = checksum([rows, torch.tensor(3), torch.tensor([True, False]), torch.zeros(0, 4)])
-    monkeypatch.setattr("fastirt.replicas.CHUNK", 24)
+    monkeypatch.setattr("fastirt.training.consistency.CHUNK", 24)
     assert checksum([rows, torch.tensor(3), torch.tensor([True, False]), torch.zeros(0, 4)]) == whole
     image = torch.randn(4, 3, 5, 5)
     assert checksum([image]) == checksum([image.to(memory_format=torch.channels_last)])

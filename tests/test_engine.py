@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from fastirt import checkpoint
 from fastirt.errors import UserError
 from fastirt.step.engine import CaptureFailed, choose_engine, compiled
 from fastirt.step.optimizer import load_optimizer, optimizer_state
 from fastirt.step.train_step import LOSS_NAMES
+from fastirt.training import checkpoint
 from test_step import config_with, make_batch, make_step
 
 GPU = torch.cuda.is_available()

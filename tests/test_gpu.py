@@ -144,7 +144,7 @@ def test_pictures_in_the_hosts_memory_are_the_same(pictures, tmp_path):
 
 def test_input_wait_is_the_devices():
     """A loader that takes as long as the device works costs nothing; one that takes longer costs the difference."""
-    from fastirt.logs import InputWait
+    from fastirt.training.run_log import InputWait
 
     def busy(milliseconds):
         torch.cuda._sleep(int(milliseconds * 1.5e6))

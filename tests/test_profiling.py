@@ -10,10 +10,10 @@ import torch
 from conftest import TINY
 from fastirt.cli import main
 from fastirt.config.options import ModelConfig
-from fastirt.logs import Throughput
 from fastirt.model.encoder import build_encoder
 from fastirt.model.flops import peak_flops, training_flops
 from fastirt.step.train_step import PHASES
+from fastirt.training.run_log import Throughput
 
 
 def run(pictures, folder, *flags):

@@ -12,7 +12,7 @@ from conftest import TINY
 # Runs `fastirt train` and kills itself at the point named by its first two arguments.
 DRIVER = """
 import os, signal, sys
-import fastirt.checkpoint as checkpoint
+import fastirt.training.checkpoint as checkpoint
 from fastirt.cli import main
 from fastirt.step.train_step import TrainStep
 

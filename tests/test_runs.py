@@ -8,7 +8,7 @@ import pytest
 
 from conftest import TINY, write_pictures
 from fastirt.cli import main
-from fastirt.logs import RunLog
+from fastirt.training.run_log import RunLog
 
 SHORT = "--max-iter 4 --batch-size 8 --logging-freq 1 --rank 1 2".split()
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import TINY
-from fastirt import checkpoint
 from fastirt.cli import main
 from fastirt.step.train_step import TrainStep
+from fastirt.training import checkpoint
 
 FEW = [
     "--max-iter",
@@ -242,7 +242,7 @@ def test_evaluation_with_other_flags_leaves_the_runs_own_figures_alone(pictures,
 
 
 def test_two_processes_do_not_train_in_one_folder(pictures, tmp_path, capsys):
-    from fastirt.trainer import _lock
+    from fastirt.training.trainer import _lock
 
     (tmp_path / "run").mkdir()
     held = _lock(tmp_path / "run")
@@ -272,7 +272,7 @@ def test_longer_training_goes_on_from_a_finished_run(pictures, tmp_path):
 
 def test_what_the_machine_refuses_in_the_middle_of_a_run_is_one_line(pictures, tmp_path, monkeypatch, capsys):
     """A log that finds no room: no traceback, and the last checkpoint is there to go on from."""
-    from fastirt.logs import RunLog
+    from fastirt.training.run_log import RunLog
 
     row = RunLog.row
 

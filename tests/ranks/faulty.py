@@ -11,8 +11,8 @@ import signal
 import sys
 from pathlib import Path
 
-import fastirt.replicas
 import fastirt.run
+import fastirt.training.consistency
 from fastirt.cli import main
 from fastirt.model.encoder import build_encoder
 from fastirt.step.train_step import TrainStep
@@ -59,7 +59,7 @@ def faulty(kind: str, at: int, rank: int) -> None:
     elif kind == "data":
         sys.argv[sys.argv.index("--data-path") + 1] += "-other"
     elif kind == "code":
-        fastirt.replicas.code_digest = lambda: "another"
+        fastirt.training.consistency.code_digest = lambda: "another"
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from typing import Any, Iterable, Iterator, Optional
 import torch
 
 from fastirt.loading.train_loader import Batch
-from fastirt.logs import InputWait
 from fastirt.step.engine import WARM_UP
 from fastirt.step.train_step import PHASES, TrainStep
+from fastirt.training.run_log import InputWait
 
 log = logging.getLogger("fastirt")
 

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fastirt import checkpoint
 from fastirt.config.options import Config
 from fastirt.datasets import Catalog
 from fastirt.distributed.ranks import ALONE, Ranks
@@ -22,15 +21,16 @@ from fastirt.errors import UserError
 from fastirt.images.packed_store import catalog_digest
 from fastirt.loading.cached_train_loader import CachedTrainLoader, train_loader
 from fastirt.loading.train_loader import Batch
-from fastirt.logs import NoLog, RunLog, Throughput
 from fastirt.model.encoder import Encoder, save_model
 from fastirt.model.flops import peak_flops, training_flops
-from fastirt.profiling import Profile
-from fastirt.replicas import check_replicas
 from fastirt.step.async_metrics import Readout
 from fastirt.step.optimizer import learning_rate, load_optimizer, optimizer_state
 from fastirt.step.train_step import TrainStep
-from fastirt.stopping import Interrupted, Stopper
+from fastirt.training import checkpoint
+from fastirt.training.consistency import check_replicas
+from fastirt.training.profiler import Profile
+from fastirt.training.run_log import NoLog, RunLog, Throughput
+from fastirt.training.signals import Interrupted, Stopper
 
 log = logging.getLogger("fastirt")
 

@@ -15,13 +15,14 @@ from typing import Any, Iterator, Optional
 import numpy as np
 import torch
 
-from fastirt import __version__, checkpoint
+from fastirt import __version__
 from fastirt.config.options import Config
 from fastirt.datasets import Catalog
 from fastirt.distributed.ranks import Ranks
 from fastirt.errors import UserError
 from fastirt.files import replacing
 from fastirt.images.packed_store import catalog_digest, source_stat
+from fastirt.training import checkpoint
 
 # What a run that did not get as far as its first log row leaves: nothing that anybody could want.
 BARREN = {".lock", "config.json", "log.jsonl", "tensorboard"}

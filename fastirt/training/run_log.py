@@ -17,7 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fastirt.errors import UserError
 from fastirt.files import replacing
-from fastirt.tensorboard_log import TensorBoardLog
+from fastirt.training.tensorboard_log import TensorBoardLog
 
 log = logging.getLogger("fastirt")
 T = TypeVar("T")
