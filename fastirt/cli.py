@@ -120,15 +120,15 @@ def build_parser() -> Parser:
 
 
 def _train(args: dict[str, Any]) -> int:
+    from fastirt.commands import train
     from fastirt.distributed.launch import as_rank
-    from fastirt.run import train
 
     return as_rank("train", lambda ranks: train(given(args), ranks))
 
 
 def _evaluate(args: dict[str, Any]) -> int:
+    from fastirt.commands import evaluate_model
     from fastirt.distributed.launch import as_rank
-    from fastirt.run import evaluate_model
 
     run = args.pop("run")
     return as_rank("evaluate", lambda ranks: evaluate_model(run, given(args), ranks))

@@ -8,12 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from fastirt.commands import _restarted
 from fastirt.config.options import InputConfig
 from fastirt.distributed import ranks as distributed
 from fastirt.distributed.ranks import ALONE, Ranks, SaidElsewhere
 from fastirt.errors import UserError
 from fastirt.loading import image_cache as cache_module
-from fastirt.run import _restarted
 from fastirt.training.consistency import check_replicas, checksum
 
 CPU = torch.device("cpu")

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Sequence
 
+from fastirt.atomic import replacing
 from fastirt.errors import UserError
-from fastirt.files import replacing
 
 
 class Published(NamedTuple):

@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from fastirt.atomic import replacing
 from fastirt.errors import UserError, first_line
-from fastirt.files import replacing
 
 FORMAT = "fastirt checkpoint 1"
 SHARD = "fastirt memory 1"

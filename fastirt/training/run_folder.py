@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from fastirt import __version__
+from fastirt.atomic import replacing
 from fastirt.config.options import Config
 from fastirt.datasets import Catalog
 from fastirt.distributed.ranks import Ranks
 from fastirt.errors import UserError
-from fastirt.files import replacing
 from fastirt.images.packed_store import catalog_digest, source_stat
 from fastirt.training import checkpoint
 

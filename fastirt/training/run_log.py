@@ -15,8 +15,8 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from fastirt.atomic import replacing
 from fastirt.errors import UserError
-from fastirt.files import replacing
 from fastirt.training.tensorboard_log import TensorBoardLog
 
 log = logging.getLogger("fastirt")

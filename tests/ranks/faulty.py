@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-import fastirt.run
+import fastirt.commands
 import fastirt.training.consistency
 from fastirt.cli import main
 from fastirt.model.encoder import build_encoder
@@ -53,7 +53,7 @@ def faulty(kind: str, at: int, rank: int) -> None:
             encoder.vit.cls_token.data[0, 0, 0] += 1
             return encoder
 
-        fastirt.run.build_encoder = other
+        fastirt.commands.build_encoder = other
     elif kind == "lr":
         sys.argv[sys.argv.index("--lr") + 1] = "5e-4"
     elif kind == "data":

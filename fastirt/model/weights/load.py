@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fastirt.atomic import replacing
 from fastirt.errors import UserError
-from fastirt.files import replacing
 from fastirt.model.weights.describe import describe_model, describe_tensors
 from fastirt.model.weights.file_formats import file_kind, read_tensors
 from fastirt.model.weights.jax import is_jax, load_jax
