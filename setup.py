@@ -17,7 +17,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["fastirt", "fastirt.*"]) + ["fastirt.kernels"],
+    packages=find_packages(include=["fastirt", "fastirt.*"]) + ["fastirt.kernels", "fastirt.kernels.passes"],
     package_dir={"fastirt.kernels": "kernels"},
     install_requires=[
         "torch>=2.11,<2.13",  # 2.13.0 resolves to a CPU build on some indexes, with which torchvision cannot be imported

@@ -2,8 +2,8 @@
 
 from fastirt.kernels.contrastive import contrastive_koleo
 from fastirt.kernels.gather import gather_views
-from fastirt.kernels.parts import Nearest, PairStats, koleo_grad, nearest, pair_grad, pair_stats
 from fastirt.kernels.reference import PAIR_THRESHOLD, REDUCTIONS, ContrastiveKoLeo
+from fastirt.kernels.sharded import Nearest, PairStats, koleo_grad, nearest, pair_grad, pair_stats
 
 __all__ = [
     "PAIR_THRESHOLD", "REDUCTIONS", "ContrastiveKoLeo", "Nearest", "PairStats", "contrastive_koleo", "koleo_grad", "nearest",

@@ -22,10 +22,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastirt.kernels import finish, gather, grad, stats
-from fastirt.kernels.configs import TABLE, Tile, lookup
+from fastirt.kernels import gather
+from fastirt.kernels.passes import backward, forward, losses
+from fastirt.kernels.passes.tiles import INTERPRETED
 from fastirt.kernels.plan import cdiv, chunk
-from fastirt.kernels.tiles import INTERPRETED
+from fastirt.kernels.tile_table import TABLE, Tile, lookup
 
 ARCHS = (80, 90, 100)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a program may take
@@ -135,18 +136,18 @@ def _source(job: Job):
         else:
             slices = cdiv(constants["CHUNKS"], tile.out)
             constants.update(OUT=cdiv(constants["CHUNKS"], slices), SKIP=tile.skip)
-        kernel = stats.stats_kernel if job.kernel == "stats" else grad.grad_kernel
+        kernel = forward.stats_kernel if job.kernel == "stats" else backward.grad_kernel
         options = {"num_warps": tile.warps, "num_stages": tile.stages}
     elif job.kernel == "rows":
-        kernel, options = finish.rows_kernel, {}
+        kernel, options = losses.rows_kernel, {}
         constants = dict(D=job.dim, BD=128, BR=8, BS=32, PAIRS=True, **has)
     elif job.kernel == "totals":
-        kernel, options = finish.totals_kernel, {}
+        kernel, options = losses.totals_kernel, {}
         constants = dict(NONZERO=True, BT=256, **has)
     elif job.kernel == "gather":
         kernel, options, constants = gather.gather_kernel, {"num_warps": 8}, dict(S=job.dim, BLOCK=gather.BLOCK)
     else:
-        kernel, options = grad.combine_kernel, {}
+        kernel, options = backward.combine_kernel, {}
         rows, splits = (1, 16) if job.kernel == "combine few" else (8, 4)
         constants = dict(D=job.dim, BR=rows, BD=128, BI=128, BS=splits, HAS_KOLEO=True)
     vector = "*bf16" if job.precision == "bf16" else "*fp32"
@@ -190,7 +191,7 @@ def reports(archs: tuple[int, ...] = ARCHS, only: Optional[str] = None, workers:
     """All reports; what was compiled before from the same sources is taken from Triton's cache folder."""
     todo = [job for job in jobs(archs) if only is None or job.kernel.split()[0] == only]
     here = Path(__file__).parent
-    text = "".join((here / name).read_text() for name in sorted(os.listdir(here)) if name.endswith(".py"))
+    text = "".join(path.read_text() for path in sorted(here.rglob("*.py")))
     source = hashlib.sha256((text + triton.__version__).encode()).hexdigest()[:16]
     path = Path(triton.knobs.cache.dir) / f"fastirt-aot-{source}.json"
     known = json.loads(path.read_text()) if path.exists() else {}

@@ -7,9 +7,9 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from fastirt.kernels.configs import served
+from fastirt.kernels.passes.tiles import INTERPRETED
 from fastirt.kernels.plan import machine
-from fastirt.kernels.tiles import INTERPRETED
+from fastirt.kernels.tile_table import served
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64)

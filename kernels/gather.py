@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fastirt.kernels.checks import IMPLEMENTATIONS, check_choice
 from fastirt.kernels.launch import on_its_device
+from fastirt.kernels.passes.tiles import INTERPRETED
 from fastirt.kernels.plan import cdiv
-from fastirt.kernels.tiles import INTERPRETED
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # an entry's bytes: the integers that carry it
 BLOCK = 2048  # elements of a program

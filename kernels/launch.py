@@ -9,12 +9,12 @@ from typing import Any, Callable, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from fastirt.kernels.configs import Tile
-from fastirt.kernels.finish import rows_kernel, totals_kernel
-from fastirt.kernels.grad import combine_kernel, grad_kernel
+from fastirt.kernels.passes.backward import combine_kernel, grad_kernel
+from fastirt.kernels.passes.forward import stats_kernel
+from fastirt.kernels.passes.losses import rows_kernel, totals_kernel
+from fastirt.kernels.passes.tiles import INTERPRETED
 from fastirt.kernels.plan import cdiv, plan
-from fastirt.kernels.stats import stats_kernel
-from fastirt.kernels.tiles import INTERPRETED
+from fastirt.kernels.tile_table import Tile
 
 
 class Columns(NamedTuple):

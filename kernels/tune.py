@@ -1,4 +1,4 @@
-"""Measures tiles on the GPU at hand and prints the fastest as a row of `configs.TABLE`.
+"""Measures tiles on the GPU at hand and prints the fastest as a row of `tile_table.TABLE`.
 
 python -m fastirt.kernels.tune --rows 64 --slots 59551 --dim 384 --precision bf16 [--kind stats|grad]
 """
@@ -18,9 +18,9 @@ import triton
 from triton.errors import TritonError
 
 from fastirt.kernels import launch
-from fastirt.kernels.configs import Tile
+from fastirt.kernels.passes.tiles import INTERPRETED
 from fastirt.kernels.plan import cdiv, machine
-from fastirt.kernels.tiles import INTERPRETED
+from fastirt.kernels.tile_table import Tile
 
 BYTES = {"bf16": 2, "mixed": 4, "tf32": 4, "fp32": 4}  # of one number of a vector
 SAFE = Tile(16, 16, 64, 4, 1, out=1)  # fits everywhere: for what the backward needs from a forward pass
@@ -43,7 +43,7 @@ def candidates(kind: str, precision: str, dim: int, shared: int) -> Iterator[Til
 
 
 def said(tile: Tile) -> str:
-    """The tile as `configs.TABLE` writes it: sizes by position, the rest where it differs from its default."""
+    """The tile as `tile_table.TABLE` writes it: sizes by position, the rest where it differs from its default."""
     sizes = [getattr(tile, name) for name in ("bm", "bn", "bd", "warps", "stages")]
     others = [field for field in fields(Tile) if field.name in ("out", "skip", "waves")]
     named = [f"{f.name}={getattr(tile, f.name)}" for f in others if getattr(tile, f.name) != f.default]
@@ -51,7 +51,7 @@ def said(tile: Tile) -> str:
 
 
 def row(kind: str, arch: int, precision: str, dim: int, rows: int, tile: Tile, gpu: str) -> str:
-    """A line of `configs.TABLE`."""
+    """A line of `tile_table.TABLE`."""
     return f'Row("{kind}", ({arch},), "{precision}", {dim}, {rows}, Tile({said(tile)}, source="{gpu}")),'
 
 

@@ -19,7 +19,7 @@ from benchmarks.timing import samples
 from conftest import TINY_KWARGS
 from fastirt.config.options import ModelConfig
 from fastirt.kernels import reference, tune
-from fastirt.kernels.configs import Row, Tile
+from fastirt.kernels.tile_table import Row, Tile
 from fastirt.model.encoder import build_encoder
 
 CPU = torch.device("cpu")

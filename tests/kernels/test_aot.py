@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from fastirt.kernels.aot import FLOAT_ATOMIC, Job, Report, _judge
-from fastirt.kernels.configs import Tile
+from fastirt.kernels.tile_table import Tile
 
 
 def test_all_compile_for_sm_80_90_and_100_without_a_fault():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastirt.kernels import plan as module
-from fastirt.kernels.configs import ANY, TABLE, lookup, served
+from fastirt.kernels.tile_table import ANY, TABLE, lookup, served
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from cases import DEVICE, REDUCTIONS, make
 
 from fastirt.kernels import contrastive as module
 from fastirt.kernels import contrastive_koleo, launch
-from fastirt.kernels.configs import Tile
+from fastirt.kernels.tile_table import Tile
 
 needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastirt.kernels.tiles import active_pairs, load_chunks, load_rows, operand, product, similarity, without_last_bits
+from fastirt.kernels.passes.tiles import (
+    active_pairs,
+    load_chunks,
+    load_rows,
+    operand,
+    product,
+    similarity,
+    without_last_bits,
+)
 
 
 @triton.jit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastirt.kernels.tiles import active_pairs, load_chunks, load_rows, similarity
+from fastirt.kernels.passes.tiles import active_pairs, load_chunks, load_rows, similarity
 
 
 @triton.jit

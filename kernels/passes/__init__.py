@@ -1,0 +1,1 @@
+"""The Triton kernels themselves: forward pass, its sums, backward pass, and what they share."""
