@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     failed = 0
     for name, flags in given.items():
         try:
-            importlib.import_module(f"benchmarks.{name}").run(flags, results)
+            importlib.import_module(f"benchmarks.parts.{name}").run(flags, results)
         except Exception as error:  # one part's failure must not cost the others
             if len(given) == 1:
                 raise
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, help in PARTS.items():
         part = _common(parts.add_parser(name, help=help, description=help))
-        importlib.import_module(f"benchmarks.{name}").add_flags(part)
+        importlib.import_module(f"benchmarks.parts.{name}").add_flags(part)
     _common(parts.add_parser("all", help="every part above, in that order"))
     report.add_flags(parts.add_parser("report", help="the README's table and plots, from results files alone"))
     compare.add_flags(parts.add_parser("compare", help="did a figure fall by more than its noise allows?"))
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _part(name: str) -> argparse.ArgumentParser:
     parser = _common(argparse.ArgumentParser(prog=f"python -m benchmarks {name}"))
-    importlib.import_module(f"benchmarks.{name}").add_flags(parser)
+    importlib.import_module(f"benchmarks.parts.{name}").add_flags(parser)
     return parser
 
 

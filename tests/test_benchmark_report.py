@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from benchmarks import cache
 from benchmarks.__main__ import main
+from benchmarks.parts import cache
 from benchmarks.report import MODEL, plot, table
 from benchmarks.results import read
 from benchmarks.timing import samples

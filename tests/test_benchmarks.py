@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from benchmarks import cache, loss, peers, public, scaling, step, variants
 from benchmarks.__main__ import PARTS
 from benchmarks.__main__ import main as benchmarks_main
-from benchmarks.float8 import float8_blocks
+from benchmarks.contenders import losses as peers
+from benchmarks.contenders import model_variants, public_recipe
+from benchmarks.contenders.float8 import float8_blocks
+from benchmarks.parts import cache, loss, scaling, step
 from benchmarks.results import Results, figure_of, read
 from benchmarks.rounds import counted, in_turns
 from benchmarks.timing import samples
@@ -122,7 +124,9 @@ def test_all_goes_on_after_a_part_that_fails(tmp_path, monkeypatch, capsys):
 
     real = importlib.import_module
     monkeypatch.setattr(
-        importlib, "import_module", lambda name: Part(name[11:]) if name.startswith("benchmarks.") else real(name)
+        importlib,
+        "import_module",
+        lambda name: Part(name.rpartition(".")[2]) if name.startswith("benchmarks.") else real(name),
     )
     out = tmp_path / "all.jsonl"
     assert benchmarks_main(["all", *QUICK, "--out", str(out)]) == 1
@@ -256,13 +260,13 @@ def test_the_public_recipe_computes_its_objective():
     model = Points(12)
     z = torch.nn.functional.normalize(model.points[:, 0].detach(), dim=1)
     batch = reference.pair_loss(z, labels, z, labels, self_cols=torch.arange(12), reduction="nonzero_mean")
-    alone = public.Recipe(model, 0, CPU, lr=0.0)(torch.zeros(12, 3, 4, 4), labels)
+    alone = public_recipe.Recipe(model, 0, CPU, lr=0.0)(torch.zeros(12, 3, 4, 4), labels)
     assert alone == pytest.approx(float(batch + 0.7 * reference.koleo(z)), rel=1e-5)
 
 
 def test_the_public_recipe_learns_and_its_memory_wraps_as_described():
     labels = torch.arange(12) // 3
-    recipe = public.Recipe(Points(12), 100, CPU, lr=0.1)
+    recipe = public_recipe.Recipe(Points(12), 100, CPU, lr=0.1)
     losses = [recipe(torch.zeros(12, 3, 4, 4), labels) for _ in range(8)]
     assert recipe.filled == recipe.head == 96 and losses[-1] < losses[0]
     recipe(torch.zeros(12, 3, 4, 4), labels)  # overflows: over the last slots, then from the start
@@ -271,11 +275,13 @@ def test_the_public_recipe_learns_and_its_memory_wraps_as_described():
 
 @pytest.mark.parametrize("with_memory", [False, True])
 def test_the_recipe_s_own_contrastive_is_pytorch_metric_learnings(with_memory, monkeypatch):
-    theirs = public.contrastive_loss(0.3)
-    assert public.recipe_name() == "public recipe" and not isinstance(theirs, public.OwnContrastive)
+    theirs = public_recipe.contrastive_loss(0.3)
+    assert public_recipe.recipe_name() == "public recipe" and not isinstance(theirs, public_recipe.OwnContrastive)
     monkeypatch.setitem(sys.modules, "pytorch_metric_learning.losses", None)
-    own = public.contrastive_loss(0.3)
-    assert public.recipe_name() == "public recipe (own contrastive)" and isinstance(own, public.OwnContrastive)
+    own = public_recipe.contrastive_loss(0.3)
+    assert public_recipe.recipe_name() == "public recipe (own contrastive)" and isinstance(
+        own, public_recipe.OwnContrastive
+    )
     generator = torch.Generator().manual_seed(0)
     rows, memory = torch.randn(24, 8, generator=generator) + 0.3, torch.randn(40, 8, generator=generator) + 0.3
     labels, others = torch.arange(24) % 5, torch.arange(40) % 7
@@ -380,9 +386,11 @@ def test_contenders_of_the_step_are_written_by_group_and_let_go(monkeypatch, tmp
 
 def test_variants_of_the_model_compute_the_same():
     query, key, value = torch.randn(3, 2, 3, 13, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    plain = variants.attention("math", query, key, value)
+    plain = model_variants.attention("math", query, key, value)
     for length in (13, 16, 32):
-        torch.testing.assert_close(variants.padded_attention(query, key, value, length), plain, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            model_variants.padded_attention(query, key, value, length), plain, rtol=1e-5, atol=1e-6
+        )
     encoder = build_encoder(ModelConfig(model="vit_tiny_patch16_224", weights="scratch", model_kwargs=("depth=1",)), 32)
     encoder.to(memory_format=torch.channels_last)
     images = torch.randn(3, 3, 32, 32).to(memory_format=torch.channels_last)
@@ -392,7 +400,7 @@ def test_variants_of_the_model_compute_the_same():
         embeddings = encoder(images)
         embeddings[:, 0].sum().backward()
         found.append((embeddings.detach(), encoder.vit.patch_embed.proj.weight.grad))
-        variants.patch_matmul(encoder)
+        model_variants.patch_matmul(encoder)
     for one, other in zip(*found):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 

@@ -9,7 +9,7 @@ from typing import Any, Callable
 import numpy as np
 import torch
 
-from benchmarks.peers import captured
+from benchmarks.contenders.losses import captured
 from benchmarks.results import Results, figure_of
 from benchmarks.timing import reason, release, samples
 from fastirt.images.normalize import byte_table

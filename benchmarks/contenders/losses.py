@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.public import contrastive_loss, has_metric_learning
+from benchmarks.contenders.public_recipe import contrastive_loss, has_metric_learning
 from fastirt.kernels import contrastive_koleo
 from fastirt.kernels.checks import choose
 from fastirt.kernels.reference import koleo as plain_koleo

@@ -15,7 +15,7 @@ from typing import Any, Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from benchmarks import public
+from benchmarks.contenders import public_recipe
 from benchmarks.results import Results, figure_of
 from benchmarks.timing import reason
 from fastirt.config.options import InputConfig
@@ -36,7 +36,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pictures", type=int, help="how many to render (default: 480)")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--batches", type=int, help="in a round (default: 4 x workers, at least 6)")
-    parser.add_argument("--workers", type=int, default=public.cores(), help="threads or processes each")
+    parser.add_argument("--workers", type=int, default=public_recipe.cores(), help="threads or processes each")
 
 
 def has_dali() -> bool:
@@ -85,7 +85,7 @@ def contenders(
         return lambda: iter(TrainLoader(split, **given))
 
     def peer() -> Iterator:
-        return (batch for batch in public.loader(split.paths, split.labels, batch_size, workers, SIZE, RESIZE))
+        return (batch for batch in public_recipe.loader(split.paths, split.labels, batch_size, workers, SIZE, RESIZE))
 
     return {
         PUBLIC: peer,

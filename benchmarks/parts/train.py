@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from benchmarks import public
-from benchmarks.input import has_dali, rendered
+from benchmarks.contenders import public_recipe
+from benchmarks.parts.input import has_dali, rendered
+from benchmarks.parts.step import operations
 from benchmarks.results import Results, figure_of
-from benchmarks.step import operations
 from benchmarks.timing import reason, release
 from fastirt.cli import main as fastirt
 from fastirt.config.options import Config
@@ -58,9 +58,9 @@ def run(args: argparse.Namespace, results: Results) -> None:
                 results.missing("train", name, reason(error))
             release(results.device)
         try:
-            _add(results, public.recipe_name(), sizes, _public(root, sizes, results.device), {})
+            _add(results, public_recipe.recipe_name(), sizes, _public(root, sizes, results.device), {})
         except Exception as error:
-            results.missing("train", public.recipe_name(), reason(error))
+            results.missing("train", public_recipe.recipe_name(), reason(error))
 
 
 def _add(results: Results, name: str, sizes: dict[str, Any], rates: list[float], extra: dict[str, Any]) -> None:
@@ -103,10 +103,10 @@ def _public(root: Path, sizes: dict[str, Any], device: torch.device) -> list[flo
     torch.backends.cudnn.allow_tf32 = True  # torch's default, which a run in fp32 has changed
     split = load_catalog("folder", str(root)).train
     config = Config().replace(weights="scratch", model=sizes["model"])
-    recipe = public.Recipe(build_encoder(config.model, sizes["input_size"]).vit, len(split), device)
+    recipe = public_recipe.Recipe(build_encoder(config.model, sizes["input_size"]).vit, len(split), device)
     size = sizes["input_size"]
-    workers, resize = public.cores(), round(size * 256 / 224)
-    stream = iter(public.loader(split.paths, split.labels, sizes["batch_size"], workers, size, resize))
+    workers, resize = public_recipe.cores(), round(size * 256 / 224)
+    stream = iter(public_recipe.loader(split.paths, split.labels, sizes["batch_size"], workers, size, resize))
     rates, start = [], time.perf_counter()
     for step in range(1, min(sizes["steps"], 60) + 1):
         images, labels = next(stream)

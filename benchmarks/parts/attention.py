@@ -8,11 +8,11 @@ from typing import Any, Callable
 
 import torch
 
-from benchmarks.peers import captured
+from benchmarks.contenders.losses import captured
+from benchmarks.contenders.model_variants import WAYS, attention
 from benchmarks.results import Results, figure_of
 from benchmarks.rounds import in_turns
 from benchmarks.timing import peak, reason, release, samples
-from benchmarks.variants import WAYS, attention
 
 IN_A_GRAPH = 10  # passes
 

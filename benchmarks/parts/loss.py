@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers import captured, inputs, kernels_missing, losses, step
-from benchmarks.public import has_metric_learning
+from benchmarks.contenders.losses import captured, inputs, kernels_missing, losses, step
+from benchmarks.contenders.public_recipe import has_metric_learning
 from benchmarks.results import Results, figure_of
 from benchmarks.timing import reason, release, samples
 from fastirt.kernels import REDUCTIONS

@@ -1,6 +1,6 @@
 """Ranks: the step measured on those that this machine has, and a model of it on more.
 
-Every size runs in processes of its own, `python -m benchmarks.scaling RANKS`, with the same number of pictures a rank. On a machine with
+Every size runs in processes of its own, `python -m benchmarks.parts.scaling RANKS`, with the same number of pictures a rank. On a machine with
 fewer GPUs than ranks, gloo and the CPU are what is measured. Figures named "model" are arithmetic, not measurements: see `predicted`.
 """
 
@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.parts.step import batches
 from benchmarks.report import MODEL
 from benchmarks.results import Results, figure_of
-from benchmarks.step import batches
 from fastirt.config.options import Config
 from fastirt.distributed.ranks import Ranks
 from fastirt.model.encoder import build_encoder
@@ -142,8 +142,8 @@ def measure(size: int, layout: str, device: torch.device, args: argparse.Namespa
         **os.environ, "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
         "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    command = [sys.executable, "-m", "benchmarks.scaling", layout, device.type, "quick" if args.quick else "full"]
-    where = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "benchmarks.parts.scaling", layout, device.type, "quick" if args.quick else "full"]
+    where = Path(__file__).parent.parent.parent
     ranks = [
         subprocess.Popen(
             command, cwd=where, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE,

@@ -10,12 +10,12 @@ from typing import Any, Callable, Iterator
 import numpy as np
 import torch
 
-from benchmarks import public
-from benchmarks.float8 import float8_blocks
+from benchmarks.contenders import public_recipe
+from benchmarks.contenders.float8 import float8_blocks
+from benchmarks.contenders.model_variants import patch_matmul
 from benchmarks.results import Results, figure_of
 from benchmarks.rounds import in_turns, launches
 from benchmarks.timing import reason, release
-from benchmarks.variants import patch_matmul
 from fastirt.config.options import Config
 from fastirt.loading.train_loader import Batch
 from fastirt.model.encoder import build_encoder
@@ -106,7 +106,7 @@ def peer(sizes: dict[str, Any], device: torch.device) -> Callable[[], float]:
     """One step of the public recipe, on normalised float32 batches that are already on the device."""
     torch.manual_seed(0)
     config = Config().replace(weights="scratch", model=sizes["model"])
-    recipe = public.Recipe(build_encoder(config.model, sizes["input_size"]).vit, sizes["slots"], device)
+    recipe = public_recipe.Recipe(build_encoder(config.model, sizes["input_size"]).vit, sizes["slots"], device)
     stream = batches(sizes["input_size"], sizes["batch_size"], device)
     floats = [
         (b.images.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous(), b.labels)
@@ -228,4 +228,4 @@ def operations(model: str, input_size: int, twin: bool = False) -> int:
 
 
 def _shown(name: str) -> str:
-    return public.recipe_name() if name == PUBLIC else name
+    return public_recipe.recipe_name() if name == PUBLIC else name

@@ -1,0 +1,1 @@
+"""What fastirt is measured against, and what it was tried against."""
