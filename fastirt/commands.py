@@ -15,16 +15,18 @@ from fastirt.config.options import RECIPES, TRAINING_OPTIONS, Config
 from fastirt.config.presets import resolve, scaled_resize
 from fastirt.config.validate import choose_device, validate
 from fastirt.datasets import Catalog, check_ranks, load_catalog, reachable, warn_of_copies
+from fastirt.datasets.digest import catalog_digest
 from fastirt.distributed.ranks import Ranks
 from fastirt.errors import UserError
-from fastirt.images.packed_store import PackedStore, catalog_digest
-from fastirt.model.encoder import Encoder, build_encoder, description, save_model
+from fastirt.images.packed_store import PackedStore
+from fastirt.model.build import build_encoder
+from fastirt.model.encoder import Encoder, description, normalization_constants, save_model
+from fastirt.model.precision import resolve_precision
 from fastirt.model.weights.load import read_model_metadata
 from fastirt.model.weights.timm_line import NO_LINE, loading_line
-from fastirt.retrieval.embed import normalization_constants
+from fastirt.objective.cross_batch_memory import memory_size
 from fastirt.retrieval.evaluate import evaluate
 from fastirt.retrieval.report import table, write_metrics
-from fastirt.step.train_step import memory_size, resolve_precision
 from fastirt.training import checkpoint
 from fastirt.training.consistency import check_start
 from fastirt.training.run_folder import holds_images_of, read_config, read_tree, run_folder, write_config

@@ -22,7 +22,7 @@ from conftest import TINY_KWARGS
 from fastirt.config.options import ModelConfig
 from fastirt.kernels import reference, tune
 from fastirt.kernels.tile_table import Row, Tile
-from fastirt.model.encoder import build_encoder
+from fastirt.model.build import build_encoder
 
 CPU = torch.device("cpu")
 QUICK = "--quick --device cpu --repeats 2".split()

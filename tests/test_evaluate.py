@@ -14,7 +14,8 @@ from fastirt.distributed.ranks import Ranks
 from fastirt.errors import UserError
 from fastirt.images.source import FileSource
 from fastirt.loading.train_loader import Batch, EvalLoader
-from fastirt.retrieval.embed import embed, normalization_constants
+from fastirt.model.encoder import normalization_constants
+from fastirt.retrieval.embed import embed
 from fastirt.retrieval.evaluate import evaluate
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from conftest import TINY
 from fastirt.cli import main
 from fastirt.config.options import ModelConfig
 from fastirt.errors import UserError
-from fastirt.model.encoder import build_encoder
+from fastirt.model.build import build_encoder
 
 NAME = "vit_tiny_patch16_224"
 KWARGS = dict(patch_size=8, embed_dim=48, depth=1, num_heads=3)

@@ -50,7 +50,7 @@ def test_batches_are_complete_when_they_arrive(pictures):
     "engine, precision", [("eager", "fp32"), ("eager", "bf16"), ("compile", "bf16"), ("graph", "bf16-weights")]
 )
 def test_the_step_never_waits_for_the_gpu(engine, precision):
-    from fastirt.model.encoder import build_encoder
+    from fastirt.model.build import build_encoder
     from fastirt.step.train_step import TrainStep
 
     config = config_with(

@@ -8,7 +8,7 @@ import torch
 
 from fastirt.cli import main
 from fastirt.errors import UserError
-from fastirt.model.encoder import build_encoder
+from fastirt.model.build import build_encoder
 from fastirt.step import optimizer as optim
 from fastirt.step.optimizer import build_optimizer, load_optimizer, optimizer_state, set_learning_rate
 from test_step import config_with, make_batch, make_step

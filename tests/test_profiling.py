@@ -10,7 +10,7 @@ import torch
 from conftest import TINY
 from fastirt.cli import main
 from fastirt.config.options import ModelConfig
-from fastirt.model.encoder import build_encoder
+from fastirt.model.build import build_encoder
 from fastirt.model.flops import peak_flops, training_flops
 from fastirt.step.train_step import PHASES
 from fastirt.training.run_log import Throughput

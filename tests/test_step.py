@@ -11,7 +11,7 @@ from conftest import TINY_KWARGS
 from fastirt.config.options import Config
 from fastirt.kernels.reference import koleo, pair_loss
 from fastirt.loading.train_loader import Batch
-from fastirt.model.encoder import build_encoder
+from fastirt.model.build import build_encoder
 from fastirt.step.optimizer import learning_rate
 from fastirt.step.train_step import LOSS_NAMES, TrainStep
 

@@ -11,7 +11,7 @@ from timm.layers import resample_abs_pos_embed
 
 from fastirt.config.options import ModelConfig
 from fastirt.errors import UserError
-from fastirt.model.encoder import build_encoder
+from fastirt.model.build import build_encoder
 
 KWARGS = ("patch_size=8", "embed_dim=48", "depth=1", "num_heads=3")
 

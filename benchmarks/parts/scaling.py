@@ -24,7 +24,7 @@ from benchmarks.report import MODEL
 from benchmarks.results import Results, figure_of
 from fastirt.config.options import Config
 from fastirt.distributed.ranks import Ranks
-from fastirt.model.encoder import build_encoder
+from fastirt.model.build import build_encoder
 from fastirt.step.train_step import TrainStep
 
 MODELLED = (8, 64, 512)

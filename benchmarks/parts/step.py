@@ -18,7 +18,7 @@ from benchmarks.rounds import in_turns, launches
 from benchmarks.timing import reason, release
 from fastirt.config.options import Config
 from fastirt.loading.train_loader import Batch
-from fastirt.model.encoder import build_encoder
+from fastirt.model.build import build_encoder
 from fastirt.model.flops import training_flops
 from fastirt.step.engine import compiled
 from fastirt.step.train_step import TrainStep

@@ -23,7 +23,7 @@ from benchmarks.timing import reason, release
 from fastirt.cli import main as fastirt
 from fastirt.config.options import Config
 from fastirt.datasets import load_catalog
-from fastirt.model.encoder import build_encoder
+from fastirt.model.build import build_encoder
 
 LOGGED = 5  # steps between readings, of which the first two thirds are warm-up
 

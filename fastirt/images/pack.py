@@ -38,20 +38,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from fastirt.datasets import Catalog
+from fastirt.datasets.digest import catalog_digest, relative_names, source_stat
 from fastirt.errors import UserError
 from fastirt.images.formats.header_check import MAX_BYTES, MAX_PIXELS, MAX_SIDE, BadPicture, inspect
 from fastirt.images.formats.jpeg import with_orientation
 from fastirt.images.formats.pillow import open_image, orientation_of, rgb, upright_size
 from fastirt.images.formats.structure import Broken, Structure
-from fastirt.images.packed_store import (
-    ENTRY,
-    PROLOGUE,
-    PackedStore,
-    catalog_digest,
-    relative_names,
-    source_stat,
-    write_prologue,
-)
+from fastirt.images.packed_store import ENTRY, PROLOGUE, PackedStore, write_prologue
 from fastirt.images.resize_crop import check_shape, resized_size
 
 __all__ = ["PackedStore", "pack"]

@@ -12,7 +12,6 @@ All little-endian. The prologue is written last, so a half-written file has none
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 import os
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from fastirt.datasets import Catalog, Split
+from fastirt.datasets.digest import catalog_digest, relative_names, source_stat
 from fastirt.errors import UserError
 from fastirt.images.formats.header_check import BadPicture
 
@@ -193,33 +193,6 @@ class PackedSplit:
         if len(data) != length or zlib.crc32(data) != entry["crc"]:
             raise BadPicture(self.path(row), f"wrong checksum in {self.store.path}")
         return data
-
-
-def relative_names(catalog: Catalog, split: Split) -> list[str]:
-    """The split's paths relative to the data set's folder, with forward slashes."""
-    prefix = catalog.root.rstrip(os.sep) + os.sep
-    return [
-        path[len(prefix) :] if path.startswith(prefix) else os.path.relpath(path, catalog.root) for path in split.paths
-    ]
-
-
-def catalog_digest(catalog: Catalog) -> str:
-    """SHA-256 over the split, relative path and class of every picture; the place of the folder does not count."""
-    digest = hashlib.sha256()
-    classes = [os.fsencode(name) for name in catalog.class_names]
-    for split in catalog.splits():
-        for name, label in zip(relative_names(catalog, split), split.labels):
-            digest.update(b"\0".join((split.name.encode(), os.fsencode(name), classes[label])) + b"\0\n")
-    return digest.hexdigest()
-
-
-def source_stat(path: str) -> tuple[int, int]:
-    """Size in bytes and time of change in nanoseconds; (-1, -1) for a file that is not there."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
 
 
 def write_prologue(size: int, sections: list[tuple[int, int, int]]) -> bytes:

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import socket
+from pathlib import Path
 from typing import Any, Optional
 from urllib.parse import urlsplit
 
@@ -18,6 +19,8 @@ from torch import nn
 
 from fastirt.config.options import ModelConfig
 from fastirt.errors import UserError, first_line
+from fastirt.model.encoder import Encoder
+from fastirt.model.weights.load import load_weights
 
 OWN_FLAGS = {
     "img_size": "--input-size",
@@ -177,3 +180,22 @@ def _no_weights(model: str, error: Exception) -> UserError:
         f"--model {model}: pretrained weights could not be downloaded ({type(error).__name__}: {first_line(error)}); pass --weights FILE "
         "(.safetensors or .pth), or --weights scratch for random ones"
     )
+
+
+def build_encoder(config: ModelConfig, input_size: int) -> Encoder:
+    """The encoder with its weights. Raises UserError for an unknown or unsuitable model, a size that is no multiple of the
+    patch, or weights that cannot be had; weights are never random unless `scratch` was asked for."""
+    vit = create_model(config, input_size)
+    check_model(vit, config, input_size)
+    if config.weights is None or _is_tag(config.weights):
+        if config.weights is not None and config.weights.split(".")[0] != config.model.split(".")[0]:
+            raise UserError(f"--weights {config.weights}: are of another model than --model {config.model}")
+        vit = create_model(config, input_size, pretrained=True, name=config.weights)
+    elif config.weights != "scratch":
+        load_weights(vit, Path(config.weights))
+    return Encoder(vit, config, input_size)
+
+
+def _is_tag(weights: str) -> bool:
+    """Whether this is a timm name, such as deit_tiny_patch16_224.fb_in1k, and no file."""
+    return not Path(weights).exists() and timm.is_model(weights)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
-import timm
 import torch
 import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from fastirt.config.options import Config, ModelConfig
-from fastirt.errors import UserError
-from fastirt.model.build import check_model, create_model
 from fastirt.model.drop_path import replace_drop_paths
-from fastirt.model.weights.load import load_weights, write_model
+from fastirt.model.weights.load import write_model
 from fastirt.model.weights.timm_line import loading_line
 
 GEM_POWER = 3.0  # Radenovic et al. 2018
@@ -74,40 +71,6 @@ class Encoder(nn.Module):
         self.table.draw(seed, step, batch_size, stream, device, first, count)
 
 
-def build_encoder(config: ModelConfig, input_size: int) -> Encoder:
-    """The encoder with its weights. Raises UserError for an unknown or unsuitable model, a size that is no multiple of the
-    patch, or weights that cannot be had; weights are never random unless `scratch` was asked for."""
-    vit = create_model(config, input_size)
-    check_model(vit, config, input_size)
-    if config.weights is None or _is_tag(config.weights):
-        if config.weights is not None and config.weights.split(".")[0] != config.model.split(".")[0]:
-            raise UserError(f"--weights {config.weights}: are of another model than --model {config.model}")
-        vit = create_model(config, input_size, pretrained=True, name=config.weights)
-    elif config.weights != "scratch":
-        load_weights(vit, Path(config.weights))
-    return Encoder(vit, config, input_size)
-
-
-def make_twin(encoder: Encoder) -> Encoder:
-    """A copy that is moved by `momentum_update` alone. It stays in training mode, drop path included, as the public code's does."""
-    twin = copy.deepcopy(encoder).requires_grad_(False)
-    return twin.train()
-
-
-@torch.no_grad()
-def momentum_update(twin: Encoder, encoder: Encoder, momentum: float, hold: Optional[Tensor] = None) -> None:
-    """twin <- momentum * twin + (1 - momentum) * encoder; not where the 0-d bool tensor `hold` is true. No synchronisation."""
-    theirs, ours = list(twin.parameters()), list(encoder.parameters())
-    if hold is None:
-        torch._foreach_lerp_(theirs, ours, 1 - momentum)
-    else:
-        moved = torch._foreach_sub(ours, theirs)
-        torch._foreach_mul_(moved, (1 - momentum) * (~hold).float())
-        torch._foreach_add_(theirs, moved)
-    for mine, other in zip(twin.buffers(), encoder.buffers()):
-        mine.copy_(other)
-
-
 def save_model(encoder: Encoder, path: Path, config: Config) -> None:
     """The timm model's weights as .safetensors, which the line of `loading_line` loads in plain timm.
 
@@ -135,6 +98,8 @@ def description(config: Config) -> dict[str, Any]:
     }
 
 
-def _is_tag(weights: str) -> bool:
-    """Whether this is a timm name, such as deit_tiny_patch16_224.fb_in1k, and no file."""
-    return not Path(weights).exists() and timm.is_model(weights)
+def normalization_constants(config: Config, encoder: Encoder) -> tuple[Sequence[float], Sequence[float]]:
+    """(mean, std) of pictures in [0, 1]: the model's own, or ImageNet's."""
+    if config.input.normalization == "imagenet":
+        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    return encoder.mean, encoder.std

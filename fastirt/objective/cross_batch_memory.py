@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastirt.config.options import Config
+
 
 class Written(NamedTuple):
     """What one write replaced, so that it can be taken back without asking the host."""
@@ -86,3 +88,8 @@ class Memory(nn.Module):
     def _put(self, rows: Tensor, vectors: Tensor, labels: Tensor) -> None:
         self._vectors[rows] = vectors
         self._labels[rows] = labels
+
+
+def memory_size(config: Config, train_size: int) -> int:
+    """Slots of the memory: the stated share of the training set, rounded down."""
+    return int(train_size * config.memory.memory_ratio)

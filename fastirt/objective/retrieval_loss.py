@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple, Optional
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastirt.config.options import Config
+from fastirt.errors import UserError
 from fastirt.kernels import REDUCTIONS, contrastive_koleo
-from fastirt.kernels.checks import IMPLEMENTATIONS, PRECISIONS, check_choice
+from fastirt.kernels.checks import IMPLEMENTATIONS, PRECISIONS, check_choice, choose
 
 
 class Losses(NamedTuple):
@@ -77,3 +80,16 @@ class RetrievalLoss(nn.Module):
             f"margin={self.margin}, contrastive={self.contrastive!r}, lambda_reg={self.lambda_reg}, "
             f"impl={self.impl!r}, precision={self.precision!r}, normalize={self.normalize}"
         )
+
+
+def _objective(config: Config, dim: int, dtype: torch.dtype, device: torch.device) -> RetrievalLoss:
+    """Raises UserError where the implementation asked for cannot run."""
+    given = config.objective
+    precision = given.loss_precision
+    if precision == "auto":
+        precision = "tf32" if dtype == torch.bfloat16 else "fp32"
+    try:
+        choose(given.loss_impl, torch.empty(0, dim, device=device))
+    except ValueError as error:
+        raise UserError(f"--loss-impl: {error}") from None
+    return RetrievalLoss(given.margin, given.contrastive, given.lambda_reg, given.loss_impl, precision, normalize=False)

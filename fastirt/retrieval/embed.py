@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import NamedTuple, Optional, Sequence
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from tqdm import tqdm
 
-from fastirt.config.options import Config
 from fastirt.distributed.ranks import ALONE, Ranks
 from fastirt.errors import UserError
 from fastirt.images.normalize import normalise
 from fastirt.loading.train_loader import EvalLoader
 from fastirt.model.encoder import Encoder
-from fastirt.step.train_step import autocast
+from fastirt.model.precision import autocast
 
 
 class Embeddings(NamedTuple):
@@ -23,13 +21,6 @@ class Embeddings(NamedTuple):
 
     vectors: Tensor
     rows: Tensor
-
-
-def normalization_constants(config: Config, encoder: Encoder) -> tuple[Sequence[float], Sequence[float]]:
-    """(mean, std) of pictures in [0, 1]: the model's own, or ImageNet's."""
-    if config.input.normalization == "imagenet":
-        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    return encoder.mean, encoder.std
 
 
 def embed(

@@ -13,10 +13,10 @@ from fastirt.config.options import Config
 from fastirt.datasets import Catalog, Split, check_ranks
 from fastirt.distributed.ranks import ALONE, Ranks
 from fastirt.loading.train_loader import EvalLoader
-from fastirt.model.encoder import Encoder
-from fastirt.retrieval.embed import Embeddings, embed, normalization_constants
+from fastirt.model.encoder import Encoder, normalization_constants
+from fastirt.model.precision import resolve_precision
+from fastirt.retrieval.embed import Embeddings, embed
 from fastirt.retrieval.metrics import retrieval_metrics
-from fastirt.step.train_step import resolve_precision
 
 log = logging.getLogger("fastirt")
 

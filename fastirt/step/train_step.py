@@ -9,19 +9,19 @@ from typing import Callable
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from fastirt.config.options import Config
 from fastirt.distributed.ranks import ALONE, Ranks
-from fastirt.errors import UserError
-from fastirt.kernels.checks import choose
 from fastirt.loading.train_loader import Batch
 from fastirt.model.bf16_copy import WorkingCopy
-from fastirt.model.encoder import Encoder, make_twin, momentum_update
-from fastirt.objective.cross_batch_memory import Memory, Written
+from fastirt.model.encoder import Encoder
+from fastirt.model.momentum_encoder import make_twin, momentum_update
+from fastirt.model.precision import autocast, resolve_precision
+from fastirt.objective.cross_batch_memory import Memory, Written, memory_size
 from fastirt.objective.global_loss import Against, GlobalLoss
-from fastirt.objective.retrieval_loss import Losses, RetrievalLoss
+from fastirt.objective.retrieval_loss import Losses, _objective
 from fastirt.step.engine import Capture, CaptureFailed, choose_engine, compiled
+from fastirt.step.gradient_sync import _Summed
 from fastirt.step.optimizer import build_optimizer, clip_gradients, held_step, learning_rate, set_learning_rate
 from fastirt.step.step_input import Stage
 
@@ -29,18 +29,6 @@ log = logging.getLogger("fastirt")
 
 LOSS_NAMES = ("loss", "contrastive_batch", "contrastive_memory", "koleo", "grad_norm")
 PHASES = ("copy", "forward", "objective", "backward", "optimiser")  # of a step, in the order in which they end
-
-
-def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of the encoder's matrix products. `auto` is bf16 on a GPU and fp32 on a CPU."""
-    if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return torch.float32 if precision == "fp32" else torch.bfloat16
-
-
-def autocast(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractContextManager:
-    """bf16 autocast over fp32 weights (no loss scaling), or nothing."""
-    return torch.autocast(device.type, dtype=dtype) if dtype != torch.float32 else contextlib.nullcontext()
 
 
 class TrainStep(nn.Module):
@@ -228,58 +216,3 @@ class TrainStep(nn.Module):
 
     def _run_objective(self, *given: Tensor) -> Losses:
         return self.objective(*given)
-
-
-class _Summed:
-    """An encoder's forward whose gradients are summed over the ranks, bucket by bucket, while the rest of the backward runs."""
-
-    def __init__(self, encoder: Encoder, embed: Callable[[Encoder, Tensor], Tensor], ranks: Ranks) -> None:
-        self.ranks, module = ranks, _Forward(encoder, embed)
-        self.reducer = DistributedDataParallel(
-            module, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
-        )
-        self.reducer.register_comm_hook(None, ranks.sum_bucket)
-        self._settled = False
-
-    def __call__(self, _: Encoder, images: Tensor) -> Tensor:
-        if not self._settled:
-            self._settle(images)
-        return self.reducer(images)
-
-    def _settle(self, images: Tensor) -> None:
-        """Two passes for nothing: after them the reducer deals its buckets out anew, and where an element stands in a bucket decides in
-        which order the ranks' gradients are added. A run that starts again would else differ from one that never stopped."""
-        self._settled, wire = True, self.ranks.wire
-        with torch.random.fork_rng([images.device] if images.is_cuda else []):
-            for _ in range(2):
-                self.reducer(images).sum().backward()
-        for weight in self.reducer.parameters():
-            weight.grad = None
-        self.ranks.wire = wire
-
-
-class _Forward(nn.Module):
-    def __init__(self, encoder: Encoder, embed: Callable[[Encoder, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.encoder, self._embed = encoder, embed
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self._embed(self.encoder, images)
-
-
-def _objective(config: Config, dim: int, dtype: torch.dtype, device: torch.device) -> RetrievalLoss:
-    """Raises UserError where the implementation asked for cannot run."""
-    given = config.objective
-    precision = given.loss_precision
-    if precision == "auto":
-        precision = "tf32" if dtype == torch.bfloat16 else "fp32"
-    try:
-        choose(given.loss_impl, torch.empty(0, dim, device=device))
-    except ValueError as error:
-        raise UserError(f"--loss-impl: {error}") from None
-    return RetrievalLoss(given.margin, given.contrastive, given.lambda_reg, given.loss_impl, precision, normalize=False)
-
-
-def memory_size(config: Config, train_size: int) -> int:
-    """Slots of the memory: the stated share of the training set, rounded down."""
-    return int(train_size * config.memory.memory_ratio)

@@ -14,8 +14,8 @@ from torch import Tensor
 import fastirt
 from fastirt.config.options import Config, flatten
 from fastirt.datasets import Catalog
+from fastirt.datasets.digest import catalog_digest
 from fastirt.distributed.ranks import Ranks
-from fastirt.images.packed_store import catalog_digest
 from fastirt.model.encoder import Encoder
 from fastirt.step.train_step import TrainStep
 

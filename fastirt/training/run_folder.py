@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
 import itertools
 import json
 import os
@@ -12,16 +10,15 @@ import shutil
 from pathlib import Path
 from typing import Any, Iterator, Optional
 
-import numpy as np
 import torch
 
 from fastirt import __version__
 from fastirt.atomic import replacing
 from fastirt.config.options import Config
 from fastirt.datasets import Catalog
+from fastirt.datasets.digest import catalog_digest, evaluation_digest, sizes_digest
 from fastirt.distributed.ranks import Ranks
 from fastirt.errors import UserError
-from fastirt.images.packed_store import catalog_digest, source_stat
 from fastirt.training import checkpoint
 
 # What a run that did not get as far as its first log row leaves: nothing that anybody could want.
@@ -91,18 +88,6 @@ def holds_images_of(folder: Path, catalog: Catalog) -> bool:
         return same_files and digests["evaluated"] == evaluation_digest(catalog)
     newest = checkpoint.find(folder)  # of a run whose config.json has no digests yet
     return newest is not None and checkpoint.describe(newest).get("catalog") == catalog_digest(catalog)
-
-
-def evaluation_digest(catalog: Catalog) -> str:
-    """`catalog_digest` of what is evaluated, whatever the training split."""
-    return catalog_digest(dataclasses.replace(catalog, train=None))
-
-
-def sizes_digest(catalog: Catalog) -> str:
-    """SHA-256 over the sizes in bytes of what is evaluated: images that were replaced under their names show in it."""
-    splits = dataclasses.replace(catalog, train=None).splits()
-    sizes = [source_stat(path)[0] for split in splits for path in split.paths]
-    return hashlib.sha256(np.array(sizes, "<i8").tobytes()).hexdigest()
 
 
 def _open(config: Config, fresh: bool, made: list[Path]) -> Path:

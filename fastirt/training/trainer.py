@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from fastirt.config.options import Config
 from fastirt.datasets import Catalog
+from fastirt.datasets.digest import catalog_digest
 from fastirt.distributed.ranks import ALONE, Ranks
 from fastirt.errors import UserError
-from fastirt.images.packed_store import catalog_digest
 from fastirt.loading.cached_train_loader import CachedTrainLoader, train_loader
 from fastirt.loading.train_loader import Batch
 from fastirt.model.encoder import Encoder, save_model

@@ -14,7 +14,7 @@ from pathlib import Path
 import fastirt.commands
 import fastirt.training.consistency
 from fastirt.cli import main
-from fastirt.model.encoder import build_encoder
+from fastirt.model.build import build_encoder
 from fastirt.step.train_step import TrainStep
 
 

@@ -6,7 +6,7 @@ import sys
 import torch
 
 from fastirt.distributed.ranks import Ranks
-from fastirt.model.encoder import build_encoder
+from fastirt.model.build import build_encoder
 from fastirt.step.train_step import TrainStep
 from test_step import MEAN, STD, config_with, make_batch
 

@@ -1,0 +1,50 @@
+"""What a data set's images are, in one number: names, classes, sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+
+import numpy as np
+
+from fastirt.datasets.records import Catalog, Split
+
+
+def relative_names(catalog: Catalog, split: Split) -> list[str]:
+    """The split's paths relative to the data set's folder, with forward slashes."""
+    prefix = catalog.root.rstrip(os.sep) + os.sep
+    return [
+        path[len(prefix) :] if path.startswith(prefix) else os.path.relpath(path, catalog.root) for path in split.paths
+    ]
+
+
+def catalog_digest(catalog: Catalog) -> str:
+    """SHA-256 over the split, relative path and class of every picture; the place of the folder does not count."""
+    digest = hashlib.sha256()
+    classes = [os.fsencode(name) for name in catalog.class_names]
+    for split in catalog.splits():
+        for name, label in zip(relative_names(catalog, split), split.labels):
+            digest.update(b"\0".join((split.name.encode(), os.fsencode(name), classes[label])) + b"\0\n")
+    return digest.hexdigest()
+
+
+def source_stat(path: str) -> tuple[int, int]:
+    """Size in bytes and time of change in nanoseconds; (-1, -1) for a file that is not there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def evaluation_digest(catalog: Catalog) -> str:
+    """`catalog_digest` of what is evaluated, whatever the training split."""
+    return catalog_digest(dataclasses.replace(catalog, train=None))
+
+
+def sizes_digest(catalog: Catalog) -> str:
+    """SHA-256 over the sizes in bytes of what is evaluated: images that were replaced under their names show in it."""
+    splits = dataclasses.replace(catalog, train=None).splits()
+    sizes = [source_stat(path)[0] for split in splits for path in split.paths]
+    return hashlib.sha256(np.array(sizes, "<i8").tobytes()).hexdigest()
