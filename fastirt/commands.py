@@ -11,33 +11,30 @@ from typing import Any, Iterator, Optional, Sequence
 
 import torch
 
-from fastirt.config.options import RECIPES, TRAINING_OPTIONS, Config
-from fastirt.config.presets import resolve, scaled_resize
-from fastirt.config.validate import choose_device, validate
+from fastirt.config.options import TRAINING_OPTIONS, Config
 from fastirt.datasets import Catalog, check_ranks, load_catalog, reachable, warn_of_copies
 from fastirt.datasets.digest import catalog_digest
+from fastirt.distributed.device import choose_device
 from fastirt.distributed.ranks import Ranks
 from fastirt.errors import UserError
 from fastirt.images.packed_store import PackedStore
 from fastirt.model.build import build_encoder
-from fastirt.model.encoder import Encoder, description, normalization_constants, save_model
-from fastirt.model.precision import resolve_precision
-from fastirt.model.weights.load import read_model_metadata
+from fastirt.model.encoder import Encoder, normalization_constants
+from fastirt.model.save import save_model
 from fastirt.model.weights.timm_line import NO_LINE, loading_line
 from fastirt.objective.cross_batch_memory import memory_size
 from fastirt.retrieval.evaluate import evaluate
 from fastirt.retrieval.report import table, write_metrics
-from fastirt.training import checkpoint
+from fastirt.run_config import ARCHITECTURE, _described, _fresh, _ready, _with_flags
 from fastirt.training.consistency import check_start
-from fastirt.training.run_folder import holds_images_of, read_config, read_tree, run_folder, write_config
+from fastirt.training.resume import _restarted, _resume_from
+from fastirt.training.run_folder import holds_images_of, read_config, run_folder, write_config
 from fastirt.training.trainer import Trainer
 
 log = logging.getLogger("fastirt")
 
 # Options that leave the figures of an evaluation as the run had them.
 RESULT_NEUTRAL = {"device", "num_workers", "pin_mem", "eval_batch_size", "search"}
-# What training from a model file takes over from it: the architecture, not the recipe.
-ARCHITECTURE = {"model", "model_kwargs", "pooling", "input_size"}
 
 
 def train(flags: dict[str, Any], ranks: Ranks) -> int:
@@ -188,113 +185,6 @@ def summary(config: Config, catalog: Catalog, encoder: Encoder, folder: Path) ->
         f"{config.method} ({config.recipe}): {config.model.model}, {millions:.2f} M parameters; "
         f"{config.data.dataset}: {splits} images; {config.run.device}; into {folder}"
     )
-
-
-def _restarted(flags: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
-    """The flags as they were meant when torchrun starts the same command again after a failure (--max-restarts): go on.
-
-    Without --output-dir the folder is then named after the job, so that the next attempt finds it. An agent counts its own ranks' failures
-    alone, so the largest count is taken; the run's folder remembers its job, since an attempt may also have been refused a folder of another.
-    """
-    mine = [os.environ.get(f"TORCHELASTIC_{name}") for name in ("RUN_ID", "MAX_RESTARTS", "RESTART_COUNT")]
-    everyone = ranks.gather_json(mine)
-    job, most, attempts = mine[0], *(max(int(other[i] or 0) for other in everyone) for i in (1, 2))
-    if not job or not most:
-        return flags
-    if not flags.get("resume") and not flags.get("output_dir"):
-        if job == "none":
-            raise ranks.once(
-                "torchrun --max-restarts: pass --output-dir too, or the next attempt cannot find this one's checkpoints"
-            )
-        flags = {**flags, "output_dir": str(Path("outputs") / f"job-{job}")}
-    folder = Path(flags.get("output_dir") or flags["resume"])
-    folder = folder.parent.parent if folder.is_file() else folder  # --resume RUN/checkpoints/step_N.safetensors
-
-    def goes_on() -> bool:
-        return read_tree(folder).get("job") in (None, job) and (
-            "resume" not in flags or checkpoint.find(folder) is not None
-        )
-
-    return {**flags, "output_dir": str(folder), "resume": ""} if attempts and ranks.from_first(goes_on) else flags
-
-
-def _resume_from(flags: dict[str, Any]) -> Optional[Path]:
-    """The checkpoint to go on from, or None. `--resume` alone means --output-dir, where nothing yet is a fresh start."""
-    if "resume" not in flags:
-        return None
-    where = flags["resume"] or flags.get("output_dir")
-    if not where:
-        raise UserError("--resume needs a run folder: --resume FOLDER, or --output-dir FOLDER --resume")
-    found = checkpoint.find(Path(where))
-    if found is None:
-        if flags["resume"]:
-            raise UserError(
-                f"--resume {where}: no checkpoint there (looked for {Path(where) / 'checkpoints'}/step_*.safetensors)"
-            )
-        log.info("no checkpoint in %s yet: starting from step 0", where)
-    return found
-
-
-def _with_flags(stored: Config, folder: Path, flags: dict[str, Any]) -> Config:
-    """The configuration of an earlier run in `folder`, with the flags of now on top."""
-    resize_size = scaled_resize(flags, stored.input.input_size, stored.input.resize_size)
-    own = {"output_dir": str(folder), "device": None, "resize_size": resize_size}
-    return stored.replace(**{**own, **flags, "resume": None})
-
-
-def _fresh(flags: dict[str, Any], command: str, ranks: Ranks) -> Config:
-    """The configuration that the flags mean. The images of a packed store are resized already: unless a recipe is named, theirs counts."""
-    config = resolve(flags, command)
-    if config.data.packed is None or "recipe" in flags:
-        return config
-    header = PackedStore.open(config.data.packed).header
-    names = {"resize", "resize_size", "orientation"} & (set(header) - set(flags))
-    if "input_size" in flags:  # the recipe's resize goes with it: a store of another size is refused
-        names.discard("resize_size")
-    taken = {name: header[name] for name in sorted(names) if header[name] != getattr(config.input, name)}
-    if taken and ranks.first:
-        theirs = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in taken.items())
-        log.warning("%s was packed with %s: taken instead of the recipe's", config.data.packed, theirs)
-    return config.replace(**taken)
-
-
-def _ready(config: Config, device: torch.device, ranks: int = 1) -> Config:
-    """Checked, with the device and what follows from it filled in."""
-    validate(config, ranks)
-    precision = config.model.precision
-    if precision == "auto":
-        precision = "bf16" if resolve_precision(precision, device) == torch.bfloat16 else "fp32"
-    torch.backends.cudnn.allow_tf32 = precision != "fp32"  # the patch embedding is a convolution
-    return _absolute(config.replace(device=str(device), precision=precision))
-
-
-def _absolute(config: Config) -> Config:
-    """Paths as they are seen from anywhere: a stored relative one would name other files in another working folder."""
-    paths = {"data_path": config.data.data_path, "packed": config.data.packed, "log_dir": config.run.log_dir}
-    if _file_of_weights(config.model.weights):
-        paths["weights"] = config.model.weights
-    return config.replace(**{name: path and os.path.abspath(os.path.expanduser(path)) for name, path in paths.items()})
-
-
-def _file_of_weights(weights: Optional[str]) -> Optional[Path]:
-    """The file or folder that --weights names, None where it is a word (`scratch`, whatever is called so here), a tag or missing."""
-    file = Path(os.path.expanduser(weights)) if weights and weights != "scratch" else None
-    return file if file is not None and file.exists() else None
-
-
-def _described(flags: dict[str, Any]) -> dict[str, Any]:
-    """What the model file that the flags name says of itself, as flags; nothing for others. Raises UserError where another model was asked for."""
-    weights = flags.get("weights")
-    file = _file_of_weights(weights)
-    if file is None:
-        return {}
-    state = checkpoint.describe(file) if file.is_file() else {}
-    described = description(Config.from_dict(state["config"])) if "config" in state else read_model_metadata(file)
-    if described and flags.get("model", described["model"]) != described["model"]:
-        raise UserError(f"--model {flags['model']}: {file} says that it is of {described['model']}: leave --model out")
-    if described:
-        described["resize_size"] = scaled_resize(flags, described["input_size"], described["resize_size"])
-    return {name: value for name, value in described.items() if name != "recipe" or value in RECIPES}
 
 
 def _data(config: Config, ranks: Ranks, training: bool) -> tuple[Catalog, Optional[dict[str, Any]]]:

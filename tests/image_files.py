@@ -13,9 +13,9 @@ from fastirt.config.options import InputConfig
 from fastirt.datasets import Catalog, Split
 from fastirt.images.pack import PackedStore, pack
 from fastirt.images.source import FileSource
+from fastirt.loading.cache_budget import make_cache
 from fastirt.loading.cached_train_loader import CachedTrainLoader
-from fastirt.loading.image_cache import make_cache
-from fastirt.loading.train_loader import EvalLoader
+from fastirt.loading.eval_loader import EvalLoader
 
 CPU = torch.device("cpu")
 SIDE = 24

@@ -17,7 +17,8 @@ from fastirt.config.options import InputConfig
 from fastirt.datasets import load_catalog
 from fastirt.errors import UserError
 from fastirt.images.formats.header_check import BadPicture, inspect
-from fastirt.loading.train_loader import EvalLoader, TrainLoader
+from fastirt.loading.eval_loader import EvalLoader
+from fastirt.loading.train_loader import TrainLoader
 
 CPU = torch.device("cpu")
 CONFIG = InputConfig(input_size=16, resize_size=18, num_workers=2)

@@ -17,8 +17,9 @@ from fastirt.images.normalize import normalise
 from fastirt.images.pack import PackedStore, pack
 from fastirt.images.source import FileSource
 from fastirt.loading import image_cache as cache_module
+from fastirt.loading.cache_budget import make_cache, picture_shapes
 from fastirt.loading.cached_train_loader import CachedTrainLoader
-from fastirt.loading.image_cache import PictureCache, make_cache, picture_shapes
+from fastirt.loading.image_cache import PictureCache
 from fastirt.loading.train_loader import TrainLoader
 from fastirt.step.step_input import Stage
 

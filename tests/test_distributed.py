@@ -8,13 +8,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from fastirt.commands import _restarted
 from fastirt.config.options import InputConfig
 from fastirt.distributed import ranks as distributed
-from fastirt.distributed.ranks import ALONE, Ranks, SaidElsewhere
+from fastirt.distributed.failures import SaidElsewhere
+from fastirt.distributed.ranks import ALONE, Ranks
 from fastirt.errors import UserError
 from fastirt.loading import image_cache as cache_module
 from fastirt.training.consistency import check_replicas, checksum
+from fastirt.training.resume import _restarted
 
 CPU = torch.device("cpu")
 

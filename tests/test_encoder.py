@@ -12,8 +12,8 @@ from fastirt.config.options import Config, ModelConfig
 from fastirt.errors import UserError
 from fastirt.model.build import build_encoder
 from fastirt.model.drop_path import MaskedDropPath
-from fastirt.model.encoder import save_model
 from fastirt.model.momentum_encoder import make_twin, momentum_update
+from fastirt.model.save import save_model
 from fastirt.model.weights.load import read_model_metadata
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))

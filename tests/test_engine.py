@@ -7,7 +7,8 @@ import torch
 from torch._dynamo.utils import counters
 
 from fastirt.errors import UserError
-from fastirt.step.engine import CaptureFailed, choose_engine, compiled
+from fastirt.step.cuda_graph import CaptureFailed
+from fastirt.step.engine import choose_engine, compiled
 from fastirt.step.optimizer import load_optimizer, optimizer_state
 from fastirt.step.train_step import LOSS_NAMES
 from fastirt.training import checkpoint

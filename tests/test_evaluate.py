@@ -13,7 +13,8 @@ from fastirt.datasets import Catalog, Split, load_catalog
 from fastirt.distributed.ranks import Ranks
 from fastirt.errors import UserError
 from fastirt.images.source import FileSource
-from fastirt.loading.train_loader import Batch, EvalLoader
+from fastirt.loading.batch import Batch
+from fastirt.loading.eval_loader import EvalLoader
 from fastirt.model.encoder import normalization_constants
 from fastirt.retrieval.embed import embed
 from fastirt.retrieval.evaluate import evaluate

@@ -12,7 +12,8 @@ from conftest import DECODER, TINY, needs_dali
 from fastirt.cli import main
 from fastirt.config.options import InputConfig
 from fastirt.datasets import load_catalog
-from fastirt.loading.train_loader import EvalLoader, TrainLoader
+from fastirt.loading.eval_loader import EvalLoader
+from fastirt.loading.train_loader import TrainLoader
 from fastirt.retrieval.search import search
 from fastirt.step.train_step import PHASES
 from test_step import config_with, make_batch
@@ -144,7 +145,7 @@ def test_pictures_in_the_hosts_memory_are_the_same(pictures, tmp_path):
 
 def test_input_wait_is_the_devices():
     """A loader that takes as long as the device works costs nothing; one that takes longer costs the difference."""
-    from fastirt.training.run_log import InputWait
+    from fastirt.training.throughput import InputWait
 
     def busy(milliseconds):
         torch.cuda._sleep(int(milliseconds * 1.5e6))

@@ -21,7 +21,8 @@ from fastirt.images.normalize import normalise
 from fastirt.images.pack import PackedStore, pack
 from fastirt.images.resize_crop import check_input, crop_corners, crop_offset, resized_size, resized_sizes
 from fastirt.loading.augment import draw_crops
-from fastirt.loading.train_loader import EvalLoader, TrainLoader
+from fastirt.loading.eval_loader import EvalLoader
+from fastirt.loading.train_loader import TrainLoader
 
 CPU = torch.device("cpu")
 SIZES = [(300, 400), (401, 299), (64, 64), (48, 200), (333, 91), (56, 57), (1, 1), (3, 500), (700, 10), (1000, 800)]

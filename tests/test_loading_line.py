@@ -9,7 +9,8 @@ from safetensors import safe_open
 from fastirt.config.options import Config, ModelConfig
 from fastirt.errors import UserError
 from fastirt.model.build import build_encoder
-from fastirt.model.encoder import Encoder, save_model
+from fastirt.model.encoder import Encoder
+from fastirt.model.save import save_model
 from fastirt.model.weights.timm_line import loading_line
 
 FAMILIES = {  # a model, and the side of its images

@@ -25,7 +25,7 @@ from fastirt.errors import UserError
 from fastirt.images.formats.header_check import inspect
 from fastirt.images.formats.jpeg import with_orientation
 from fastirt.images.source import FileSource
-from fastirt.loading.image_cache import picture_shapes
+from fastirt.loading.cache_budget import picture_shapes
 
 EIGHT = range(1, 9)
 

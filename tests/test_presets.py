@@ -9,7 +9,8 @@ from fastirt.cli import build_parser
 from fastirt.config.flags import given
 from fastirt.config.options import Config
 from fastirt.config.presets import resolve
-from fastirt.config.validate import choose_device, validate
+from fastirt.config.validate import validate
+from fastirt.distributed.device import choose_device
 from fastirt.errors import UserError
 
 

@@ -13,7 +13,7 @@ from fastirt.config.options import ModelConfig
 from fastirt.model.build import build_encoder
 from fastirt.model.flops import peak_flops, training_flops
 from fastirt.step.train_step import PHASES
-from fastirt.training.run_log import Throughput
+from fastirt.training.throughput import Throughput
 
 
 def run(pictures, folder, *flags):

@@ -8,7 +8,8 @@ import pytest
 from fastirt.config.options import Config
 from fastirt.errors import UserError
 from fastirt.retrieval.compare_runs import compare_runs
-from fastirt.retrieval.report import PAPER, PUBLIC, PUBLISHED, PUBLISHED_RANKS, table, write_metrics
+from fastirt.retrieval.published_results import PAPER, PUBLIC, PUBLISHED, PUBLISHED_RANKS
+from fastirt.retrieval.report import table, write_metrics
 
 METRICS = {"recall@1": 0.7, "recall@10": 0.8, "map@r": 0.3, "r_precision": 0.4, "queries": 60502, "gallery": 60502}
 

@@ -12,7 +12,8 @@ from fastirt.errors import UserError
 from fastirt.retrieval import search as search_module
 from fastirt.retrieval.compare_runs import compare_runs
 from fastirt.retrieval.metrics import retrieval_metrics
-from fastirt.retrieval.report import PUBLISHED, table, write_metrics
+from fastirt.retrieval.published_results import PUBLISHED
+from fastirt.retrieval.report import table, write_metrics
 from fastirt.retrieval.search import search
 
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from conftest import TINY_KWARGS
 from fastirt.config.options import Config
 from fastirt.kernels.reference import koleo, pair_loss
-from fastirt.loading.train_loader import Batch
+from fastirt.loading.batch import Batch
 from fastirt.model.build import build_encoder
 from fastirt.step.optimizer import learning_rate
 from fastirt.step.train_step import LOSS_NAMES, TrainStep

@@ -242,7 +242,7 @@ def test_evaluation_with_other_flags_leaves_the_runs_own_figures_alone(pictures,
 
 
 def test_two_processes_do_not_train_in_one_folder(pictures, tmp_path, capsys):
-    from fastirt.training.trainer import _lock
+    from fastirt.training.run_folder import _lock
 
     (tmp_path / "run").mkdir()
     held = _lock(tmp_path / "run")

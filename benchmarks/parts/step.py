@@ -17,7 +17,7 @@ from benchmarks.results import Results, figure_of
 from benchmarks.rounds import in_turns, launches
 from benchmarks.timing import reason, release
 from fastirt.config.options import Config
-from fastirt.loading.train_loader import Batch
+from fastirt.loading.batch import Batch
 from fastirt.model.build import build_encoder
 from fastirt.model.flops import training_flops
 from fastirt.step.engine import compiled

@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import torch
-
 from fastirt.config.options import Config
-from fastirt.distributed.ranks import ALONE, Ranks
 from fastirt.errors import UserError
 
 AT_LEAST = {  # flag: smallest value that makes sense
@@ -70,28 +67,3 @@ def _check_number(name: str, value: float) -> None:
         raise UserError(f"{flag}: must be at least {AT_LEAST.get(name, 0)}")
     if value > AT_MOST.get(name, math.inf):
         raise UserError(f"{flag}: must be at most {AT_MOST[name]}")
-
-
-def choose_device(name: str | None, ranks: Ranks = ALONE) -> torch.device:
-    """The device asked for, or a GPU where there is one; made torch's current one. Of many ranks, each takes the GPU of its place
-    on the node. Raises UserError naming those present."""
-    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    present = [*gpus, "cpu"]
-    if ranks.many and name and ":" in name:
-        raise UserError(
-            f"--device {name}: {ranks.size} ranks cannot all have it: leave it out, or pass --device cuda or cpu"
-        )
-    if ranks.many and gpus and name in (None, "cuda"):
-        name = gpus[ranks.local_rank % len(gpus)]
-    name = name or (gpus[0] if gpus else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name}: no such device; present: {', '.join(present)}") from None
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda:0")
-    if str(device) not in present:
-        raise UserError(f"--device {name}: no such device; present: {', '.join(present)}")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device

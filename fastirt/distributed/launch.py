@@ -7,7 +7,8 @@ import sys
 import traceback
 from typing import Callable
 
-from fastirt.distributed.ranks import PeerGone, Ranks, SaidElsewhere
+from fastirt.distributed.failures import PeerGone, SaidElsewhere
+from fastirt.distributed.ranks import Ranks
 from fastirt.errors import one_line
 
 

@@ -14,13 +14,14 @@ import socket
 import sys
 import time
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastirt.distributed.collectives import Gathering
+from fastirt.distributed.failures import LINGER, PeerGone, SaidElsewhere, _alive
 from fastirt.distributed.rendezvous import meet
 from fastirt.errors import UserError, first_line
 
@@ -28,15 +29,6 @@ log = logging.getLogger("fastirt")
 
 START_TIMEOUT = timedelta(minutes=10)
 TIMEOUT = timedelta(minutes=30)  # for a rank that hangs; one that dies is noticed at once
-LINGER = 2.0  # seconds that survivors leave to torchrun to see which rank died first
-
-
-class PeerGone(UserError):
-    """Another rank ended, or cannot be reached. Whoever sees this saves nothing and leaves."""
-
-
-class SaidElsewhere(UserError):
-    """Rank 0 failed and says why."""
 
 
 class Ranks:
@@ -297,25 +289,3 @@ def _identity(device: torch.device) -> str:
 
 
 ALONE = Ranks()  # a process that is the only rank; holds nothing
-
-
-class Gathering:
-    """A gather under way."""
-
-    def __init__(self, whole: Tensor, work: Any) -> None:
-        self._whole, self._work = whole, work
-
-    def wait(self) -> Tensor:
-        """The gathered tensor; on a GPU its stream waits, not the host."""
-        if self._work is not None:
-            self._work.wait()
-            self._work = None
-        return self._whole
-
-
-def _alive(pid: int) -> bool:
-    """Whether a process of this node runs; one that nobody has waited for yet does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (OSError, IndexError):
-        return False

@@ -18,8 +18,10 @@ from fastirt.images.prepare import Encoded
 from fastirt.images.resize_crop import crop_corners
 from fastirt.images.source import FileSource, PictureSource
 from fastirt.loading.augment import draw_crops
-from fastirt.loading.image_cache import PictureCache, Views, make_cache, next_missing
-from fastirt.loading.train_loader import Batch, TrainLoader
+from fastirt.loading.batch import Batch
+from fastirt.loading.cache_budget import make_cache
+from fastirt.loading.image_cache import PictureCache, Views, next_missing
+from fastirt.loading.train_loader import TrainLoader
 
 if TYPE_CHECKING:
     from fastirt.datasets import Catalog

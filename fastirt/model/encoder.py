@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +11,6 @@ from torch import Tensor, nn
 
 from fastirt.config.options import Config, ModelConfig
 from fastirt.model.drop_path import replace_drop_paths
-from fastirt.model.weights.load import write_model
-from fastirt.model.weights.timm_line import loading_line
 
 GEM_POWER = 3.0  # Radenovic et al. 2018
 GEM_EPS = 1e-6
@@ -69,33 +65,6 @@ class Encoder(nn.Module):
         """
         device = next(self.vit.parameters()).device
         self.table.draw(seed, step, batch_size, stream, device, first, count)
-
-
-def save_model(encoder: Encoder, path: Path, config: Config) -> None:
-    """The timm model's weights as .safetensors, which the line of `loading_line` loads in plain timm.
-
-    The file's metadata holds that line, and says how pictures get to the model, so that an evaluation of the file alone
-    feeds it as the run did.
-    """
-    own = dataclasses.replace(config, model=encoder.config).replace(input_size=encoder.input_size)
-    write_model(encoder.vit.state_dict(), path, description(own), loading_line(encoder, path))
-
-
-def description(config: Config) -> dict[str, Any]:
-    """What an evaluation of the weights alone needs to know of the run, by option."""
-    return {
-        "method": config.method,
-        "recipe": config.recipe,
-        "model": config.model.model,
-        "model_kwargs": config.model.model_kwargs,
-        "pooling": config.model.pooling,
-        "eval_descriptor": config.model.eval_descriptor,
-        "input_size": config.input.input_size,
-        "resize": config.input.resize,
-        "resize_size": config.input.resize_size,
-        "orientation": config.input.orientation,
-        "normalization": config.input.normalization,
-    }
 
 
 def normalization_constants(config: Config, encoder: Encoder) -> tuple[Sequence[float], Sequence[float]]:

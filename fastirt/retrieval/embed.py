@@ -11,7 +11,7 @@ from tqdm import tqdm
 from fastirt.distributed.ranks import ALONE, Ranks
 from fastirt.errors import UserError
 from fastirt.images.normalize import normalise
-from fastirt.loading.train_loader import EvalLoader
+from fastirt.loading.eval_loader import EvalLoader
 from fastirt.model.encoder import Encoder
 from fastirt.model.precision import autocast
 

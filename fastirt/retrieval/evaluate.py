@@ -12,7 +12,7 @@ from torch import Tensor
 from fastirt.config.options import Config
 from fastirt.datasets import Catalog, Split, check_ranks
 from fastirt.distributed.ranks import ALONE, Ranks
-from fastirt.loading.train_loader import EvalLoader
+from fastirt.loading.eval_loader import EvalLoader
 from fastirt.model.encoder import Encoder, normalization_constants
 from fastirt.model.precision import resolve_precision
 from fastirt.retrieval.embed import Embeddings, embed

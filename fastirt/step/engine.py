@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from typing import Any, Callable
 
@@ -13,14 +12,6 @@ from fastirt.errors import UserError, first_line
 from fastirt.step.optimizer import capturable
 
 log = logging.getLogger("fastirt")
-
-
-class CaptureFailed(UserError):
-    """Something in the step cannot be in a CUDA graph."""
-
-
-WARM_UP = 3  # steps that run before the capture, for libraries and the compiler to set themselves up
-WARM_UP_OF_MANY = 11  # DistributedDataParallel times its buckets in the first ten
 
 
 def choose_engine(name: str, device: torch.device, opt: str, ranks: Ranks = ALONE) -> str:
@@ -60,81 +51,3 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
             ) from error
 
     return call
-
-
-class Capture:
-    """Runs `body` as it is for a few calls, then captures it in a CUDA graph and replays that.
-
-    `body` must do the same work on the same addresses each time and never wait for the device. `forget` after anything that
-    it uses has moved; the next calls warm up and capture anew.
-    """
-
-    def __init__(self, device: torch.device, many: bool = False) -> None:
-        """many: the body talks to other ranks."""
-        self.device, self.enabled = device, True
-        self.warm_up = WARM_UP_OF_MANY if many else WARM_UP
-        self._stream = torch.cuda.Stream(device)
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._calls = 0
-
-    def stream(self) -> torch.cuda.StreamContext:
-        """For what must be made on the stream of the capture."""
-        return torch.cuda.stream(self._stream)
-
-    def forget(self) -> None:
-        self._graph, self._calls = None, 0
-
-    def __call__(self, body: Callable[[], None]) -> None:
-        if not self.enabled or self._calls < self.warm_up:
-            self._calls += 1
-            self._aside(body)
-            return
-        if self._graph is None:
-            self._capture(body)
-        self._graph.replay()
-
-    def _aside(self, body: Callable[[], None]) -> None:
-        """On the stream of the capture, since autograd remembers on which stream a weight was first used."""
-        current = torch.cuda.current_stream(self.device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            body()
-        current.wait_stream(self._stream)
-
-    def _capture(self, body: Callable[[], None]) -> None:
-        torch.cuda.synchronize(self.device)
-        torch.cuda.empty_cache()  # what the warm-up took: the graph has a pool of its own
-        try:
-            # thread_local: the threads that decode pictures go on calling CUDA meanwhile.
-            self._graph = captured(body, self.device, stream=self._stream, capture_error_mode="thread_local")
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise CaptureFailed(
-                f"--engine graph: the step cannot be captured ({first_line(error)}): use --engine compile"
-            ) from error
-
-
-def captured(body: Callable[[], Any], device: torch.device, **options: Any) -> torch.cuda.CUDAGraph:
-    """`body` as a CUDA graph; options are torch.cuda.graph's. Where it breaks, everything is as it was, and the error is body's own."""
-    graph, pool, cause = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), None
-
-    def watched() -> None:
-        nonlocal cause
-        try:
-            body()
-        except Exception as error:
-            cause = error
-            raise
-
-    try:
-        # The outer stream puts the current one back, which torch.cuda.graph does not do where the capture's end fails too.
-        with torch.cuda.stream(torch.cuda.current_stream(device)), torch.cuda.graph(graph, pool=pool, **options):
-            watched()
-    except Exception as error:
-        with contextlib.suppress(
-            RuntimeError
-        ):  # nor does it tell the allocator, which would keep every block that is freed
-            torch._C._cuda_endAllocateToPool(device.index or 0, pool)
-        raise cause or error
-    return graph

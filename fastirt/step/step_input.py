@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastirt.images.normalize import byte_table, whole_views
 from fastirt.kernels.gather import gather_views, look_up
-from fastirt.loading.train_loader import Batch
+from fastirt.loading.batch import Batch
 
 
 class Stage:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastirt.config.options import Config
 from fastirt.distributed.ranks import ALONE, Ranks
-from fastirt.loading.train_loader import Batch
+from fastirt.loading.batch import Batch
 from fastirt.model.bf16_copy import WorkingCopy
 from fastirt.model.encoder import Encoder
 from fastirt.model.momentum_encoder import make_twin, momentum_update
@@ -20,7 +20,8 @@ from fastirt.model.precision import autocast, resolve_precision
 from fastirt.objective.cross_batch_memory import Memory, Written, memory_size
 from fastirt.objective.global_loss import Against, GlobalLoss
 from fastirt.objective.retrieval_loss import Losses, _objective
-from fastirt.step.engine import Capture, CaptureFailed, choose_engine, compiled
+from fastirt.step.cuda_graph import Capture, CaptureFailed
+from fastirt.step.engine import choose_engine, compiled
 from fastirt.step.gradient_sync import _Summed
 from fastirt.step.optimizer import build_optimizer, clip_gradients, held_step, learning_rate, set_learning_rate
 from fastirt.step.step_input import Stage

@@ -12,10 +12,10 @@ from typing import Any, Iterable, Iterator, Optional
 
 import torch
 
-from fastirt.loading.train_loader import Batch
-from fastirt.step.engine import WARM_UP
+from fastirt.loading.batch import Batch
+from fastirt.step.cuda_graph import WARM_UP
 from fastirt.step.train_step import PHASES, TrainStep
-from fastirt.training.run_log import InputWait
+from fastirt.training.throughput import InputWait
 
 log = logging.getLogger("fastirt")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Iterator, Optional
+from typing import IO, Any, Iterator, Optional
 
 import torch
 
@@ -131,3 +132,16 @@ def _is_barren(folder: Path) -> bool:
         return names <= BARREN and not (log.exists() and log.stat().st_size)
     except OSError:
         return False
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Hold the run's folder until the process ends. Raises UserError where another process trains in it."""
+    file = open(folder / ".lock", "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UserError(
+            f"{folder}: another process is training in it: wait for it, or choose another --output-dir"
+        ) from None
+    return file

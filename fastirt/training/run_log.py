@@ -6,12 +6,9 @@ import json
 import logging
 import math
 import sys
-import time
-from collections import deque
 from pathlib import Path
-from typing import Any, Callable, Iterator, TypeVar
+from typing import Any, TypeVar
 
-import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -82,95 +79,6 @@ class NoLog:
     def losses(self, row: dict[str, Any], lambda_reg: float) -> None: ...
 
     def close(self) -> None: ...
-
-
-class InputWait:
-    """How long the device stood still for want of a batch.
-
-    On a CPU that is the time until a batch is there. A GPU works behind the host, which may wait for a batch while the device is busy: there
-    no more counts than the gap, on the device's own clock, between the end of a step and the moment at which the next batch was there.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.on_gpu = device.type == "cuda"
-        self._seconds = 0.0
-        self._open: deque[tuple[float, Any, Any]] = (
-            deque()
-        )  # (host's wait, events before and after it) not yet reached by the device
-
-    def follow(self, batches: Iterator[T]) -> Iterator[T]:
-        """The same batches; the consumer does a step with each."""
-        while True:
-            ended, before = self.now(), time.perf_counter()
-            batch = next(batches, None)
-            waited = time.perf_counter() - before
-            if batch is None:
-                return
-            if self.on_gpu:
-                self._open.append((waited, ended, self.now()))
-            else:
-                self._seconds += waited
-            yield batch
-
-    def read(self) -> float:
-        """Seconds since the last reading, as far as the device has come; waits for nothing."""
-        while self._open and self._open[0][2].query():
-            waited, ended, there = self._open.popleft()
-            self._seconds += min(waited, ended.elapsed_time(there) / 1e3)
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
-
-    def now(self) -> Any:
-        """An event that the device passes when it has done all that it was given; None on a CPU."""
-        if not self.on_gpu:
-            return None
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-
-class Throughput:
-    """Images per second, utilisation, input wait and time left, each over the time since the last reading.
-
-    flops: of one image in a step; peak: FLOP/s that the device could do. `waiting` wraps the batches.
-    """
-
-    def __init__(self, batch_size: int, flops: float, peak: float, device: torch.device) -> None:
-        self.batch_size, self.flops, self.peak = batch_size, flops, peak
-        self._wait = InputWait(device)
-        self._start, self._steps = self._now(), 0
-        self.waiting = self._wait.follow
-
-    def tick(self) -> None:
-        self._steps += 1
-
-    def read(self, steps_left: int) -> Callable[[], dict[str, float]]:
-        """Ends the window. The result gives imgs_per_s, mfu and input_wait (shares of 1) and seconds_left; on a GPU only once
-        the device has come as far as the host was here: the host's clock alone would time how fast steps are launched.
-        """
-        before, steps, waited = self._start, self._steps, self._wait.read()
-        self._start, self._steps = self._now(), 0
-        after = self._start
-        return lambda: self._numbers(max(_seconds(before, after), 1e-9), steps, waited, steps_left)
-
-    def _numbers(self, elapsed: float, steps: int, waited: float, steps_left: int) -> dict[str, float]:
-        rate = steps / elapsed
-        images = rate * self.batch_size
-        self.peak = max(self.peak, images * self.flops)  # a CPU's is an estimate, from one kind of product
-        return {
-            "imgs_per_s": round(images, 1),
-            "mfu": round(images * self.flops / self.peak, 4),
-            "input_wait": round(min(1.0, waited / elapsed), 4),
-            "seconds_left": round(steps_left / rate, 1) if rate else math.inf,
-        }
-
-    def _now(self) -> Any:
-        return self._wait.now() if self._wait.on_gpu else time.perf_counter()
-
-
-def _seconds(before: Any, after: Any) -> float:
-    """Between two times of the host, or two events that the device has passed."""
-    return after - before if isinstance(after, float) else before.elapsed_time(after) / 1e3
 
 
 def cut_back(path: Path, step: int, redo: bool = False) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 from collections import deque
 from pathlib import Path
 from typing import IO, Any, Callable, Iterator, Optional
@@ -19,26 +17,25 @@ from fastirt.datasets import Catalog
 from fastirt.datasets.digest import catalog_digest
 from fastirt.distributed.ranks import ALONE, Ranks
 from fastirt.errors import UserError
+from fastirt.loading.batch import Batch
 from fastirt.loading.cached_train_loader import CachedTrainLoader, train_loader
-from fastirt.loading.train_loader import Batch
-from fastirt.model.encoder import Encoder, save_model
+from fastirt.model.encoder import Encoder
 from fastirt.model.flops import peak_flops, training_flops
+from fastirt.model.save import save_model
 from fastirt.step.async_metrics import Readout
 from fastirt.step.optimizer import learning_rate, load_optimizer, optimizer_state
 from fastirt.step.train_step import TrainStep
 from fastirt.training import checkpoint
 from fastirt.training.consistency import check_replicas
 from fastirt.training.profiler import Profile
-from fastirt.training.run_log import NoLog, RunLog, Throughput
+from fastirt.training.resume import compatible
+from fastirt.training.run_folder import _lock
+from fastirt.training.run_log import NoLog, RunLog
 from fastirt.training.signals import Interrupted, Stopper
+from fastirt.training.throughput import Throughput
 
 log = logging.getLogger("fastirt")
 
-# May differ between a run and its resumption: they change neither the pictures nor the arithmetic.
-FREE_ON_RESUME = set(
-    "output_dir log_dir logging_freq save_freq keep resume device num_workers pin_mem max_bad data_path "
-    "rank eval_split eval_freq eval_batch_size search weights eval_descriptor engine cache profile memory_sharded check_freq".split()
-)
 NON_FINITE = 1000  # what a rank tells the others instead of a signal
 Evaluate = Callable[[Encoder], dict[str, Any]]
 
@@ -316,28 +313,3 @@ class Trainer:
         row = self.readout.answer(wait)
         if row is not None:
             self.log.losses({**row, **self._speed()}, self.config.objective.lambda_reg)
-
-
-def compatible(saved: Config, now: Config, path: Path) -> None:
-    """Refuse to resume under another configuration, naming each difference."""
-    free = set(FREE_ON_RESUME)
-    if saved.data.packed:
-        saved = saved.replace(packed=os.path.abspath(saved.data.packed))  # older runs kept it relative
-    if now.optim.sched == "constant":
-        free.add("max_iter")
-    different = [line for line in saved.difference(now) if line.split(":")[0] not in free]
-    if different:
-        raise UserError(f"{path}: belongs to another configuration (saved, now): {'; '.join(different)}")
-
-
-def _lock(folder: Path) -> IO[str]:
-    """Hold the run's folder until the process ends. Raises UserError where another process trains in it."""
-    file = open(folder / ".lock", "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise UserError(
-            f"{folder}: another process is training in it: wait for it, or choose another --output-dir"
-        ) from None
-    return file

@@ -1,0 +1,128 @@
+"""Whether the decoded images of a split fit into a memory, and which."""
+
+from __future__ import annotations
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastirt.config.options import InputConfig
+from fastirt.distributed.ranks import ALONE, Ranks
+from fastirt.images.prepare import stored_size
+from fastirt.images.resize_crop import check_shape, resized_size
+from fastirt.images.source import PictureSource
+from fastirt.loading.image_cache import PictureCache
+
+log = logging.getLogger("fastirt")
+
+
+SHARE = {"device": 0.4, "host": 0.5}  # of the free memory that `auto` may take; training needs the rest
+
+
+def make_cache(
+    where: str,
+    source: PictureSource,
+    input: InputConfig,
+    device: torch.device,
+    bad: frozenset[int] = frozenset(),
+    ranks: Ranks = ALONE,
+) -> PictureCache | None:
+    """The cache that `--cache` asks for, or None. `auto`: the device's memory where SHARE of what is free is enough, else the
+    host's likewise, else none. Raises UserError where one that was asked for does not fit at all."""
+    if where == "none":
+        return None
+    places = ("device", "host") if device.type == "cuda" else ("host",)  # without a GPU they are one
+    where = "host" if where == "device" and "device" not in places else where
+    smallest = len(source) * input.resize_size**2 * 3
+    mine = {place: free_memory(place, device) for place in places}
+    if "host" in mine and ranks.many:  # each rank of a node keeps all pictures
+        mine["host"] //= ranks.local_size
+    everyone = ranks.gather_json(mine)  # before any of them takes its share
+    room = {place: min(other.get(place, 0) for other in everyone) for place in places}
+    fits = [place for place in places if smallest <= SHARE[place] * room[place]]
+    if where == "auto" and not fits:
+        _say_none(smallest, room)
+        return None
+    shapes = picture_shapes(source, input, bad, ranks)
+    needed = max(ranks.gather_json(int(shapes.prod(1).sum()) * 3))  # one may not see a file that another sees
+    if where == "auto":
+        where = next((place for place in fits if needed <= SHARE[place] * room[place]), "none")
+        if where == "none":
+            _say_none(needed, room)
+            return None
+    elif needed > 0.95 * room[where]:
+        raise ranks.once(
+            f"--cache {where}: {needed / 2**30:.1f} GiB of pictures, {room[where] / 2**30:.1f} GiB are free: use --cache auto or none"
+        )
+    log.info("cache: %d pictures, %.2f GiB in %s memory", len(source), needed / 2**30, _NAMES[where])
+    return PictureCache(shapes, device, where)
+
+
+_NAMES = {"device": "the device's", "host": "the host's"}
+
+
+def _say_none(needed: int, room: dict[str, int]) -> None:
+    free = ", ".join(f"{_NAMES[place]} has {bytes / 2**30:.1f} GiB free" for place, bytes in room.items())
+    log.info("cache: none, %.1f GiB of pictures are too much (%s): every epoch decodes anew", needed / 2**30, free)
+
+
+def free_memory(place: str, device: torch.device) -> int:
+    """Bytes that could be taken now on the "device" or the "host", there within a container's limit."""
+    if place == "device":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in _text("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        if (most := _text(limit).strip()).isdigit() and (now := _text(used).strip()).isdigit():
+            files = [
+                line.split()[1]
+                for line in _text(f"{Path(limit).parent}/memory.stat").splitlines()
+                if "inactive_file" in line
+            ]
+            free = min(free, int(most) - int(now) + int(files[-1] if files else 0))  # file pages give way
+    return max(free, 0)
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def picture_shapes(
+    source: PictureSource, input: InputConfig, bad: frozenset[int] = frozenset(), ranks: Ranks = ALONE
+) -> np.ndarray:
+    """(P, 2) int64 (height, width) after the resize; (0, 0) for bad pictures. Reads file headers only where they decide."""
+    count, side = len(source), input.resize_size
+    if input.resize == "square":
+        shapes = np.full((count, 2), side, np.int64)
+        shapes[list(bad)] = 0
+        return shapes
+    with ThreadPoolExecutor(ranks.threads(input.num_workers)) as pool:
+        sizes = pool.map(
+            lambda row: (0, 0) if row in bad else _size(source, row, input.orientation), range(count), chunksize=64
+        )
+        resized = [resized_size(*size, input.resize, side) if size[0] else (0, 0) for size in sizes]
+        return np.array(resized, np.int64).reshape(-1, 2)
+
+
+def _size(source: PictureSource, row: int, orientation: str) -> tuple[int, int]:
+    """(height, width) before the resize, upright with orientation "exif"; (0, 0) for an unreadable image, reported when it is read."""
+    if hasattr(source, "size"):  # a packed store knows
+        return source.size(row)
+    try:
+        height, width = stored_size(source.path(row), orientation)
+        check_shape(height, width, "shorter")
+    except Exception:  # Pillow raises nearly anything on a broken file
+        return 0, 0
+    return height, width

@@ -1,0 +1,89 @@
+"""From flags to the configuration of a command: presets, an earlier run, a model file, a packed store."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+
+from fastirt.config.options import RECIPES, Config
+from fastirt.config.presets import resolve, scaled_resize
+from fastirt.config.validate import validate
+from fastirt.distributed.ranks import Ranks
+from fastirt.errors import UserError
+from fastirt.images.packed_store import PackedStore
+from fastirt.model.precision import resolve_precision
+from fastirt.model.save import description
+from fastirt.model.weights.load import read_model_metadata
+from fastirt.training import checkpoint
+
+log = logging.getLogger("fastirt")
+
+
+# What training from a model file takes over from it: the architecture, not the recipe.
+ARCHITECTURE = {"model", "model_kwargs", "pooling", "input_size"}
+
+
+def _with_flags(stored: Config, folder: Path, flags: dict[str, Any]) -> Config:
+    """The configuration of an earlier run in `folder`, with the flags of now on top."""
+    resize_size = scaled_resize(flags, stored.input.input_size, stored.input.resize_size)
+    own = {"output_dir": str(folder), "device": None, "resize_size": resize_size}
+    return stored.replace(**{**own, **flags, "resume": None})
+
+
+def _fresh(flags: dict[str, Any], command: str, ranks: Ranks) -> Config:
+    """The configuration that the flags mean. The images of a packed store are resized already: unless a recipe is named, theirs counts."""
+    config = resolve(flags, command)
+    if config.data.packed is None or "recipe" in flags:
+        return config
+    header = PackedStore.open(config.data.packed).header
+    names = {"resize", "resize_size", "orientation"} & (set(header) - set(flags))
+    if "input_size" in flags:  # the recipe's resize goes with it: a store of another size is refused
+        names.discard("resize_size")
+    taken = {name: header[name] for name in sorted(names) if header[name] != getattr(config.input, name)}
+    if taken and ranks.first:
+        theirs = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in taken.items())
+        log.warning("%s was packed with %s: taken instead of the recipe's", config.data.packed, theirs)
+    return config.replace(**taken)
+
+
+def _ready(config: Config, device: torch.device, ranks: int = 1) -> Config:
+    """Checked, with the device and what follows from it filled in."""
+    validate(config, ranks)
+    precision = config.model.precision
+    if precision == "auto":
+        precision = "bf16" if resolve_precision(precision, device) == torch.bfloat16 else "fp32"
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"  # the patch embedding is a convolution
+    return _absolute(config.replace(device=str(device), precision=precision))
+
+
+def _absolute(config: Config) -> Config:
+    """Paths as they are seen from anywhere: a stored relative one would name other files in another working folder."""
+    paths = {"data_path": config.data.data_path, "packed": config.data.packed, "log_dir": config.run.log_dir}
+    if _file_of_weights(config.model.weights):
+        paths["weights"] = config.model.weights
+    return config.replace(**{name: path and os.path.abspath(os.path.expanduser(path)) for name, path in paths.items()})
+
+
+def _file_of_weights(weights: Optional[str]) -> Optional[Path]:
+    """The file or folder that --weights names, None where it is a word (`scratch`, whatever is called so here), a tag or missing."""
+    file = Path(os.path.expanduser(weights)) if weights and weights != "scratch" else None
+    return file if file is not None and file.exists() else None
+
+
+def _described(flags: dict[str, Any]) -> dict[str, Any]:
+    """What the model file that the flags name says of itself, as flags; nothing for others. Raises UserError where another model was asked for."""
+    weights = flags.get("weights")
+    file = _file_of_weights(weights)
+    if file is None:
+        return {}
+    state = checkpoint.describe(file) if file.is_file() else {}
+    described = description(Config.from_dict(state["config"])) if "config" in state else read_model_metadata(file)
+    if described and flags.get("model", described["model"]) != described["model"]:
+        raise UserError(f"--model {flags['model']}: {file} says that it is of {described['model']}: leave --model out")
+    if described:
+        described["resize_size"] = scaled_resize(flags, described["input_size"], described["resize_size"])
+    return {name: value for name, value in described.items() if name != "recipe" or value in RECIPES}

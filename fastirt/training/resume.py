@@ -1,0 +1,79 @@
+"""Which checkpoint a run goes on from, and whether it may."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, Optional
+
+from fastirt.config.options import Config
+from fastirt.distributed.ranks import Ranks
+from fastirt.errors import UserError
+from fastirt.training import checkpoint
+from fastirt.training.run_folder import read_tree
+
+log = logging.getLogger("fastirt")
+
+# May differ between a run and its resumption: they change neither the pictures nor the arithmetic.
+FREE_ON_RESUME = set(
+    "output_dir log_dir logging_freq save_freq keep resume device num_workers pin_mem max_bad data_path "
+    "rank eval_split eval_freq eval_batch_size search weights eval_descriptor engine cache profile memory_sharded check_freq".split()
+)
+
+
+def compatible(saved: Config, now: Config, path: Path) -> None:
+    """Refuse to resume under another configuration, naming each difference."""
+    free = set(FREE_ON_RESUME)
+    if saved.data.packed:
+        saved = saved.replace(packed=os.path.abspath(saved.data.packed))  # older runs kept it relative
+    if now.optim.sched == "constant":
+        free.add("max_iter")
+    different = [line for line in saved.difference(now) if line.split(":")[0] not in free]
+    if different:
+        raise UserError(f"{path}: belongs to another configuration (saved, now): {'; '.join(different)}")
+
+
+def _restarted(flags: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """The flags as they were meant when torchrun starts the same command again after a failure (--max-restarts): go on.
+
+    Without --output-dir the folder is then named after the job, so that the next attempt finds it. An agent counts its own ranks' failures
+    alone, so the largest count is taken; the run's folder remembers its job, since an attempt may also have been refused a folder of another.
+    """
+    mine = [os.environ.get(f"TORCHELASTIC_{name}") for name in ("RUN_ID", "MAX_RESTARTS", "RESTART_COUNT")]
+    everyone = ranks.gather_json(mine)
+    job, most, attempts = mine[0], *(max(int(other[i] or 0) for other in everyone) for i in (1, 2))
+    if not job or not most:
+        return flags
+    if not flags.get("resume") and not flags.get("output_dir"):
+        if job == "none":
+            raise ranks.once(
+                "torchrun --max-restarts: pass --output-dir too, or the next attempt cannot find this one's checkpoints"
+            )
+        flags = {**flags, "output_dir": str(Path("outputs") / f"job-{job}")}
+    folder = Path(flags.get("output_dir") or flags["resume"])
+    folder = folder.parent.parent if folder.is_file() else folder  # --resume RUN/checkpoints/step_N.safetensors
+
+    def goes_on() -> bool:
+        return read_tree(folder).get("job") in (None, job) and (
+            "resume" not in flags or checkpoint.find(folder) is not None
+        )
+
+    return {**flags, "output_dir": str(folder), "resume": ""} if attempts and ranks.from_first(goes_on) else flags
+
+
+def _resume_from(flags: dict[str, Any]) -> Optional[Path]:
+    """The checkpoint to go on from, or None. `--resume` alone means --output-dir, where nothing yet is a fresh start."""
+    if "resume" not in flags:
+        return None
+    where = flags["resume"] or flags.get("output_dir")
+    if not where:
+        raise UserError("--resume needs a run folder: --resume FOLDER, or --output-dir FOLDER --resume")
+    found = checkpoint.find(Path(where))
+    if found is None:
+        if flags["resume"]:
+            raise UserError(
+                f"--resume {where}: no checkpoint there (looked for {Path(where) / 'checkpoints'}/step_*.safetensors)"
+            )
+        log.info("no checkpoint in %s yet: starting from step 0", where)
+    return found
