@@ -9,7 +9,7 @@ from typing import Iterator
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to; on success it becomes `path`, durably and with the usual permissions."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, Optional, Sequence
 from fastirt import __version__
 from fastirt.config.flags import FOOTNOTE, add_config, add_field, add_presets, given, suggestion
 from fastirt.config.options import Config
-from fastirt.errors import one_line
+from fastirt.errors import user_message
 
 log = logging.getLogger("fastirt")
 
@@ -54,7 +54,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(f"fastirt {command}: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if (told := one_line(error)) is None:
+        if (told := user_message(error)) is None:
             raise
         print(f"fastirt {command}: error: {told}", file=sys.stderr)
         return 2

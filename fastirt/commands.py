@@ -12,7 +12,7 @@ from typing import Any, Iterator, Optional, Sequence
 import torch
 
 from fastirt.config.options import TRAINING_OPTIONS, Config
-from fastirt.datasets import Catalog, check_ranks, load_catalog, reachable, warn_of_copies
+from fastirt.datasets import Catalog, check_recall_ks, load_catalog, reachable, warn_of_copies
 from fastirt.datasets.digest import catalog_digest
 from fastirt.distributed.device import choose_device
 from fastirt.distributed.ranks import Ranks
@@ -26,7 +26,7 @@ from fastirt.objective.cross_batch_memory import memory_size
 from fastirt.retrieval.evaluate import evaluate
 from fastirt.retrieval.report import table, write_metrics
 from fastirt.run_config import ARCHITECTURE, _described, _fresh, _ready, _with_flags
-from fastirt.training.consistency import check_start
+from fastirt.training.consistency import check_same_setup
 from fastirt.training.resume import _restarted, _resume_from
 from fastirt.training.run_folder import holds_images_of, read_config, run_folder, write_config
 from fastirt.training.trainer import Trainer
@@ -34,7 +34,7 @@ from fastirt.training.trainer import Trainer
 log = logging.getLogger("fastirt")
 
 # Options that leave the figures of an evaluation as the run had them.
-RESULT_NEUTRAL = {"device", "num_workers", "pin_mem", "eval_batch_size", "search"}
+RESULT_NEUTRAL_OPTIONS = {"device", "num_workers", "pin_mem", "eval_batch_size", "search"}
 
 
 def train(flags: dict[str, Any], ranks: Ranks) -> int:
@@ -42,7 +42,7 @@ def train(flags: dict[str, Any], ranks: Ranks) -> int:
     device = choose_device(flags.get("device"), ranks)
     ranks.start(device)
     flags = _restarted(flags, ranks)
-    found = ranks.from_first(lambda: str(_resume_from(flags) or ""))
+    found = ranks.run_on_main(lambda: str(_resume_from(flags) or ""))
     resume = Path(found) if found else None
     if resume:
         folder = resume.parent.parent
@@ -50,7 +50,7 @@ def train(flags: dict[str, Any], ranks: Ranks) -> int:
     else:
         described = _described(flags)
         config = _fresh({**{name: described[name] for name in ARCHITECTURE & set(described)}, **flags}, "train", ranks)
-    config = _ready(config, device, ranks.size)
+    config = _ready(config, device, ranks.world_size)
     log.info("train: %s, %s%s", config.method, config.describe_input(), f"; resumes {resume}" if resume else "")
     catalog, store = _data(config, ranks, training=config.optim.max_iter > 0)
     _fits(config, catalog)
@@ -70,12 +70,12 @@ def _train_in(
     recall_at: Sequence[int],
 ) -> int:
     config = config.replace(output_dir=str(folder), resume=None)
-    if resume is None and ranks.first:
+    if resume is None and ranks.is_main:
         (folder / "bad_pictures.csv").unlink(missing_ok=True)  # of an attempt that got nowhere
     torch.manual_seed(config.run.seed)
     model = dataclasses.replace(config.model, weights="scratch") if resume else config.model
     encoder = build_encoder(model, config.input.input_size)
-    check_start(ranks, config, catalog, encoder)
+    check_same_setup(ranks, config, catalog, encoder)
     log.info("%s", summary(config, catalog, encoder, folder))
 
     def measure(model: Encoder) -> dict[str, Any]:
@@ -98,16 +98,16 @@ def _train_in(
             resume=resume,
             ranks=ranks,
         )
-        ranks.from_first(lambda: write_config(folder, config, catalog, trainer.digest))
+        ranks.run_on_main(lambda: write_config(folder, config, catalog, trainer.digest))
         if code := trainer.run():
             return code
         metrics = trainer.metrics
     else:
-        ranks.from_first(lambda: write_config(folder, config, catalog, catalog_digest(catalog)))
-        if ranks.first:
+        ranks.run_on_main(lambda: write_config(folder, config, catalog, catalog_digest(catalog)))
+        if ranks.is_main:
             save_model(encoder, folder / "model.safetensors", config)
         metrics = measure(encoder.to(device, memory_format=torch.channels_last))
-    if ranks.first:
+    if ranks.is_main:
         _report(metrics, config, folder)
         line = loading_line(encoder, folder / "model.safetensors")
         mean, std = (tuple(round(v, 4) for v in values) for values in normalization_constants(config, encoder))
@@ -141,7 +141,7 @@ def evaluate_model(run: Optional[Path], flags: dict[str, Any], ranks: Ranks) -> 
     ranks.start(device)
     config = _ready(config, device)
     unused = [f"--{name.replace('_', '-')}" for name in flags if name in TRAINING_OPTIONS and name != "max_iter"]
-    if unused and ranks.first:
+    if unused and ranks.is_main:
         log.warning("evaluate: %s: for training alone, changes nothing here", ", ".join(unused))
     what = f"{config.method}, {config.describe_input()}; eval split {config.eval.eval_split}"
     log.info("evaluate: %s%s %s in %s", what, place, device, config.model.precision)
@@ -151,20 +151,20 @@ def evaluate_model(run: Optional[Path], flags: dict[str, Any], ranks: Ranks) -> 
     def measure_in(folder: Path) -> None:
         torch.manual_seed(config.run.seed)
         encoder = build_encoder(config.model, config.input.input_size).to(device, memory_format=torch.channels_last)
-        check_start(ranks, config.replace(output_dir=str(folder)), catalog, encoder)
+        check_same_setup(ranks, config.replace(output_dir=str(folder)), catalog, encoder)
         log.info("%s", summary(config, catalog, encoder, folder))
         bad = folder / "bad_pictures.csv"
         measured = config.replace(rank=recall_at)
         metrics = evaluate(encoder, catalog, measured, device, stores=store, csv_path=bad, ranks=ranks)
-        if ranks.first:
+        if ranks.is_main:
             _report(metrics, config, folder)
 
-    if of_run and ranks.from_first(lambda: _are_the_runs_own(run, flags, catalog)):
+    if of_run and ranks.run_on_main(lambda: _are_the_runs_own(run, flags, catalog)):
         measure_in(Path(os.path.abspath(run)))
         return 0
     with run_folder(config.replace(output_dir=flags.get("output_dir")), True, ranks) as folder:
         written = config.replace(output_dir=str(folder))
-        ranks.from_first(lambda: write_config(folder, written, catalog, catalog_digest(catalog)))
+        ranks.run_on_main(lambda: write_config(folder, written, catalog, catalog_digest(catalog)))
         measure_in(folder)
     return 0
 
@@ -174,7 +174,7 @@ def _are_the_runs_own(run: Path, flags: dict[str, Any], catalog: Catalog) -> boo
     same = holds_images_of(run, catalog)
     if not same:
         log.warning("%s: these are not the images that the run was evaluated on: its metrics.json stays as it is", run)
-    return same and set(flags) <= RESULT_NEUTRAL
+    return same and set(flags) <= RESULT_NEUTRAL_OPTIONS
 
 
 def summary(config: Config, catalog: Catalog, encoder: Encoder, folder: Path) -> str:
@@ -193,7 +193,7 @@ def _data(config: Config, ranks: Ranks, training: bool) -> tuple[Catalog, Option
         catalog = load_catalog(
             config.data.dataset, config.data.data_path, eval_split=config.eval.eval_split, training=training
         )
-    if ranks.first:
+    if ranks.is_main:
         warn_of_copies(catalog)
     if config.data.packed is None:
         return catalog, None
@@ -206,7 +206,7 @@ def _data(config: Config, ranks: Ranks, training: bool) -> tuple[Catalog, Option
 def _only_first_warns(ranks: Ranks) -> Iterator[None]:
     """All ranks read the same data set and would say the same of it."""
     level = log.level
-    if not ranks.first:
+    if not ranks.is_main:
         log.setLevel(logging.ERROR)
     try:
         yield
@@ -218,10 +218,10 @@ def _reachable_ks(config: Config, catalog: Catalog, asked: bool, ranks: Ranks) -
     """The K of Recall@K. Raises UserError for one above what the gallery holds where the user asked for it; a preset's is left out."""
     most = reachable(catalog)
     if asked or most is None or max(config.eval.rank) <= most:
-        check_ranks(catalog, config.eval.rank)
+        check_recall_ks(catalog, config.eval.rank)
         return config.eval.rank
     fitting = tuple(k for k in config.eval.rank if k <= most) or (1,)
-    if ranks.first:
+    if ranks.is_main:
         log.warning("%s: left out Recall@K for K above %d: the gallery has no more images", catalog.place, most)
     return fitting
 

@@ -17,7 +17,7 @@ class UserError(Exception):
     """
 
 
-def one_line(error: BaseException) -> Optional[str]:
+def user_message(error: BaseException) -> Optional[str]:
     """What to tell a user of an error that is not the program's: theirs, the disk's, or the GPU's memory. None for any other."""
     if isinstance(error, UserError):
         return str(error)

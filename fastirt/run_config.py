@@ -44,7 +44,7 @@ def _fresh(flags: dict[str, Any], command: str, ranks: Ranks) -> Config:
     if "input_size" in flags:  # the recipe's resize goes with it: a store of another size is refused
         names.discard("resize_size")
     taken = {name: header[name] for name in sorted(names) if header[name] != getattr(config.input, name)}
-    if taken and ranks.first:
+    if taken and ranks.is_main:
         theirs = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in taken.items())
         log.warning("%s was packed with %s: taken instead of the recipe's", config.data.packed, theirs)
     return config.replace(**taken)

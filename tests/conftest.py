@@ -45,7 +45,7 @@ TINY = [
 ]
 
 
-def write_pictures(folder: Path, classes: int, views: int, size: int = 24, seed: int = 0) -> None:
+def write_images(folder: Path, classes: int, views: int, size: int = 24, seed: int = 0) -> None:
     """Class folders of JPEG pictures: each class a colour, each view noise on top."""
     rng = np.random.default_rng(seed)
     for label in range(classes):
@@ -60,6 +60,6 @@ def write_pictures(folder: Path, classes: int, views: int, size: int = 24, seed:
 def pictures(tmp_path_factory) -> Path:
     """A `folder` data set: 10 classes x 8 pictures to train on, 6 unseen classes x 4 to test."""
     root = tmp_path_factory.mktemp("pictures")
-    write_pictures(root / "train", 10, 8)
-    write_pictures(root / "test", 6, 4, seed=1)
+    write_images(root / "train", 10, 8)
+    write_images(root / "test", 6, 4, seed=1)
     return root

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import write_pictures
+from conftest import write_images
 from fastirt.config.options import InputConfig
 from fastirt.datasets import load_catalog
 from fastirt.errors import UserError
-from fastirt.images.formats.header_check import BadPicture, inspect
+from fastirt.images.formats.header_check import BadImage, inspect
 from fastirt.loading.eval_loader import EvalLoader
 from fastirt.loading.train_loader import TrainLoader
 
@@ -106,7 +106,7 @@ def undecodable() -> bytes:
 
 @pytest.mark.parametrize("name", broken_files())
 def test_each_kind_is_refused_before_decoding(name):
-    with pytest.raises(BadPicture) as error:
+    with pytest.raises(BadImage) as error:
         inspect(broken_files()[name], "x.jpg")
     assert error.value.path == "x.jpg" and error.value.reason and "\n" not in error.value.reason
 
@@ -128,8 +128,8 @@ def test_what_only_a_decoder_finds_passes_the_check():
 @pytest.fixture
 def broken_set(tmp_path):
     """8 classes x 16 pictures, into which every kind of broken file is put."""
-    write_pictures(tmp_path / "train", 8, 12)
-    write_pictures(tmp_path / "test", 4, 4, seed=1)
+    write_images(tmp_path / "train", 8, 12)
+    write_images(tmp_path / "test", 4, 4, seed=1)
     for number, data in enumerate([*broken_files().values(), undecodable()]):
         (tmp_path / f"train/class{number % 8:02d}/bad{number}.jpg").write_bytes(data)
     (tmp_path / "test/class00/bad.jpg").write_bytes(undecodable())
@@ -196,8 +196,8 @@ def test_a_file_is_named_once_also_after_a_resumption(broken_set, tmp_path, capl
 
 
 def test_a_class_without_pictures_leaves_the_sampler_by_name(tmp_path, caplog):
-    write_pictures(tmp_path / "train", 6, 4)
-    write_pictures(tmp_path / "test", 2, 2, seed=1)
+    write_images(tmp_path / "train", 6, 4)
+    write_images(tmp_path / "test", 2, 2, seed=1)
     for path in (tmp_path / "train/class03").iterdir():
         path.write_bytes(b"")
     catalog = load_catalog("folder", str(tmp_path))

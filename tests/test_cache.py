@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from conftest import DECODER, TINY, needs_dali, write_pictures
+from conftest import DECODER, TINY, needs_dali, write_images
 from fastirt.cli import main
 from fastirt.config.options import InputConfig
 from fastirt.datasets import load_catalog
@@ -16,12 +16,12 @@ from fastirt.errors import UserError
 from fastirt.images.normalize import normalise
 from fastirt.images.pack import PackedStore, pack
 from fastirt.images.source import FileSource
-from fastirt.loading import image_cache as cache_module
-from fastirt.loading.cache_budget import make_cache, picture_shapes
+from fastirt.loading import cache_budget
+from fastirt.loading.cache_budget import image_shapes, make_cache
 from fastirt.loading.cached_train_loader import CachedTrainLoader
-from fastirt.loading.image_cache import PictureCache
+from fastirt.loading.image_cache import ImageCache
 from fastirt.loading.train_loader import TrainLoader
-from fastirt.step.step_input import Stage
+from fastirt.step.step_input import StepInput
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 PLACES = ["host", "device"] if DEVICE.type == "cuda" else ["host"]
@@ -30,8 +30,8 @@ PLACES = ["host", "device"] if DEVICE.type == "cuda" else ["host"]
 @pytest.fixture
 def mixed(tmp_path):
     """10 classes x 6 pictures of many shapes, two of them unreadable."""
-    write_pictures(tmp_path / "mixed" / "train", 10, 6)
-    write_pictures(tmp_path / "mixed" / "test", 2, 2)
+    write_images(tmp_path / "mixed" / "train", 10, 6)
+    write_images(tmp_path / "mixed" / "test", 2, 2)
     rng = np.random.default_rng(0)
     for path in sorted((tmp_path / "mixed" / "train").rglob("*.jpg"))[::3]:
         height, width = rng.integers(17, 70, 2)
@@ -111,13 +111,13 @@ def test_it_fills_in_catalogue_order_and_decodes_each_picture_once(pictures):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_step_sees_the_same_bits(pictures, place, dtype):
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    stages = [Stage(mean, std, dtype, DEVICE) for _ in range(2)]
+    inputs = [StepInput(mean, std, dtype, DEVICE) for _ in range(2)]
     for plain, cached in zip(loader(pictures, "none", stop=3), loader(pictures, place, stop=3)):
         seen = []
-        for stage, batch in zip(stages, (plain, cached)):
-            assert stage.load(batch) == (batch.step == 0)  # the buffers stay where they are
-            seen.append(stage.fill())
-            assert seen[-1].is_contiguous(memory_format=torch.channels_last) and torch.equal(stage.labels, batch.labels)
+        for given, batch in zip(inputs, (plain, cached)):
+            assert given.copy_batch(batch) == (batch.step == 0)  # the buffers stay where they are
+            seen.append(given.build_images())
+            assert seen[-1].is_contiguous(memory_format=torch.channels_last) and torch.equal(given.labels, batch.labels)
         assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], normalise(plain.images, mean, std, dtype))
         assert torch.equal(seen[0].cpu(), normalise(plain.images.cpu(), mean, std, dtype))
 
@@ -149,15 +149,15 @@ def test_where_it_goes(pictures, monkeypatch):
     needed = 80 * 18 * 18 * 3
     gpu = torch.device("cuda:0")
     made = []
-    monkeypatch.setattr(cache_module, "PictureCache", lambda shapes, device, place: made.append(place))
+    monkeypatch.setattr(cache_budget, "ImageCache", lambda shapes, device, place: made.append(place))
     for device_room, host_room, place in ((3, 3, "device"), (2, 3, "host"), (2, 1.9, None)):
         room = {"device": device_room * needed, "host": host_room * needed}
-        monkeypatch.setattr(cache_module, "free_memory", lambda place, device, room=room: int(room[place]))
+        monkeypatch.setattr(cache_budget, "free_memory", lambda place, device, room=room: int(room[place]))
         made.clear()
         make_cache("auto", source, config, gpu)
         assert made == ([place] if place else [])
     with pytest.raises(UserError, match="--cache host: .* GiB are free: use --cache auto or none"):
-        monkeypatch.setattr(cache_module, "free_memory", lambda place, device: needed)
+        monkeypatch.setattr(cache_budget, "free_memory", lambda place, device: needed)
         make_cache("host", source, config, torch.device("cpu"))
     assert make_cache("none", source, config, gpu) is None
 
@@ -165,10 +165,10 @@ def test_where_it_goes(pictures, monkeypatch):
 def test_room_is_what_the_pictures_need(mixed):
     split = load_catalog("folder", str(mixed)).train
     config = InputConfig(input_size=16, resize_size=18, resize="shorter")
-    shapes = picture_shapes(FileSource(split.paths), config)
+    shapes = image_shapes(FileSource(split.paths), config)
     bad = [i for i, path in enumerate(split.paths) if path.endswith(("class01/3.jpg", "class04/2.jpg"))]
     assert np.flatnonzero(shapes[:, 0] == 0).tolist() == bad and (np.delete(shapes, bad, 0).min(1) == 18).all()
-    cache = PictureCache(shapes, torch.device("cpu"), "host")
+    cache = ImageCache(shapes, torch.device("cpu"), "host")
     assert cache.pixels.numel() == shapes.prod(1).sum() * 3 and not cache.valid.any()
     with pytest.raises(ValueError, match="has room for"):
         cache.put(0, torch.zeros(5, 5, 3, dtype=torch.uint8))

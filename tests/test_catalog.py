@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fastirt.datasets.cub_sop_inshop
-from fastirt.datasets import Catalog, Split, check_ranks, load_catalog, unmatched_queries
+from fastirt.datasets import Catalog, Split, check_recall_ks, load_catalog, unmatched_queries
 from fastirt.datasets.listing import missing
 from fastirt.errors import UserError
 
@@ -310,11 +310,11 @@ def test_unmatched_queries():
 
 
 def test_check_ranks():
-    check_ranks(catalog_of([1, 1, 1], None), (1, 2))
-    check_ranks(catalog_of([1], [1, 1, 2]), (1, 3))
+    check_recall_ks(catalog_of([1, 1, 1], None), (1, 2))
+    check_recall_ks(catalog_of([1], [1, 1, 2]), (1, 3))
     for catalog, k in ((catalog_of([1, 1, 1], None), 3), (catalog_of([1], [1, 1, 2]), 4), (catalog_of([1], [1]), 0)):
         with pytest.raises(UserError, match=f"--rank {k}"):
-            check_ranks(catalog, (1, k))
+            check_recall_ks(catalog, (1, k))
 
 
 def test_existence_scans_folders_instead_of_files(tmp_path, monkeypatch):

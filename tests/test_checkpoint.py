@@ -23,7 +23,7 @@ STATE = {
 
 def test_round_trip(tmp_path):
     checkpoint.save(tmp_path / "checkpoints/step_00000003.safetensors", STATE)
-    found = checkpoint.find(tmp_path)
+    found = checkpoint.latest(tmp_path)
     state = checkpoint.load(found)
     assert (
         state["step"] == 3
@@ -51,8 +51,8 @@ def test_a_checkpoint_of_an_abandoned_future_is_never_preferred(tmp_path):
         checkpoint.save(folder / f"step_{step:08d}.safetensors", {"step": step}, keep=2)
     checkpoint.save(folder / "step_00000050.safetensors", {"step": 50}, keep=1)
     assert (folder / "step_00000050.safetensors").exists() and not (folder / "step_00000040.safetensors").exists()
-    checkpoint.forget_later(folder / "step_00000050.safetensors")
-    assert checkpoint.find(tmp_path).name == "step_00000050.safetensors"
+    checkpoint.delete_newer(folder / "step_00000050.safetensors")
+    assert checkpoint.latest(tmp_path).name == "step_00000050.safetensors"
 
 
 def test_what_cannot_be_written_is_named(tmp_path):
@@ -128,7 +128,7 @@ def test_shards_come_and_go_with_their_checkpoint(tmp_path):
         shards_of(path, 6, 2)
         checkpoint.save(path, {"step": 0}, keep=2)
     shards_of(paths[3], 6, 2)  # killed before the checkpoint itself was written
-    assert checkpoint.find(tmp_path) is None
+    assert checkpoint.latest(tmp_path) is None
     checkpoint.save(paths[0].with_name("step_00000009.safetensors"), {"step": 9}, keep=2)
     assert sorted(path.name[:15] for path in tmp_path.iterdir()) == [
         "memory_00000002", "memory_00000002", "step_00000002.s", "step_00000009.s",

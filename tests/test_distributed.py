@@ -10,11 +10,11 @@ from torch import nn
 
 from fastirt.config.options import InputConfig
 from fastirt.distributed import ranks as distributed
-from fastirt.distributed.failures import SaidElsewhere
-from fastirt.distributed.ranks import ALONE, Ranks
+from fastirt.distributed.failures import ReportedByMainRank
+from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import UserError
-from fastirt.loading import image_cache as cache_module
-from fastirt.training.consistency import check_replicas, checksum
+from fastirt.loading import cache_budget
+from fastirt.training.consistency import check_ranks_in_sync, checksum
 from fastirt.training.resume import _restarted
 
 CPU = torch.device("cpu")
@@ -42,11 +42,11 @@ def test_the_rank_that_differs_is_blamed(odd, size):
         return [{name: value + (rank == odd) for name, value in mine.items()} for rank in range(size)]
 
     with pytest.raises(UserError, match=f"step 7: weights of rank {odd} no longer equal") as caught:
-        check_replicas(Told(size, answers), module, 7)
-    assert not isinstance(caught.value, SaidElsewhere)
-    with pytest.raises(SaidElsewhere):
-        check_replicas(Told(size, answers, rank=1), module, 7)
-    check_replicas(Told(size, lambda mine: [mine] * size), module, 7)
+        check_ranks_in_sync(Told(size, answers), module, 7)
+    assert not isinstance(caught.value, ReportedByMainRank)
+    with pytest.raises(ReportedByMainRank):
+        check_ranks_in_sync(Told(size, answers, rank=1), module, 7)
+    check_ranks_in_sync(Told(size, lambda mine: [mine] * size), module, 7)
 
 
 def test_a_checksum_sees_order_kind_and_place(monkeypatch):
@@ -64,7 +64,7 @@ def test_a_checksum_sees_order_kind_and_place(monkeypatch):
 
 
 def test_many_ranks_exchange_signals_more_rarely(monkeypatch):
-    assert [Ranks(0, size).every for size in (1, 7, 8, 32, 64, 512)] == [1, 1, 2, 5, 8, 8]
+    assert [Ranks(0, size).stop_check_interval for size in (1, 7, 8, 32, 64, 512)] == [1, 1, 2, 5, 8, 8]
     exchanged = []
 
     def all_reduce(flag, **_):
@@ -74,8 +74,8 @@ def test_many_ranks_exchange_signals_more_rarely(monkeypatch):
 
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
     ranks = Ranks(0, 8)
-    assert [ranks.agree_to_stop(0) for _ in range(8)] == [0, 0, 0, 0, 0, 15, 0, 0]
-    assert len(exchanged) == 4 and ALONE.agree_to_stop(15) == 15
+    assert [ranks.poll_stop_signal(0) for _ in range(8)] == [0, 0, 0, 0, 0, 15, 0, 0]
+    assert len(exchanged) == 4 and SINGLE_PROCESS.poll_stop_signal(15) == 15
 
 
 @pytest.mark.parametrize(
@@ -94,11 +94,11 @@ def test_all_ranks_choose_the_same_backend(monkeypatch, caplog, gpus, expected):
         store = dist.HashStore()
         for other, gpu in enumerate(gpus):
             store.set(f"gpu/{other}", gpu)
-        monkeypatch.setattr(distributed, "_identity", lambda device, rank=rank: gpus[rank])
+        monkeypatch.setattr(distributed, "device_identity", lambda device, rank=rank: gpus[rank])
         try:
             chosen.append(Ranks(rank, 3)._choose_backend(store, CPU))
         except UserError as error:
-            chosen.append("elsewhere" if isinstance(error, SaidElsewhere) else str(error))
+            chosen.append("elsewhere" if isinstance(error, ReportedByMainRank) else str(error))
     if expected in ("gloo", "nccl"):
         assert chosen == [expected] * 3 and ("3 ranks share 2 GPUs" in caplog.text) == (gpus[2] == "a")
     else:
@@ -107,8 +107,8 @@ def test_all_ranks_choose_the_same_backend(monkeypatch, caplog, gpus, expected):
 
 def test_the_cache_is_where_all_ranks_have_room(monkeypatch):
     made = []
-    monkeypatch.setattr(cache_module, "PictureCache", lambda shapes, device, place: made.append(place))
-    monkeypatch.setattr(cache_module, "free_memory", lambda place, device: 10**9)
+    monkeypatch.setattr(cache_budget, "ImageCache", lambda shapes, device, place: made.append(place))
+    monkeypatch.setattr(cache_budget, "free_memory", lambda place, device: 10**9)
     config, gpu = InputConfig(resize_size=18), torch.device("cuda:0")
     source = type("Source", (), {"__len__": lambda self: 10})()
     for device_room, host_room, expected in ((10**9, 10**9, "device"), (10, 10**9, "host"), (10, 10, None)):
@@ -117,15 +117,15 @@ def test_the_cache_is_where_all_ranks_have_room(monkeypatch):
             return [mine, dict(zip(("device", "host"), rooms)) if isinstance(mine, dict) else mine]
 
         made.clear()
-        cache_module.make_cache("auto", source, config, gpu, ranks=Told(2, answers))
+        cache_budget.make_cache("auto", source, config, gpu, ranks=Told(2, answers))
         assert made == ([expected] if expected else [])
 
 
 def test_under_an_agent_a_second_signal_does_not_kill(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    assert not Ranks().managed and Ranks(0, 2).managed
+    assert not Ranks().has_agent and Ranks(0, 2).has_agent
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
-    assert Ranks().managed
+    assert Ranks().has_agent
 
 
 def test_what_a_restart_goes_on_from(tmp_path, monkeypatch):
@@ -140,7 +140,7 @@ def test_what_a_restart_goes_on_from(tmp_path, monkeypatch):
     def flags(attempt, most=3, **given):
         for name, value in (("RUN_ID", "7"), ("MAX_RESTARTS", most), ("RESTART_COUNT", attempt)):
             monkeypatch.setenv(f"TORCHELASTIC_{name}", str(value))
-        return _restarted(given, ALONE)
+        return _restarted(given, SINGLE_PROCESS)
 
     def goes_on(folder):
         return {"output_dir": str(folder), "resume": ""}
@@ -157,4 +157,4 @@ def test_what_a_restart_goes_on_from(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(UserError, match="pass --output-dir too"):
         monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
-        _restarted({}, ALONE)
+        _restarted({}, SINGLE_PROCESS)

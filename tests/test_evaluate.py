@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import write_pictures
+from conftest import write_images
 from fastirt.config.options import Config
 from fastirt.datasets import Catalog, Split, load_catalog
 from fastirt.distributed.ranks import Ranks
@@ -128,8 +128,8 @@ def test_mean_and_std_are_the_models_or_imagenets():
 
 def test_evaluation_of_pictures_with_bad_ones_and_a_lonely_one(tmp_path, caplog):
     """Pictures that cannot be read count for nothing; a class that loses its match joins the unmatched."""
-    write_pictures(tmp_path / "train", 2, 2)
-    write_pictures(tmp_path / "test", 5, 4, seed=1)
+    write_images(tmp_path / "train", 2, 2)
+    write_images(tmp_path / "test", 5, 4, seed=1)
     whole = evaluate(Pixels(), load_catalog("folder", str(tmp_path)), CONFIG, CPU, progress=False)
     assert whole["queries"] == whole["gallery"] == 20 and whole["unmatched"] == whole["bad"] == 0
     assert whole["recall@1"] > 0.5 and whole["recall@2"] >= whole["recall@1"]
@@ -146,7 +146,7 @@ def test_evaluation_of_pictures_with_bad_ones_and_a_lonely_one(tmp_path, caplog)
 def test_query_and_gallery_apart(tmp_path):
     """In-Shop's kind: the same picture in query and gallery is a match, not the query itself."""
     for split, seed in (("train", 1), ("query", 2), ("gallery", 2)):
-        write_pictures(tmp_path / split, 4, 1, seed=seed)
+        write_images(tmp_path / split, 4, 1, seed=seed)
     metrics = evaluate(Pixels(), load_catalog("folder", str(tmp_path)), CONFIG, CPU, progress=False)
     assert metrics["recall@1"] == metrics["map@r"] == 1.0 and metrics["queries"] == metrics["gallery"] == 4
 
@@ -162,8 +162,8 @@ def test_a_rank_above_the_gallery_is_refused_before_anything_is_embedded():
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 9])
 def test_ranks_share_the_batches_and_read_no_others(tmp_path, size):
     """22 pictures in batches of 5, on up to more ranks than there are batches."""
-    write_pictures(tmp_path / "train", 2, 2)
-    write_pictures(tmp_path / "test", 11, 2, seed=1)
+    write_images(tmp_path / "train", 2, 2)
+    write_images(tmp_path / "test", 11, 2, seed=1)
     split = load_catalog("folder", str(tmp_path)).query
     seen, read = [], []
 

@@ -23,7 +23,7 @@ from image_files import (
 from PIL import Image, features
 
 from conftest import needs_dali
-from fastirt.images.formats.header_check import BadPicture, inspect
+from fastirt.images.formats.header_check import BadImage, inspect
 from fastirt.images.formats.pillow import FORMATS, lossless
 
 GREY16 = np.random.default_rng(2).integers(0, 65536, (SIDE, SIDE)).astype(np.uint16)
@@ -163,7 +163,7 @@ def test_every_reader_gives_pillow_s_pixels(every_kind, name):
 
 def test_formats_that_start_other_programs_are_never_opened(tmp_path):
     assert not {"EPS", "WMF", "PDF", "GRIB", "HDF5", "BUFR"} & set(FORMATS)
-    with pytest.raises(BadPicture, match="PostScript"):
+    with pytest.raises(BadImage, match="PostScript"):
         inspect(encode(photo(), "EPS"))
 
 
@@ -292,14 +292,14 @@ def test_a_large_image_is_handed_on_small_and_a_strip_is_not_blown_up(tmp_path, 
     ],
 )
 def test_what_is_no_image_is_named(data, name):
-    with pytest.raises(BadPicture, match=name) as error:
+    with pytest.raises(BadImage, match=name) as error:
         inspect(data, "x.jpg")
     assert "\n" not in error.value.reason
 
 
 def test_a_camera_s_raw_file_is_not_read_as_its_preview():
     for options in ({"tiffinfo": {254: 1}}, {"tiffinfo": {50706: b"\1\4\0\0"}}):
-        with pytest.raises(BadPicture, match="camera RAW"):
+        with pytest.raises(BadImage, match="camera RAW"):
             inspect(encode(photo(), "TIFF", **options))
 
 
@@ -308,7 +308,7 @@ def test_heic_is_read_or_named():
         data = encode(photo(48, 64), "HEIF")
         assert inspect(data) == (48, 64)
     else:
-        with pytest.raises(BadPicture, match="pillow-heif"):
+        with pytest.raises(BadImage, match="pillow-heif"):
             inspect(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
 
 
@@ -345,7 +345,7 @@ def test_enormous_images_are_refused_before_memory_is_taken(name):
 
     data = bombs()[name]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(BadPicture):
+    with pytest.raises(BadImage):
         inspect(data)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 

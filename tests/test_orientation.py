@@ -25,7 +25,7 @@ from fastirt.errors import UserError
 from fastirt.images.formats.header_check import inspect
 from fastirt.images.formats.jpeg import with_orientation
 from fastirt.images.source import FileSource
-from fastirt.loading.cache_budget import picture_shapes
+from fastirt.loading.cache_budget import image_shapes
 
 EIGHT = range(1, 9)
 
@@ -131,7 +131,7 @@ def test_every_reader_turns_as_pillow_does(eight, tmp_path, orientation):
 def test_sizes_from_headers_are_those_of_the_pixels(eight, orientation):
     split, names, files = eight
     given = config(orientation=orientation, resize="shorter", resize_size=20, input_size=20)
-    shapes = picture_shapes(FileSource(split.paths), given)
+    shapes = image_shapes(FileSource(split.paths), given)
     for row, name in enumerate(names):
         assert tuple(shapes[row]) == upright(files[row], orientation).shape[:2], name
 

@@ -25,7 +25,7 @@ import fastirt.env
 import fastirt.images.pack as pack_module
 from fastirt.datasets import Catalog, load_catalog
 from fastirt.errors import UserError
-from fastirt.images.formats.header_check import BadPicture
+from fastirt.images.formats.header_check import BadImage
 from fastirt.images.pack import PackedStore, pack
 from fastirt.images.packed_store import PROLOGUE
 from fastirt.images.resize_crop import resized_size
@@ -174,7 +174,7 @@ def test_bad_pictures_are_recorded_and_named(data, tmp_path, caplog):
         (gallery, 1, "No such file"),
         (gallery, 2, "pixels"),
     ):
-        with pytest.raises(BadPicture, match=reason) as caught:
+        with pytest.raises(BadImage, match=reason) as caught:
             source.read(row)
         assert caught.value.path == source.path(row) and source.size(row) == (0, 0)
         assert source.path(row) in caplog.text
@@ -287,7 +287,7 @@ def test_every_damage_is_refused(data, tmp_path):
             for i in range(len(source)):
                 try:
                     source.read(i)
-                except BadPicture as error:
+                except BadImage as error:
                     assert "checksum" in error.reason and error.path == split.paths[i]
                     bad += 1
         assert bad == 1

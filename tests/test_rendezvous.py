@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from fastirt.distributed.rendezvous import meet
+from fastirt.distributed.rendezvous import rendezvous
 
 SOON = timedelta(seconds=20)
 
@@ -16,7 +16,7 @@ def attempt(store: dist.Store, size: int, late: int | None = None) -> list[str]:
     found: list = [None] * size
 
     def rank(number: int) -> None:
-        mine = meet(store, number, size, SOON)
+        mine = rendezvous(store, number, size, SOON)
         mine.set(f"address/{number}", f"{id(found)} {number}")
         found[number] = [mine.get(f"address/{other}").decode() for other in range(size)]
 
@@ -42,7 +42,7 @@ def test_each_attempt_is_by_itself(late):
 def test_words_of_ranks_that_died_are_not_taken_for_new_ones():
     store = dist.HashStore()
     with pytest.raises(RuntimeError, match="not all of 2 ranks came"):  # rank 1 came, rank 0 did not
-        meet(store, 1, 2, timedelta(seconds=0.1))
+        rendezvous(store, 1, 2, timedelta(seconds=0.1))
     with pytest.raises(RuntimeError, match="not all"):  # rank 0 came and heard the dead rank 1
-        meet(store, 0, 2, timedelta(seconds=0.1))
+        rendezvous(store, 0, 2, timedelta(seconds=0.1))
     attempt(store, 2)

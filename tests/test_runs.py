@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from conftest import TINY, write_pictures
+from conftest import TINY, write_images
 from fastirt.cli import main
 from fastirt.training.run_log import RunLog
 
@@ -24,7 +24,7 @@ def metrics(folder):
 
 @pytest.fixture
 def data(tmp_path):
-    write_pictures(tmp_path / "a/data", 10, 4)
+    write_images(tmp_path / "a/data", 10, 4)
     return tmp_path / "a/data"
 
 
@@ -36,7 +36,7 @@ def test_a_run_is_evaluated_on_its_own_images_from_any_folder(data, tmp_path, mo
     assert config["data"]["data_path"] == str(data) and config["run"]["output_dir"] == str(tmp_path / "a/run")
     assert config["run"]["log_dir"] == str(tmp_path / "a/logs")
     before = metrics(tmp_path / "a/run")
-    write_pictures(tmp_path / "b/data", 12, 5, seed=1)
+    write_images(tmp_path / "b/data", 12, 5, seed=1)
     monkeypatch.chdir(tmp_path / "b")
     assert main(["evaluate", "../a/run", "--device", "cpu"]) == 0
     assert metrics(tmp_path / "a/run") == before and os.listdir(tmp_path / "b") == ["data"]
@@ -45,12 +45,12 @@ def test_a_run_is_evaluated_on_its_own_images_from_any_folder(data, tmp_path, mo
 def test_other_images_are_named_and_leave_the_runs_metrics_alone(data, tmp_path, caplog, monkeypatch):
     assert train(data, tmp_path / "run") == 0
     before = (tmp_path / "run/metrics.json").read_bytes()
-    write_pictures(tmp_path / "other", 12, 5, seed=1)
+    write_images(tmp_path / "other", 12, 5, seed=1)
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", str(tmp_path / "run"), "--data-path", str(tmp_path / "other")]) == 0
     assert "not the images that the run was evaluated on" in caplog.text
     assert metrics(tmp_path / "outputs/folder/irt-l-vit_tiny_patch16_224-1")["queries"] == 30
-    write_pictures(data / "class99", 1, 1)  # the run's own folder has changed since
+    write_images(data / "class99", 1, 1)  # the run's own folder has changed since
     caplog.clear()
     assert main(["evaluate", str(tmp_path / "run")]) == 0
     assert "not the images" in caplog.text and (tmp_path / "run/metrics.json").read_bytes() == before
@@ -198,7 +198,7 @@ def test_a_packed_store_says_how_its_images_were_resized(data, tmp_path, caplog)
 def test_images_that_were_replaced_under_their_names_are_other_images(data, tmp_path, caplog, monkeypatch):
     assert train(data, tmp_path / "run") == 0
     before = (tmp_path / "run/metrics.json").read_bytes()
-    write_pictures(tmp_path / "new", 10, 4, seed=9)
+    write_images(tmp_path / "new", 10, 4, seed=9)
     shutil.rmtree(data)
     shutil.move(tmp_path / "new", data)
     monkeypatch.chdir(tmp_path)
@@ -208,7 +208,7 @@ def test_images_that_were_replaced_under_their_names_are_other_images(data, tmp_
 
 def test_a_presets_k_that_the_gallery_cannot_hold_is_left_out(tmp_path, caplog, capsys):
     """One that the user asks for is refused."""
-    write_pictures(tmp_path / "small", 4, 3)  # two classes to evaluate on
+    write_images(tmp_path / "small", 4, 3)  # two classes to evaluate on
     own = ["evaluate", "--dataset", "folder", "--data-path", str(tmp_path / "small"), *TINY]
     own += ["--output-dir", str(tmp_path / "out")]
     assert main([*own, "--rank", "8"]) == 2 and "--rank 8" in capsys.readouterr().err

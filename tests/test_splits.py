@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastirt.datasets import check_ranks, load_catalog, warn_of_copies
+from fastirt.datasets import check_recall_ks, load_catalog, warn_of_copies
 from fastirt.errors import UserError
 
 
@@ -166,9 +166,9 @@ def test_ranks_without_the_own_file(tmp_path):
     (tmp_path / "gallery").symlink_to("query")
     catalog = load_catalog("folder", str(tmp_path), training=False)
     assert catalog.own.tolist() == [0, 1, 2, 3] and catalog.own.dtype == np.int64
-    check_ranks(catalog, (1, 3))
+    check_recall_ks(catalog, (1, 3))
     with pytest.raises(UserError, match="--rank 4"):
-        check_ranks(catalog, (4,))
+        check_recall_ks(catalog, (4,))
 
 
 def test_labels_that_differ_in_case_alone_are_named(tmp_path, caplog):

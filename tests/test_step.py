@@ -102,7 +102,7 @@ def test_ten_steps_equal_the_arithmetic_written_out(contrastive, twin):
             for k, q in zip(keys.parameters(), encoder.parameters()):
                 k.copy_(0.9 * k + 0.1 * q)
 
-    assert step.counted == 10 and step.first_bad_step == -1
+    assert step.steps_summed == 10 and step.first_bad_step == -1
     for (name, ours), theirs in zip(step.encoder.named_parameters(), encoder.parameters()):
         torch.testing.assert_close(
             ours, theirs, rtol=1e-4, atol=2e-5, msg=name
@@ -197,8 +197,8 @@ def test_bf16_weights_follow_autocast_over_fp32_masters(engine):
         assert all(w.dtype == torch.float32 for w in [*step.encoder.parameters(), *step.twin.parameters()])
         assert all(not torch.equal(w, s) for w, s in zip(step.weights, start)) and step.first_bad_step == -1
     assert {name.split(".")[0] for name in step.state_dict()} == {"encoder", "twin", "memory", "first_bad_step", "sums"}
-    copy = step.copies[0]
-    copy.refresh()
+    copy = step.bf16_copies[0]
+    copy.copy_weights()
     assert all(
         torch.equal(w, m.to(torch.bfloat16)) for w, m in zip(copy.encoder.parameters(), step.encoder.parameters())
     )

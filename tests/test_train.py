@@ -137,7 +137,7 @@ def test_a_non_finite_loss_stops_the_run_and_names_step_pictures_and_checkpoint(
     assert train(pictures, out, "--logging-freq", "50") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "in step 5" in error and "class" in error and "step_00000003.safetensors" in error
-    assert checkpoint.find(out).name == "step_00000003.safetensors"
+    assert checkpoint.latest(out).name == "step_00000003.safetensors"
     assert len(json.loads((out / "non_finite.json").read_text())["pictures"]) == 16
     assert not (out / "model.safetensors").exists()
 
@@ -168,7 +168,7 @@ def test_refusals_are_one_line_with_the_difference(pictures, tmp_path, capsys):
     blocker = tmp_path / "file"
     blocker.write_text("")
     refused(blocker / "run", saying="cannot write there")
-    path = checkpoint.find(out)
+    path = checkpoint.latest(out)
     path.write_bytes(path.read_bytes()[:-10])
     refused(out, "--resume", saying="damaged checkpoint")
 
@@ -252,12 +252,12 @@ def test_two_processes_do_not_train_in_one_folder(pictures, tmp_path, capsys):
 
 
 def test_another_data_set_of_the_same_size_is_not_resumed_on(pictures, tmp_path, capsys):
-    from conftest import write_pictures
+    from conftest import write_images
 
     assert train(pictures, tmp_path / "run") == 0
-    write_pictures(tmp_path / "data/train", 10, 8)
+    write_images(tmp_path / "data/train", 10, 8)
     (tmp_path / "data/train/class03").rename(tmp_path / "data/train/class03b")
-    write_pictures(tmp_path / "data/test", 6, 4)
+    write_images(tmp_path / "data/test", 6, 4)
     assert train(tmp_path / "data", tmp_path / "run", "--resume", "--max-iter", "8") == 2
     assert "another data set" in capsys.readouterr().err
 

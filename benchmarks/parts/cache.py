@@ -14,7 +14,7 @@ from benchmarks.results import Results, figure_of
 from benchmarks.timing import reason, release, samples
 from fastirt.images.normalize import byte_table
 from fastirt.kernels import gather_views
-from fastirt.loading.image_cache import PictureCache
+from fastirt.loading.image_cache import ImageCache
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TILE = (1 << 22) + 7  # random bytes that fill a cache, repeated; no picture begins where another does
@@ -28,9 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, nargs="+", help="(default: 64 256; on a CPU 64)")
 
 
-def indexed(
-    out: torch.Tensor, cache: PictureCache, side: int, picks: torch.Tensor, table: torch.Tensor
-) -> torch.Tensor:
+def indexed(out: torch.Tensor, cache: ImageCache, side: int, picks: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """The same by advanced indexing, as a user of torch alone would write it."""
     size, device = out.shape[1], picks.device
     row, top, left, flip = picks.unbind(1)
@@ -56,7 +54,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
     for place in ("device", "host") if on_gpu else ("host",):
         pictures = min(count, IN_HOST) if on_gpu and place == "host" else count
         try:
-            cache = PictureCache(np.full((pictures, 2), args.side, np.int64), device, place)
+            cache = ImageCache(np.full((pictures, 2), args.side, np.int64), device, place)
             fill(cache.pixels)
             for batch_size in args.batch_size or ([64, 256] if on_gpu else [8 if args.quick else 64]):
                 _measure(args, cache, place, batch_size, results)
@@ -68,7 +66,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
         results.missing("cache", "fastirt, device", "needs a GPU")
 
 
-def _measure(args: argparse.Namespace, cache: PictureCache, place: str, batch_size: int, results: Results) -> None:
+def _measure(args: argparse.Namespace, cache: ImageCache, place: str, batch_size: int, results: Results) -> None:
     device = results.device
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     rng = np.random.default_rng(0)

@@ -181,7 +181,7 @@ def main(layout: str, kind: str, effort: str) -> None:
     model = "deit_small_patch16_224" if on_gpu else "vit_tiny_patch16_224"
     side, count, slots = (224, 64, 59551) if on_gpu else (64 if full else 32, 8, 2000)
     config = Config().replace(
-        weights="scratch", model=model, max_iter=10**6, batch_size=count * ranks.size, memory_ratio=1.0,
+        weights="scratch", model=model, max_iter=10**6, batch_size=count * ranks.world_size, memory_ratio=1.0,
         memory_sharded=layout == "sharded", engine="compile" if on_gpu else "eager",  # the same on one rank as on many
     )  # fmt: skip
     torch.manual_seed(0)
@@ -198,13 +198,20 @@ def main(layout: str, kind: str, effort: str) -> None:
             torch.cuda.synchronize()
         if number:  # the first warms up
             seconds.append((time.perf_counter() - start) / steps)
-    if ranks.first:
+    if ranks.is_main:
         params = dict(
-            model=model, input_size=side, pictures_a_rank=count, slots=slots, ranks=ranks.size, engine=module.engine
+            model=model,
+            input_size=side,
+            pictures_a_rank=count,
+            slots=slots,
+            ranks=ranks.world_size,
+            engine=module.engine,
         )
         gradients = sum(p.numel() * 4 for p in module.weights)
-        found = dict(seconds=seconds, pictures=count * ranks.size, wire=module.wire, gradient_bytes=gradients)
-        found["gradients_wire"] = 4 * (ranks.size - 1) * gradients // ranks.size
+        found = dict(
+            seconds=seconds, pictures=count * ranks.world_size, wire=module.bytes_moved, gradient_bytes=gradients
+        )
+        found["gradients_wire"] = 4 * (ranks.world_size - 1) * gradients // ranks.world_size
         print(json.dumps({**found, "dim": encoder.embed_dim, "backend": ranks.backend or "alone", "params": params}))
     ranks.close()
 

@@ -34,7 +34,7 @@ WATERFALL: dict[str, dict[str, Any]] = {
 LAST = "+ CUDA graph"
 PUBLIC = "public recipe"
 # Each in turns with the waterfall's last row, one change each; the slowest to compile at the end.
-ALONE: dict[str, dict[str, Any]] = {
+ABLATIONS: dict[str, dict[str, Any]] = {
     "graph, bf16 weights": dict(precision="bf16-weights"),
     "graph, patch matmul": dict(transform=patch_matmul),
     "graph, momentum twin": dict(encoder_momentum=0.999),
@@ -120,7 +120,7 @@ def contenders(device: torch.device) -> dict[str, dict[str, Any] | None]:
     """By name; None is the public recipe."""
     if device.type == "cuda":
         last = list(WATERFALL.values())[-1]
-        return {**WATERFALL, PUBLIC: None, **{name: {**last, **changes} for name, changes in ALONE.items()}}
+        return {**WATERFALL, PUBLIC: None, **{name: {**last, **changes} for name, changes in ABLATIONS.items()}}
     return {
         "eager fp32": WATERFALL["eager fp32"],
         "compile fp32": dict(engine="compile", precision="fp32"),
@@ -131,7 +131,7 @@ def contenders(device: torch.device) -> dict[str, dict[str, Any] | None]:
 def run(args: argparse.Namespace, results: Results) -> None:
     on_gpu = results.device.type == "cuda"
     if not on_gpu:
-        for name in [*WATERFALL, *ALONE][1:]:
+        for name in [*WATERFALL, *ABLATIONS][1:]:
             results.missing("step", name, "needs a GPU")
     for batch_size in args.batch_size or (
         [64] if on_gpu and args.quick else [64, 256] if on_gpu else [8 if args.quick else 16]
@@ -146,17 +146,19 @@ def run(args: argparse.Namespace, results: Results) -> None:
 
 
 def _measure(args: argparse.Namespace, sizes: dict[str, Any], results: Results) -> None:
-    """The waterfall and the public recipe in turns, then each of ALONE in turns with the waterfall's last row. What a group found is
+    """The waterfall and the public recipe in turns, then each of ABLATIONS in turns with the waterfall's last row. What a group found is
     written as it ends, and its memory is free for the next."""
     wanted = {
         name: changes
         for name, changes in contenders(results.device).items()
         if name not in args.skip and (not args.only or name in args.only)
     }
-    kept = _group({name: changes for name, changes in wanted.items() if name not in ALONE}, {}, args, sizes, results)
+    kept = _group(
+        {name: changes for name, changes in wanted.items() if name not in ABLATIONS}, {}, args, sizes, results
+    )
     last = {name: call for name, call in kept.items() if name == LAST}
     del kept
-    for name in ALONE:
+    for name in ABLATIONS:
         if name in wanted:
             release(results.device)
             _group({name: wanted[name]}, last, args, sizes, results)

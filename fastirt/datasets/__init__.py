@@ -16,7 +16,7 @@ from fastirt.datasets.file_identity import check_files
 from fastirt.datasets.records import Catalog, Listed, Split, assemble, counted
 from fastirt.errors import UserError
 
-__all__ = ["Catalog", "Split", "check_ranks", "load_catalog", "reachable", "unmatched_queries", "warn_of_copies"]
+__all__ = ["Catalog", "Split", "check_recall_ks", "load_catalog", "reachable", "unmatched_queries", "warn_of_copies"]
 
 PUBLISHED = {"cub200": load_cub200, "sop": load_sop, "inshop": load_inshop}
 OWN = {"folder": load_folder, "csv": load_csv, "demo": load_demo}
@@ -139,7 +139,7 @@ def reachable(catalog: Catalog) -> int | None:
     return None if gallery is None else len(gallery) - (catalog.gallery is None or catalog.own is not None)
 
 
-def check_ranks(catalog: Catalog, ranks: Iterable[int]) -> None:
+def check_recall_ks(catalog: Catalog, ranks: Iterable[int]) -> None:
     """Raises UserError for a K below 1 or above what every query can be compared with."""
     gallery, most = catalog.gallery or catalog.query, reachable(catalog)
     for k in ranks:

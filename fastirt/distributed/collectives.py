@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 
-class Gathering:
+class PendingGather:
     """A gather under way."""
 
     def __init__(self, whole: Tensor, work: Any) -> None:

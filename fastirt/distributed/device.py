@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from fastirt.distributed.ranks import ALONE, Ranks
+from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import UserError
 
 
-def choose_device(name: str | None, ranks: Ranks = ALONE) -> torch.device:
+def choose_device(name: str | None, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
     """The device asked for, or a GPU where there is one; made torch's current one. Of many ranks, each takes the GPU of its place
     on the node. Raises UserError naming those present."""
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     present = [*gpus, "cpu"]
-    if ranks.many and name and ":" in name:
+    if ranks.is_distributed and name and ":" in name:
         raise UserError(
-            f"--device {name}: {ranks.size} ranks cannot all have it: leave it out, or pass --device cuda or cpu"
+            f"--device {name}: {ranks.world_size} ranks cannot all have it: leave it out, or pass --device cuda or cpu"
         )
-    if ranks.many and gpus and name in (None, "cuda"):
+    if ranks.is_distributed and gpus and name in (None, "cuda"):
         name = gpus[ranks.local_rank % len(gpus)]
     name = name or (gpus[0] if gpus else "cpu")
     try:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from fastirt.errors import UserError
 
-LINGER = 2.0  # seconds that survivors leave to torchrun to see which rank died first
+EXIT_DELAY = 2.0  # seconds that survivors leave to torchrun to see which rank died first
 
 
-class PeerGone(UserError):
+class PeerLost(UserError):
     """Another rank ended, or cannot be reached. Whoever sees this saves nothing and leaves."""
 
 
-class SaidElsewhere(UserError):
+class ReportedByMainRank(UserError):
     """Rank 0 failed and says why."""
 
 

@@ -7,18 +7,18 @@ import sys
 import traceback
 from typing import Callable
 
-from fastirt.distributed.failures import PeerGone, SaidElsewhere
+from fastirt.distributed.failures import PeerLost, ReportedByMainRank
 from fastirt.distributed.ranks import Ranks
-from fastirt.errors import one_line
+from fastirt.errors import user_message
 
 
 def as_rank(command: str, work: Callable[[Ranks], int]) -> int:
     """The exit code of `work`. One of many ranks that fails says so in one line and ends at once: waiting for the others, or
     taking down what they still use, could hang."""
     ranks = Ranks.from_environment()
-    if not ranks.many:
+    if not ranks.is_distributed:
         return work(ranks)
-    if not ranks.first:  # rank 0 speaks for all; the others only warn
+    if not ranks.is_main:  # rank 0 speaks for all; the others only warn
         logging.getLogger("fastirt").setLevel(logging.WARNING)
         for handler in logging.getLogger().handlers:
             handler.setFormatter(
@@ -30,16 +30,16 @@ def as_rank(command: str, work: Callable[[Ranks], int]) -> int:
         if code == 0:
             ranks.close()
             return 0
-    except SaidElsewhere:
+    except ReportedByMainRank:
         code, linger = 2, True
     except KeyboardInterrupt:
         code = 130
     except BaseException as error:
-        error = ranks.explain(error) or error
-        code, linger, told = 2, isinstance(error, PeerGone), one_line(error)
+        error = ranks.as_peer_lost(error) or error
+        code, linger, told = 2, isinstance(error, PeerLost), user_message(error)
         if told is None:
             code = 1
             traceback.print_exception(error)
         else:
             print(f"fastirt {command}: rank {ranks.rank}: error: {told}", file=sys.stderr)
-    return ranks.leave(code, linger)
+    return ranks.exit_now(code, linger)

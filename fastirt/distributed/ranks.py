@@ -20,9 +20,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastirt.distributed.collectives import Gathering
-from fastirt.distributed.failures import LINGER, PeerGone, SaidElsewhere, _alive
-from fastirt.distributed.rendezvous import meet
+from fastirt.distributed.collectives import PendingGather
+from fastirt.distributed.failures import EXIT_DELAY, PeerLost, ReportedByMainRank, _alive
+from fastirt.distributed.rendezvous import rendezvous
 from fastirt.errors import UserError, first_line
 
 log = logging.getLogger("fastirt")
@@ -32,14 +32,15 @@ TIMEOUT = timedelta(minutes=30)  # for a rank that hangs; one that dies is notic
 
 
 class Ranks:
-    """This process among all. `rank` of `size`; `local_rank` of `local_size` on this node; `wire` bytes sent and received so far.
+    """This process among all. `rank` of `world_size`; `local_rank` of `local_world_size` on this node; `bytes_moved`: bytes sent and received so far.
 
     `start` connects, `close` leaves in peace. Every method that talks must be called by all ranks in the same order.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, local_size: int = 1) -> None:
-        self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
-        self.backend, self.wire = "", 0
+    def __init__(self, rank: int = 0, world_size: int = 1, local_rank: int = 0, local_world_size: int = 1) -> None:
+        self.rank, self.world_size = rank, world_size
+        self.local_rank, self.local_world_size = local_rank, local_world_size
+        self.backend, self.bytes_moved = "", 0
         self._data: Any = None
         self._control: Any = None
         self._input: Any = None
@@ -59,64 +60,66 @@ class Ranks:
             raise UserError(f"the environment lacks what torchrun sets ({', '.join(names)}): {error}") from None
 
     @property
-    def many(self) -> bool:
-        return self.size > 1
+    def is_distributed(self) -> bool:
+        return self.world_size > 1
 
     @property
-    def every(self) -> int:
-        """Steps between two exchanges of `agree_to_stop`: a ring of 64 ranks takes longer than a step."""
-        return min(8, 1 + self.size // 8)
+    def stop_check_interval(self) -> int:
+        """Steps between two exchanges of `poll_stop_signal`: a ring of 64 ranks takes longer than a step."""
+        return min(8, 1 + self.world_size // 8)
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the rank that logs and writes."""
         return self.rank == 0
 
     def threads(self, most: int) -> int:
         """At most so many, and no more than this rank's share of the node's cores."""
-        return max(1, min(most, len(os.sched_getaffinity(0)) // self.local_size))
+        return max(1, min(most, len(os.sched_getaffinity(0)) // self.local_world_size))
 
-    def slice(self, whole: int) -> tuple[int, int]:
+    def batch_slice(self, whole: int) -> tuple[int, int]:
         """(first, count): this rank's part of the positions of a global batch."""
-        count = whole // self.size
+        count = whole // self.world_size
         return self.rank * count, count
 
     def start(self, device: torch.device) -> None:
         """Meet the others. Raises UserError where they do not come."""
-        if not self.many or self._data is not None:
+        if not self.is_distributed or self._data is not None:
             return
         try:
             store, _, _ = next(dist.rendezvous("env://", timeout=START_TIMEOUT))
-            store = meet(store, self.rank, self.size, START_TIMEOUT)
+            store = rendezvous(store, self.rank, self.world_size, START_TIMEOUT)
             self.backend = self._choose_backend(store, device)
             given = {"device_id": device} if self.backend == "nccl" else {}
             dist.init_process_group(
-                self.backend, store=store, rank=self.rank, world_size=self.size, timeout=TIMEOUT, **given
+                self.backend, store=store, rank=self.rank, world_size=self.world_size, timeout=TIMEOUT, **given
             )
             self._data = dist.group.WORLD
             self._control, self._input = (dist.new_group(backend="gloo", timeout=TIMEOUT) for _ in range(2))
             self._peers = self.gather_json({"host": socket.gethostname(), "pid": os.getpid()})
         except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(f"rank {self.rank} of {self.size} cannot reach the others: {first_line(error)}") from error
-        if self.first:
+            raise UserError(
+                f"rank {self.rank} of {self.world_size} cannot reach the others: {first_line(error)}"
+            ) from error
+        if self.is_main:
             hosts = len({peer["host"] for peer in self._peers})
-            log.info("%d ranks on %d node%s, %s", self.size, hosts, "s" if hosts > 1 else "", self.backend)
+            log.info("%d ranks on %d node%s, %s", self.world_size, hosts, "s" if hosts > 1 else "", self.backend)
 
     def _choose_backend(self, store: dist.Store, device: torch.device) -> str:
         """The same on all ranks: NCCL where each has a GPU to itself. Raises UserError where some have none."""
-        gpu = _identity(device)
+        gpu = device_identity(device)
         store.set(f"gpu/{self.rank}", gpu)
-        gpus = [gpu.decode() for gpu in store.multi_get([f"gpu/{rank}" for rank in range(self.size)])]
+        gpus = [gpu.decode() for gpu in store.multi_get([f"gpu/{rank}" for rank in range(self.world_size)])]
         without = [str(rank) for rank, other in enumerate(gpus) if not other]
         if not any(gpus):
             return "gloo"
         if without:
-            raise self.once(
+            raise self.shared_error(
                 f"rank {', '.join(without)} runs on a CPU, others on GPUs: mend its node's driver, or pass --device cpu"
             )
-        if len(set(gpus)) < self.size:
-            if self.first:
-                log.warning("%d ranks share %d GPUs: gloo instead of NCCL, slowly", self.size, len(set(gpus)))
+        if len(set(gpus)) < self.world_size:
+            if self.is_main:
+                log.warning("%d ranks share %d GPUs: gloo instead of NCCL, slowly", self.world_size, len(set(gpus)))
             return "gloo"
         return "nccl"
 
@@ -128,33 +131,33 @@ class Ranks:
             self._data = self._control = self._input = None
 
     @property
-    def managed(self) -> bool:
+    def has_agent(self) -> bool:
         """Whether something started this process that also ends it, and may tell it to more than once."""
-        return self.many or "TORCHELASTIC_RUN_ID" in os.environ
+        return self.is_distributed or "TORCHELASTIC_RUN_ID" in os.environ
 
-    def once(self, message: str) -> UserError:
+    def shared_error(self, message: str) -> UserError:
         """An error that all ranks raise alike, and rank 0 alone says."""
-        return UserError(message) if self.first else SaidElsewhere(message)
+        return UserError(message) if self.is_main else ReportedByMainRank(message)
 
     # Tensors of the step, by the data group.
 
-    def gather(self, own: Tensor) -> "Gathering":
-        """(n, …) of each rank to (size * n, …) in the order of ranks; without gradient. Begins; `Gathering.wait` gives it."""
-        self.wire += 2 * (self.size - 1) * own.nbytes
-        whole = own.new_empty((self.size * own.shape[0], *own.shape[1:]))
+    def gather(self, own: Tensor) -> "PendingGather":
+        """(n, …) of each rank to (world_size * n, …) in the order of ranks; without gradient. Begins; `PendingGather.wait` gives it."""
+        self.bytes_moved += 2 * (self.world_size - 1) * own.nbytes
+        whole = own.new_empty((self.world_size * own.shape[0], *own.shape[1:]))
         if own.is_cuda and self.backend == "gloo":
             host = torch.empty(whole.shape, dtype=whole.dtype)
             dist.all_gather_into_tensor(host, own.detach().cpu().contiguous(), group=self._data)
-            return Gathering(whole.copy_(host), None)
+            return PendingGather(whole.copy_(host), None)
         work = dist.all_gather_into_tensor(whole, own.detach().contiguous(), group=self._data, async_op=True)
-        return Gathering(whole, work)
+        return PendingGather(whole, work)
 
     def scatter_sum(self, whole: Tensor) -> Tensor:
-        """(size * n, …) of each rank, summed over the ranks: this rank's n rows."""
-        first, count = self.slice(whole.shape[0])
-        self.wire += 2 * (self.size - 1) * (whole.nbytes // self.size)
+        """(world_size * n, …) of each rank, summed over the ranks: this rank's n rows."""
+        first, count = self.batch_slice(whole.shape[0])
+        self.bytes_moved += 2 * (self.world_size - 1) * (whole.nbytes // self.world_size)
         if self.backend == "gloo":
-            parts = [torch.empty_like(whole[:count], device="cpu") for _ in range(self.size)]
+            parts = [torch.empty_like(whole[:count], device="cpu") for _ in range(self.world_size)]
             dist.all_to_all(parts, list(whole.cpu().contiguous().split(count)), group=self._data)
             return torch.stack(parts).sum(0).to(whole.device)
         out = torch.empty_like(whole[first : first + count])
@@ -164,7 +167,9 @@ class Ranks:
     def sum_bucket(self, _, bucket):  # without annotations: DDP compares them, and cannot read strings
         """DDP's communication hook: gradients are summed over the ranks, not averaged."""
         buffer = bucket.buffer()
-        self.wire += 4 * (self.size - 1) * buffer.nbytes // self.size  # a ring: each way, sums and then results
+        self.bytes_moved += (
+            4 * (self.world_size - 1) * buffer.nbytes // self.world_size
+        )  # a ring: each way, sums and then results
         work = dist.all_reduce(buffer, group=self._data, async_op=True)
         return work.get_future().then(lambda done: done.value()[0])
 
@@ -172,7 +177,7 @@ class Ranks:
 
     def gather_json(self, value: Any, thread: str = "control") -> list[Any]:
         """A JSON value of each rank, in the order of ranks, on all. thread: "input" from the one that makes batches."""
-        if not self.many:
+        if not self.is_distributed:
             return [value]
         group = self._input if thread == "input" else self._control
         data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -186,28 +191,28 @@ class Ranks:
         own = torch.zeros(8 + room, dtype=torch.uint8)
         own[:8] = torch.tensor([len(data)]).view(torch.uint8)
         own[8 : 8 + min(room, len(data))] = data[:room]
-        whole = torch.empty(self.size, 8 + room, dtype=torch.uint8)
+        whole = torch.empty(self.world_size, 8 + room, dtype=torch.uint8)
         dist.all_gather_into_tensor(whole, own[None], group=group)
         return whole[:, :8].contiguous().view(torch.int64).flatten().tolist(), list(whole[:, 8:])
 
     def gather_rows(self, own: Tensor) -> Optional[Tensor]:
         """(n_r, …) on the CPU, of any length on each rank, one after the other on rank 0; None elsewhere."""
-        if not self.many:
+        if not self.is_distributed:
             return own
         counts = self.gather_json(len(own))
         padded = torch.zeros(max(counts), *own.shape[1:], dtype=own.dtype)
         padded[: len(own)] = own
-        parts = [torch.empty_like(padded) for _ in counts] if self.first else None
+        parts = [torch.empty_like(padded) for _ in counts] if self.is_main else None
         dist.gather(padded, parts, group=self._control, dst=0)
         return torch.cat([part[:count] for part, count in zip(parts, counts)]) if parts else None
 
-    def from_first(self, work: Callable[[], Any]) -> Any:
-        """The JSON value of `work()` of rank 0, on all; it runs there alone. Its UserError is SaidElsewhere on the others."""
-        if not self.many:
+    def run_on_main(self, work: Callable[[], Any]) -> Any:
+        """The JSON value of `work()` of rank 0, on all; it runs there alone. Its UserError is ReportedByMainRank on the others."""
+        if not self.is_distributed:
             return work()
         told: dict[str, Any] = {}
         error: Optional[UserError] = None
-        if self.first:
+        if self.is_main:
             try:
                 told = {"value": work()}
             except UserError as found:
@@ -216,24 +221,24 @@ class Ranks:
         if error is not None:
             raise error
         if not told:
-            raise SaidElsewhere
+            raise ReportedByMainRank
         return told["value"]
 
     def barrier(self) -> None:
-        if self.many:
+        if self.is_distributed:
             dist.barrier(group=self._control)
 
-    def agree_to_stop(self, signal: int) -> int:
+    def poll_stop_signal(self, signal: int) -> int:
         """The largest signal that any rank had when they last exchanged them (with one rank: now). Called once a step, and waits for no
         device.
 
         They do so at every step, many ranks more rarely; the exchange begun here is read at the next one, when it has long arrived, so that all
         ranks stop at the same step.
         """
-        if not self.many:
+        if not self.is_distributed:
             return signal
         self._asked += 1
-        if self._asked % self.every:
+        if self._asked % self.stop_check_interval:
             return 0
         agreed = 0
         if self._stops is not None:
@@ -246,20 +251,20 @@ class Ranks:
 
     # When a rank is gone.
 
-    def explain(self, error: BaseException) -> Optional[PeerGone]:
+    def as_peer_lost(self, error: BaseException) -> Optional[PeerLost]:
         """What an exception of a collective means, naming the rank that is gone; None where it is no such exception."""
         text = str(error)
-        if not self.many or isinstance(error, UserError):
+        if not self.is_distributed or isinstance(error, UserError):
             return None
         if not isinstance(error, dist.DistError) and not any(w in text for w in ("gloo", "NCCL", "Connection closed")):
             return None
         gone = self._gone()
         if gone:
             who = ", ".join(f"rank {rank} (pid {self._peers[rank]['pid']})" for rank in gone)
-            return PeerGone(f"{who} is gone; rank {self.rank} saves nothing and leaves: --resume goes on")
+            return PeerLost(f"{who} is gone; rank {self.rank} saves nothing and leaves: --resume goes on")
         elsewhere = sorted({peer["host"] for peer in self._peers} - {socket.gethostname()})
         where = f", perhaps on {' or '.join(elsewhere)}" if elsewhere else ""
-        return PeerGone(
+        return PeerLost(
             f"another rank is gone{where}; rank {self.rank} saves nothing and leaves: --resume goes on ({first_line(error)})"
         )
 
@@ -273,19 +278,19 @@ class Ranks:
             time.sleep(0.1)
         return []
 
-    def leave(self, code: int, linger: bool) -> NoReturn:
+    def exit_now(self, code: int, linger: bool) -> NoReturn:
         """End this process at once, without taking down what other ranks may have broken. linger: let torchrun see first who died."""
         logging.shutdown()
         if linger:
-            time.sleep(LINGER)
+            time.sleep(EXIT_DELAY)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
 
-def _identity(device: torch.device) -> str:
+def device_identity(device: torch.device) -> str:
     """What no other GPU has; empty for a CPU."""
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
 
 
-ALONE = Ranks()  # a process that is the only rank; holds nothing
+SINGLE_PROCESS = Ranks()  # a process that is the only rank; holds nothing

@@ -16,7 +16,7 @@ import torch.distributed as dist
 POLL = 0.02  # seconds
 
 
-def meet(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Store:
+def rendezvous(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Store:
     """A part of `store` for these `size` processes alone. Each says hello with a fresh word; rank 0's welcome lists the words that it has
     heard; a rank whose word is in it nods, and once all have nodded to the same welcome, they go. Raises RuntimeError after `timeout`.
     """

@@ -12,22 +12,22 @@ from fastirt.errors import UserError
 COLUMNS = ("path", "reason", "step")
 
 
-class BadPictures:
+class BadImages:
     """Names each bad file once: one warning and one row of `bad_pictures.csv` (columns path, reason, step).
 
     Rows that the file already has count and are not repeated, so a resumed run and all loaders of a run share one list. Raises
-    UserError once more than `max_bad` distinct files are bad. aloud: one of many ranks names them, all count.
+    UserError once more than `max_bad` distinct files are bad. logs: one of many ranks names them, all count.
     """
 
-    def __init__(self, csv_path: Path | str | None, max_bad: int, aloud: bool = True) -> None:
-        self.csv_path, self.max_bad, self.aloud = None if csv_path is None else Path(csv_path), max_bad, aloud
+    def __init__(self, csv_path: Path | str | None, max_bad: int, logs: bool = True) -> None:
+        self.csv_path, self.max_bad, self.logs = None if csv_path is None else Path(csv_path), max_bad, logs
         self._paths = {row[0] for row in read_rows(self.csv_path)} if self.csv_path else set()
 
     def add(self, path: str, reason: str, step: int) -> None:
         """Reports a file, unless it was before."""
         if path not in self._paths:
             self._paths.add(path)
-            if self.aloud:
+            if self.logs:
                 logging.getLogger("fastirt").warning("bad picture: %s: %s", path, reason)
                 self._write(path, reason, step)
         if len(self._paths) > self.max_bad:

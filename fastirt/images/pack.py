@@ -40,7 +40,7 @@ from tqdm import tqdm
 from fastirt.datasets import Catalog
 from fastirt.datasets.digest import catalog_digest, relative_names, source_stat
 from fastirt.errors import UserError
-from fastirt.images.formats.header_check import MAX_BYTES, MAX_PIXELS, MAX_SIDE, BadPicture, inspect
+from fastirt.images.formats.header_check import MAX_BYTES, MAX_PIXELS, MAX_SIDE, BadImage, inspect
 from fastirt.images.formats.jpeg import with_orientation
 from fastirt.images.formats.pillow import open_image, orientation_of, rgb, upright_size
 from fastirt.images.formats.structure import Broken, Structure
@@ -218,12 +218,12 @@ def _encode(path: str, recipe: Recipe) -> Packed:
     source_crc = 0
     try:
         if size > MAX_BYTES:
-            raise BadPicture(path, f"{size:,} bytes, the limit is {MAX_BYTES:,}")
+            raise BadImage(path, f"{size:,} bytes, the limit is {MAX_BYTES:,}")
         encoded = Path(path).read_bytes()
         source_crc = zlib.crc32(encoded)
         data, height, width = _resize(encoded, inspect(encoded, path), recipe)
         return Packed(data, height, width, size, modified, source_crc)
-    except BadPicture as bad:
+    except BadImage as bad:
         reason = bad.reason
     except Broken as broken:
         reason = str(broken)

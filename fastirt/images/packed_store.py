@@ -25,7 +25,7 @@ import numpy as np
 from fastirt.datasets import Catalog, Split
 from fastirt.datasets.digest import catalog_digest, relative_names, source_stat
 from fastirt.errors import UserError
-from fastirt.images.formats.header_check import BadPicture
+from fastirt.images.formats.header_check import BadImage
 
 MAGIC = b"fastirt\x89"
 VERSION = 1
@@ -44,8 +44,8 @@ ENTRY = np.dtype(
         ("source_crc", "<u4"),  # bytes, nanoseconds
     ]
 )
-AGAIN = "make it again with `fastirt pack`"
-COMPARED = 64  # sources read in full by `check` where only their time of change differs
+REPACK_HINT = "make it again with `fastirt pack`"
+MAX_CHECKSUMS = 64  # sources read in full by `check` where only their time of change differs
 
 
 class PackedStore:
@@ -71,13 +71,13 @@ class PackedStore:
                 size = os.fstat(file.fileno()).st_size
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}): {AGAIN}") from None
+            raise UserError(f"{path}: cannot be read ({error.strerror}): {REPACK_HINT}") from None
         sections = _read_prologue(path, mapped)
         parts = {}
         for name, (offset, length, crc) in zip(SECTIONS, sections):
             parts[name] = mapped[offset : offset + length]
             if len(parts[name]) != length or zlib.crc32(parts[name]) != crc:
-                raise UserError(f"{path}: its {name} is corrupt (checksum): {AGAIN}")
+                raise UserError(f"{path}: its {name} is corrupt (checksum): {REPACK_HINT}")
         index = np.frombuffer(parts["index"], dtype=ENTRY)
         names = [os.fsdecode(name) for name in parts["names"].split(b"\0")[:-1]]
         return cls(path, np.frombuffer(mapped, dtype=np.uint8), index, names, json.loads(parts["header"]))
@@ -100,7 +100,7 @@ class PackedStore:
                     f"with `fastirt pack --resize {resize} --resize-size {resize_size} --orientation {orientation}`"
                 )
         if self.header["catalog_sha256"] != catalog_digest(catalog):
-            raise UserError(f"{self.path}: stale or foreign: {self._difference(catalog)}: {AGAIN}")
+            raise UserError(f"{self.path}: stale or foreign: {self._difference(catalog)}: {REPACK_HINT}")
         self._check_sources([path for split in catalog.splits() for path in split.paths])
 
     def split(self, split: Split) -> PackedSplit:
@@ -111,7 +111,7 @@ class PackedStore:
                 break
             start += count
         else:
-            raise UserError(f"{self.path}: has no split {split.name}: {AGAIN}")
+            raise UserError(f"{self.path}: has no split {split.name}: {REPACK_HINT}")
         tails = (
             name[name.rfind("../") + 3 :] if name.startswith("../") else name
             for name in self.names[start : start + count]
@@ -121,7 +121,7 @@ class PackedStore:
             or not np.array_equal(self.index["label"][start : start + count], split.labels)
             or not all(path.endswith(tail) for path, tail in zip(split.paths, tails))
         ):
-            raise UserError(f"{self.path}: its split {name} holds other pictures than the data set's: {AGAIN}")
+            raise UserError(f"{self.path}: its split {name} holds other pictures than the data set's: {REPACK_HINT}")
         return PackedSplit(self, split, start)
 
     def _difference(self, catalog: Catalog) -> str:
@@ -149,18 +149,18 @@ class PackedStore:
             if size != self.index["source_size"][row]:
                 raise UserError(
                     f"{self.path}: stale: {path} has {size:,} bytes, it had "
-                    f"{self.index['source_size'][row]:,} when it was packed: {AGAIN}"
+                    f"{self.index['source_size'][row]:,} when it was packed: {REPACK_HINT}"
                 )
             if modified != self.index["source_mtime"][row]:
                 changed.append(row)
         # A copied data set has new times and the same pictures; a picture edited in place has other bytes.
-        for row in changed[:: max(1, -(-len(changed) // COMPARED))]:
+        for row in changed[:: max(1, -(-len(changed) // MAX_CHECKSUMS))]:
             try:
                 crc = zlib.crc32(Path(paths[row]).read_bytes())
             except OSError:
                 crc = 0
             if crc != self.index["source_crc"][row]:
-                raise UserError(f"{self.path}: stale: {paths[row]} has changed since it was packed: {AGAIN}")
+                raise UserError(f"{self.path}: stale: {paths[row]} has changed since it was packed: {REPACK_HINT}")
 
 
 class PackedSplit:
@@ -182,16 +182,16 @@ class PackedSplit:
         return int(entry["height"]), int(entry["width"])
 
     def read(self, row: int) -> np.ndarray:
-        """(length,) uint8, a read-only view of the file: the JPEG. Raises BadPicture on a wrong checksum, and for a
+        """(length,) uint8, a read-only view of the file: the JPEG. Raises BadImage on a wrong checksum, and for a
         picture that could not be packed."""
         entry = self.store.index[self._start + row]
         length = int(entry["length"])
         if length == 0:
-            raise BadPicture(self.path(row), self.store.bad.get(self._start + row, "could not be packed"))
+            raise BadImage(self.path(row), self.store.bad.get(self._start + row, "could not be packed"))
         offset = int(entry["offset"])
         data = self.store._data[offset : offset + length]
         if len(data) != length or zlib.crc32(data) != entry["crc"]:
-            raise BadPicture(self.path(row), f"wrong checksum in {self.store.path}")
+            raise BadImage(self.path(row), f"wrong checksum in {self.store.path}")
         return data
 
 
@@ -204,17 +204,19 @@ def write_prologue(size: int, sections: list[tuple[int, int, int]]) -> bytes:
 def _read_prologue(path: Path, mapped: bytes | mmap.mmap) -> list[tuple[int, int, int]]:
     head = mapped[: PROLOGUE.size]
     if head == bytes(len(head)):
-        raise UserError(f"{path}: half-written or empty: {AGAIN}")
+        raise UserError(f"{path}: half-written or empty: {REPACK_HINT}")
     if head[: len(MAGIC)] != MAGIC:
-        raise UserError(f"{path}: not a packed store: {AGAIN}, or leave --packed out")
+        raise UserError(f"{path}: not a packed store: {REPACK_HINT}, or leave --packed out")
     version = int.from_bytes(head[8:12], "little")
     if version != VERSION:
-        raise UserError(f"{path}: format version {version}, this fastirt reads {VERSION}: {AGAIN}")
+        raise UserError(f"{path}: format version {version}, this fastirt reads {VERSION}: {REPACK_HINT}")
     if len(head) < PROLOGUE.size:
-        raise UserError(f"{path}: truncated after {len(mapped):,} bytes: {AGAIN}")
+        raise UserError(f"{path}: truncated after {len(mapped):,} bytes: {REPACK_HINT}")
     _, _, size, *sections, crc = PROLOGUE.unpack(head)
     if zlib.crc32(head[:-8]) != crc:
-        raise UserError(f"{path}: its first {PROLOGUE.size} bytes are corrupt (checksum): {AGAIN}")
+        raise UserError(f"{path}: its first {PROLOGUE.size} bytes are corrupt (checksum): {REPACK_HINT}")
     if size != len(mapped):
-        raise UserError(f"{path}: truncated or overwritten: {len(mapped):,} bytes, {size:,} belong there: {AGAIN}")
+        raise UserError(
+            f"{path}: truncated or overwritten: {len(mapped):,} bytes, {size:,} belong there: {REPACK_HINT}"
+        )
     return [tuple(sections[i : i + 3]) for i in range(0, 9, 3)]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fastirt.config.options import InputConfig
 from fastirt.images.decode_memory import BYTES_PER_PIXEL, READERS
-from fastirt.images.formats.header_check import MAX_PIXELS, BadPicture, inspect
+from fastirt.images.formats.header_check import MAX_PIXELS, BadImage, inspect
 from fastirt.images.formats.jpeg import with_orientation
 from fastirt.images.formats.pillow import SIDEWAYS, lossless, open_image, orientation_of, rgb, upright_size
 from fastirt.images.formats.png_webp_bmp import has_png_metadata
@@ -27,14 +27,14 @@ _SMALL = 2**20  # pixels: a resized image up to this size is handed on also wher
 
 
 def prepare(data: np.ndarray, path: str, input: InputConfig) -> Encoded:
-    """Bytes for the decoders, and the size that they decode to; raises BadPicture."""
+    """Bytes for the decoders, and the size that they decode to; raises BadImage."""
     encoded = data.tobytes()
     structure = inspect(encoded, path)
     size = structure.height, structure.width
     try:
         check_shape(*size, input.resize)
     except ValueError as error:
-        raise BadPicture(path, str(error)) from None
+        raise BadImage(path, str(error)) from None
     if structure.plain and not (input.orientation == "exif" and structure.metadata):
         return data, size
     if structure.plain and encoded[:2] == b"\xff\xd8":
@@ -56,7 +56,7 @@ def jpeg_orientation(encoded: bytes, structure: Structure) -> int:
 
 
 def by_pillow(encoded: bytes, path: str, input: InputConfig) -> Encoded:
-    """An image decoded, turned and resized by Pillow, as a lossless file; raises BadPicture."""
+    """An image decoded, turned and resized by Pillow, as a lossless file; raises BadImage."""
     try:
         with open_image(encoded) as opened, held_by_pillow(opened):
             image = rgb(opened, input.orientation)
@@ -66,9 +66,9 @@ def by_pillow(encoded: bytes, path: str, input: InputConfig) -> Encoded:
                 image = image.resize((width, height), Image.Resampling.BICUBIC)
             return np.frombuffer(lossless(image), np.uint8), (image.height, image.width)
     except Broken as broken:
-        raise BadPicture(path, str(broken)) from None
+        raise BadImage(path, str(broken)) from None
     except Exception as error:  # Pillow raises nearly anything on a broken image
-        raise BadPicture(path, complaint(error)) from None
+        raise BadImage(path, complaint(error)) from None
 
 
 def held_by_pillow(image: Image.Image) -> Any:
@@ -84,6 +84,6 @@ def stored_size(path: str, orientation: str) -> tuple[int, int]:
             return image.height, image.width  # Pillow would decode all of it to look behind the pixels
         height, width = image.height, image.width
         if height * width > MAX_PIXELS:
-            raise BadPicture(path, f"{width} x {height} pixels")
+            raise BadImage(path, f"{width} x {height} pixels")
         with held_by_pillow(image):
             return upright_size(image, orientation)

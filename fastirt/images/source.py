@@ -8,10 +8,10 @@ from typing import Protocol, Sequence
 import numpy as np
 
 from fastirt.errors import UserError
-from fastirt.images.formats.header_check import MAX_BYTES, BadPicture
+from fastirt.images.formats.header_check import MAX_BYTES, BadImage
 
 
-class PictureSource(Protocol):
+class ImageSource(Protocol):
     """Encoded pictures by row of a split."""
 
     def __len__(self) -> int: ...
@@ -20,7 +20,7 @@ class PictureSource(Protocol):
         """The picture's name in messages."""
 
     def read(self, row: int) -> np.ndarray:
-        """(bytes,) uint8, encoded; raises BadPicture where it cannot be read, UserError where none can any more. The loader checks
+        """(bytes,) uint8, encoded; raises BadImage where it cannot be read, UserError where none can any more. The loader checks
         what is inside."""
 
 
@@ -44,11 +44,11 @@ class FileSource:
             with open(path, "rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size > MAX_BYTES:
-                    raise BadPicture(path, f"{size:,} bytes, the limit is {MAX_BYTES:,}")
+                    raise BadImage(path, f"{size:,} bytes, the limit is {MAX_BYTES:,}")
                 return np.frombuffer(file.read(), np.uint8)
         except OSError as error:
             if self.root and not os.path.isdir(self.root):
                 raise UserError(
                     f"{self.root}: the folder of the pictures is gone ({error.strerror}): bring it back, then go on with --resume"
                 ) from None
-            raise BadPicture(path, (error.strerror or type(error).__name__).lower()) from None
+            raise BadImage(path, (error.strerror or type(error).__name__).lower()) from None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fastirt.loading.image_cache import Views
+from fastirt.loading.image_cache import ImageViews
 
 if TYPE_CHECKING:
     pass
@@ -25,7 +25,7 @@ class Batch:
     indices: np.ndarray
     step: int
     valid: int
-    views: Views | None = None
+    views: ImageViews | None = None
     whole: np.ndarray | None = None
 
     def __len__(self) -> int:

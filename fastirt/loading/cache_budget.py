@@ -11,27 +11,27 @@ import numpy as np
 import torch
 
 from fastirt.config.options import InputConfig
-from fastirt.distributed.ranks import ALONE, Ranks
+from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.images.prepare import stored_size
 from fastirt.images.resize_crop import check_shape, resized_size
-from fastirt.images.source import PictureSource
-from fastirt.loading.image_cache import PictureCache
+from fastirt.images.source import ImageSource
+from fastirt.loading.image_cache import ImageCache
 
 log = logging.getLogger("fastirt")
 
 
-SHARE = {"device": 0.4, "host": 0.5}  # of the free memory that `auto` may take; training needs the rest
+AUTO_MEMORY_FRACTION = {"device": 0.4, "host": 0.5}  # of the free memory that `auto` may take; training needs the rest
 
 
 def make_cache(
     where: str,
-    source: PictureSource,
+    source: ImageSource,
     input: InputConfig,
     device: torch.device,
     bad: frozenset[int] = frozenset(),
-    ranks: Ranks = ALONE,
-) -> PictureCache | None:
-    """The cache that `--cache` asks for, or None. `auto`: the device's memory where SHARE of what is free is enough, else the
+    ranks: Ranks = SINGLE_PROCESS,
+) -> ImageCache | None:
+    """The cache that `--cache` asks for, or None. `auto`: the device's memory where AUTO_MEMORY_FRACTION of what is free is enough, else the
     host's likewise, else none. Raises UserError where one that was asked for does not fit at all."""
     if where == "none":
         return None
@@ -39,27 +39,27 @@ def make_cache(
     where = "host" if where == "device" and "device" not in places else where
     smallest = len(source) * input.resize_size**2 * 3
     mine = {place: free_memory(place, device) for place in places}
-    if "host" in mine and ranks.many:  # each rank of a node keeps all pictures
-        mine["host"] //= ranks.local_size
+    if "host" in mine and ranks.is_distributed:  # each rank of a node keeps all pictures
+        mine["host"] //= ranks.local_world_size
     everyone = ranks.gather_json(mine)  # before any of them takes its share
     room = {place: min(other.get(place, 0) for other in everyone) for place in places}
-    fits = [place for place in places if smallest <= SHARE[place] * room[place]]
+    fits = [place for place in places if smallest <= AUTO_MEMORY_FRACTION[place] * room[place]]
     if where == "auto" and not fits:
         _say_none(smallest, room)
         return None
-    shapes = picture_shapes(source, input, bad, ranks)
+    shapes = image_shapes(source, input, bad, ranks)
     needed = max(ranks.gather_json(int(shapes.prod(1).sum()) * 3))  # one may not see a file that another sees
     if where == "auto":
-        where = next((place for place in fits if needed <= SHARE[place] * room[place]), "none")
+        where = next((place for place in fits if needed <= AUTO_MEMORY_FRACTION[place] * room[place]), "none")
         if where == "none":
             _say_none(needed, room)
             return None
     elif needed > 0.95 * room[where]:
-        raise ranks.once(
+        raise ranks.shared_error(
             f"--cache {where}: {needed / 2**30:.1f} GiB of pictures, {room[where] / 2**30:.1f} GiB are free: use --cache auto or none"
         )
     log.info("cache: %d pictures, %.2f GiB in %s memory", len(source), needed / 2**30, _NAMES[where])
-    return PictureCache(shapes, device, where)
+    return ImageCache(shapes, device, where)
 
 
 _NAMES = {"device": "the device's", "host": "the host's"}
@@ -99,8 +99,8 @@ def _text(path: str) -> str:
         return ""
 
 
-def picture_shapes(
-    source: PictureSource, input: InputConfig, bad: frozenset[int] = frozenset(), ranks: Ranks = ALONE
+def image_shapes(
+    source: ImageSource, input: InputConfig, bad: frozenset[int] = frozenset(), ranks: Ranks = SINGLE_PROCESS
 ) -> np.ndarray:
     """(P, 2) int64 (height, width) after the resize; (0, 0) for bad pictures. Reads file headers only where they decide."""
     count, side = len(source), input.resize_size
@@ -116,7 +116,7 @@ def picture_shapes(
         return np.array(resized, np.int64).reshape(-1, 2)
 
 
-def _size(source: PictureSource, row: int, orientation: str) -> tuple[int, int]:
+def _size(source: ImageSource, row: int, orientation: str) -> tuple[int, int]:
     """(height, width) before the resize, upright with orientation "exif"; (0, 0) for an unreadable image, reported when it is read."""
     if hasattr(source, "size"):  # a packed store knows
         return source.size(row)

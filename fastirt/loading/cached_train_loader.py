@@ -12,15 +12,15 @@ import numpy as np
 import torch
 
 from fastirt.config.options import Config
-from fastirt.distributed.ranks import ALONE, Ranks
+from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.images.formats.header_check import Undecodable
 from fastirt.images.prepare import Encoded
 from fastirt.images.resize_crop import crop_corners
-from fastirt.images.source import FileSource, PictureSource
+from fastirt.images.source import FileSource, ImageSource
 from fastirt.loading.augment import draw_crops
 from fastirt.loading.batch import Batch
 from fastirt.loading.cache_budget import make_cache
-from fastirt.loading.image_cache import PictureCache, Views, next_missing
+from fastirt.loading.image_cache import ImageCache, ImageViews, next_missing
 from fastirt.loading.train_loader import TrainLoader
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fastirt")
 
-SAY_EVERY = 15.0  # seconds
+LOG_INTERVAL_S = 15.0  # seconds
 
 
 class CachedTrainLoader(TrainLoader):
@@ -38,7 +38,7 @@ class CachedTrainLoader(TrainLoader):
     itself, is full before the first epoch ends, however pictures are drawn. `fill` does all of that at once. Pictures found unreadable on the way count as bad.
     """
 
-    def __init__(self, *given: Any, cache: PictureCache, **named: Any) -> None:
+    def __init__(self, *given: Any, cache: ImageCache, **named: Any) -> None:
         super().__init__(*given, **named)
         self._cache = cache
         self._next = 0  # every picture before this one is there, or bad
@@ -77,7 +77,7 @@ class CachedTrainLoader(TrainLoader):
         size = pictures.input.input_size
         corners = crop_corners(cache.shapes[rows], size, crops.x, crops.y)
         picks = torch.from_numpy(np.column_stack([rows, corners, crops.flip]).astype(np.int64))
-        return pictures.batch(Views(cache, picks, size), pictures.labels[rows], rows, step, len(rows), whole)
+        return pictures.batch(ImageViews(cache, picks, size), pictures.labels[rows], rows, step, len(rows), whole)
 
     def _missing(self, rows: np.ndarray) -> list[int]:
         return [row for row in dict.fromkeys(rows.tolist()) if not self._cache.valid[row]]
@@ -96,7 +96,7 @@ class CachedTrainLoader(TrainLoader):
         lost = set(bad)
         for row, shape in pictures.resized(encoded).items():
             if shape != tuple(cache.shapes[row]):
-                pictures.mark(row, "has another size than when the run began", step)
+                pictures.mark_bad(row, "has another size than when the run began", step)
                 lost.add(row)
         todo = [row for row in encoded if row not in lost]
         while todo:
@@ -106,7 +106,7 @@ class CachedTrainLoader(TrainLoader):
                 decoded = pictures.decode_whole([encoded[row] for row in chunk])
             except Undecodable as error:
                 for i, reason in error.reasons.items():
-                    pictures.mark(chunk[i], reason, step)
+                    pictures.mark_bad(chunk[i], reason, step)
                     lost.add(chunk[i])
                 todo = [row for row in chunk if row not in lost] + todo
                 continue
@@ -127,7 +127,7 @@ class CachedTrainLoader(TrainLoader):
             log.info(
                 "cache: full, %d pictures%s", valid.sum(), f", {total - valid.sum()} bad" if not valid.all() else ""
             )
-        elif now - self._said > SAY_EVERY:
+        elif now - self._said > LOG_INTERVAL_S:
             log.info("cache: %d of %d pictures", valid.sum(), total)
             self._said = now
 
@@ -139,9 +139,9 @@ def train_loader(
     *,
     start_step: int = 0,
     bad: Sequence[int] = (),
-    store: PictureSource | None = None,
+    store: ImageSource | None = None,
     csv_path: Path | None = None,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> TrainLoader:
     """The batches of a run, cached as `--cache` asks for. store: a packed store's training split, else the files are read."""
     split = catalog.train

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from fastirt.config.options import InputConfig
-from fastirt.distributed.ranks import ALONE, Ranks
+from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import UserError
 from fastirt.images.formats.header_check import Undecodable
 from fastirt.images.prepare import Encoded
-from fastirt.images.source import PictureSource
+from fastirt.images.source import ImageSource
 from fastirt.loading.batch import Batch
-from fastirt.loading.image_reader import _Loader, _Pictures
+from fastirt.loading.image_reader import ImageReader, _Loader
 
 if TYPE_CHECKING:
     from fastirt.datasets import Split
@@ -37,15 +37,15 @@ class EvalLoader(_Loader):
         batch_size: int,
         input: InputConfig,
         device: torch.device,
-        store: PictureSource | None = None,
+        store: ImageSource | None = None,
         csv_path: Path | None = None,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"--eval-batch-size {batch_size}: must be at least 1")
         batches = max(1, -(-len(split) // batch_size))
         size = max(1, -(-len(split) // batches))
-        self._pictures = _Pictures(split, size, input, device, store, csv_path, (), ranks)
+        self._pictures = ImageReader(split, size, input, device, store, csv_path, (), ranks)
 
     def __len__(self) -> int:
         """Number of batches of all ranks, if none is lost."""
@@ -55,7 +55,7 @@ class EvalLoader(_Loader):
     def own(self) -> range:
         """This rank's batches."""
         ranks = self._pictures.ranks
-        return range(len(self) * ranks.rank // ranks.size, len(self) * (ranks.rank + 1) // ranks.size)
+        return range(len(self) * ranks.rank // ranks.world_size, len(self) * (ranks.rank + 1) // ranks.world_size)
 
     def agree(self) -> None:
         """Name what any rank could not read. Called by all ranks, after the last batch."""
@@ -79,7 +79,7 @@ class EvalLoader(_Loader):
                     rows = list(encoded)
                     for i, reason in error.reasons.items():
                         encoded.pop(rows[i])
-                        pictures.mark(rows[i], reason, step)
+                        pictures.mark_bad(rows[i], reason, step)
                 else:
                     yield self._padded(images, np.fromiter(encoded, np.int64), step)
                     break

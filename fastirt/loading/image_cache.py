@@ -20,7 +20,7 @@ from fastirt.kernels.gather import gather_views
 log = logging.getLogger("fastirt")
 
 
-class PictureCache:
+class ImageCache:
     """Room for the pictures of a split, one after the other in catalogue order, and a valid bit for each.
 
     pixels (bytes,) uint8, on the device or in (page-locked) host memory; starts, widths (P,) int64 on the device; shapes
@@ -70,10 +70,10 @@ def _unlock(pixels: Tensor) -> None:
 
 
 @dataclass
-class Views:
+class ImageViews:
     """Crops of cached pictures: picks (B, 4) int64 on the device, as `gather_views` takes them; S = `size`."""
 
-    pictures: PictureCache
+    pictures: ImageCache
     picks: Tensor
     size: int
 
@@ -85,7 +85,7 @@ class Views:
         return gather_views(out, cache.pixels, cache.starts, cache.widths, self.picks, identity)
 
 
-def next_missing(cache: PictureCache, after: int, count: int, bad: frozenset[int], skip: Sequence[int]) -> list[int]:
+def next_missing(cache: ImageCache, after: int, count: int, bad: frozenset[int], skip: Sequence[int]) -> list[int]:
     """Up to `count` rows from `after` on, in catalogue order, that are neither there, nor bad, nor in `skip`."""
     rows: list[int] = []
     passed = set(skip)

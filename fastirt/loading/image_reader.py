@@ -12,17 +12,17 @@ import numpy as np
 import torch
 
 from fastirt.config.options import InputConfig
-from fastirt.distributed.ranks import ALONE, Ranks
-from fastirt.images.bad_images import BadPictures
+from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
+from fastirt.images.bad_images import BadImages
 from fastirt.images.decode_dali import DaliDecoder
 from fastirt.images.decode_memory import parts
 from fastirt.images.decode_pil import PilDecoder
-from fastirt.images.formats.header_check import BadPicture, Undecodable
+from fastirt.images.formats.header_check import BadImage, Undecodable
 from fastirt.images.prepare import Encoded, prepare
 from fastirt.images.resize_crop import check_input, crop_corners, resized_sizes
-from fastirt.images.source import FileSource, PictureSource
+from fastirt.images.source import FileSource, ImageSource
 from fastirt.loading.batch import Batch
-from fastirt.loading.image_cache import Views
+from fastirt.loading.image_cache import ImageViews
 from fastirt.loading.prefetch import Prefetch
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 PREFETCH = 2  # batches ready ahead of the step
 
 
-class _Pictures:
+class ImageReader:
     """Rows of a split as decoded pictures; what both loaders share."""
 
     def __init__(
@@ -41,17 +41,17 @@ class _Pictures:
         batch_size: int,
         input: InputConfig,
         device: torch.device,
-        store: PictureSource | None,
+        store: ImageSource | None,
         csv_path: Path | None,
         bad: Iterable[int],
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         check_input(input)
         self.ranks = ranks
         self.split, self.batch_size, self.input, self.device = split, batch_size, input, torch.device(device)
         self.source = FileSource(split.paths) if store is None else store
         self.labels = np.asarray(split.labels, np.int64)
-        self.registry = BadPictures(csv_path, input.max_bad, ranks.first)
+        self.registry = BadImages(csv_path, input.max_bad, ranks.is_main)
         self._found: list[tuple[int, str, int]] = []  # bad (row, reason, step) that other ranks have not heard of
         self.bad = frozenset(int(row) for row in bad)  # replaced, never mutated: other threads read it
         self.threads = ranks.threads(input.num_workers)
@@ -69,7 +69,7 @@ class _Pictures:
             self._decoder = DaliDecoder(size, self.batch_size, self.threads, self.device, orientation=orientation)
 
     def start_reading(self, rows: Iterable[int]) -> dict[int, "Future[Encoded]"]:
-        """Begins to read, check and prepare; each future gives the bytes and size of its row or raises BadPicture."""
+        """Begins to read, check and prepare; each future gives the bytes and size of its row or raises BadImage."""
         return {row: self._pool.submit(self._read, row) for row in dict.fromkeys(int(row) for row in rows)}
 
     def finish_reading(
@@ -80,9 +80,9 @@ class _Pictures:
         for row in dict.fromkeys(int(row) for row in rows):
             try:
                 encoded[row] = reading[row].result()
-            except BadPicture as bad:
+            except BadImage as bad:
                 lost.append(row)
-                self.mark(row, bad.reason, step)
+                self.mark_bad(row, bad.reason, step)
         return encoded, lost
 
     def decode(
@@ -109,17 +109,17 @@ class _Pictures:
             raise Undecodable(failed)
         return images[0] if len(images) == 1 else torch.cat(images)
 
-    def mark(self, row: int, reason: str, step: int) -> None:
+    def mark_bad(self, row: int, reason: str, step: int) -> None:
         """Takes a row out of use and names it; on many ranks it is named when they `agree`."""
         self.bad |= {row}
-        if self.ranks.many:
+        if self.ranks.is_distributed:
             self._found.append((row, reason, step))
         else:
             self.registry.add(self.source.path(row), reason, step)
 
     def agree(self, thread: str = "input") -> set[int]:
         """Tell the other ranks which rows were found bad since the last call, and hear of theirs: all new ones. Called by all ranks."""
-        if not self.ranks.many:
+        if not self.ranks.is_distributed:
             return set()
         found, self._found = self._found, []
         new: dict[int, tuple[str, int]] = {}
@@ -150,7 +150,7 @@ class _Pictures:
 
     def batch(
         self,
-        images: torch.Tensor | Views,
+        images: torch.Tensor | ImageViews,
         labels: np.ndarray,
         indices: np.ndarray,
         step: int,
@@ -196,7 +196,7 @@ class _Pictures:
 class _Loader:
     """Runs `_batches` in the background, one run at a time."""
 
-    _pictures: _Pictures
+    _pictures: ImageReader
     _running: "weakref.ref[Prefetch[Batch]] | None" = None  # weak: a consumer that leaves its loop ends the run
 
     def __iter__(self) -> Iterator[Batch]:

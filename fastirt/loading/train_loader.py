@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from fastirt.config.options import InputConfig
-from fastirt.distributed.ranks import ALONE, Ranks
+from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.images.formats.header_check import Undecodable
 from fastirt.images.prepare import Encoded
-from fastirt.images.source import PictureSource
+from fastirt.images.source import ImageSource
 from fastirt.loading.augment import draw_crops
 from fastirt.loading.batch import Batch
-from fastirt.loading.image_reader import _Loader, _Pictures
+from fastirt.loading.image_reader import ImageReader, _Loader
 from fastirt.loading.sampler import make_sampler
 
 if TYPE_CHECKING:
@@ -45,14 +45,14 @@ class TrainLoader(_Loader):
         device: torch.device,
         start_step: int = 0,
         stop_step: int | None = None,
-        store: PictureSource | None = None,
+        store: ImageSource | None = None,
         bad: Iterable[int] = (),
         csv_path: Path | None = None,
         class_names: Sequence[str] | None = None,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
-        first, count = ranks.slice(batch_size)
-        self._pictures = _Pictures(split, count, input, device, store, csv_path, bad, ranks)
+        first, count = ranks.batch_slice(batch_size)
+        self._pictures = ImageReader(split, count, input, device, store, csv_path, bad, ranks)
         self._sampler = make_sampler(split.labels, batch_size, m, seed)
         self._slice, self._whole = slice(first, first + count), batch_size
         self._seed, self._start, self._stop, self._class_names = seed, start_step, stop_step, class_names
@@ -79,7 +79,7 @@ class TrainLoader(_Loader):
                 except Undecodable as error:
                     lost = sorted({int(rows[i]) for i in error.reasons})
                     for i, reason in error.reasons.items():
-                        pictures.mark(int(rows[i]), reason, step)
+                        pictures.mark_bad(int(rows[i]), reason, step)
             lost = sorted(pictures.agree().union(lost).intersection(whole.tolist()))
             if not lost:
                 reading.clear()
@@ -88,7 +88,7 @@ class TrainLoader(_Loader):
             self._name_lost_classes(lost)
 
     def _name_lost_classes(self, lost: Sequence[int]) -> None:
-        if not self._pictures.ranks.first:  # all lose the same ones
+        if not self._pictures.ranks.is_main:  # all lose the same ones
             return
         labels, bad = self._pictures.labels, self._pictures.bad
         for label in sorted({int(labels[row]) for row in lost}):

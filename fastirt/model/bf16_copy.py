@@ -10,7 +10,7 @@ import torch
 from fastirt.model.encoder import Encoder
 
 
-class WorkingCopy:
+class Bf16Copy:
     """`encoder` is `master` in bf16: one cast of all weights a step instead of one for each layer, and bf16 activations throughout.
 
     Not a module, so that a state dict holds the master alone.
@@ -22,14 +22,14 @@ class WorkingCopy:
         self._weights = [*self.encoder.parameters(), *self.encoder.buffers()]
 
     @torch.no_grad()
-    def refresh(self) -> None:
+    def copy_weights(self) -> None:
         """Weights from the master's; their gradients are dropped."""
         torch._foreach_copy_(self._weights, self._masters)
         for weight in self._weights:
             weight.grad = None
 
     @torch.no_grad()
-    def hand_over(self) -> None:
+    def copy_gradients(self) -> None:
         """Gradients to the master's weights, in fp32."""
         pairs = [(m, w.grad) for m, w in zip(self._masters, self._weights) if w.grad is not None]
         for master, _ in pairs:

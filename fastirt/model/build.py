@@ -22,7 +22,7 @@ from fastirt.errors import UserError, first_line
 from fastirt.model.encoder import Encoder
 from fastirt.model.weights.load import load_weights
 
-OWN_FLAGS = {
+RESERVED_KWARGS = {
     "img_size": "--input-size",
     "drop_rate": "--drop",
     "drop_path_rate": "--drop-path",
@@ -79,8 +79,8 @@ def parse_kwargs(arguments: tuple[str, ...]) -> dict[str, Any]:
         name, equals, value = argument.partition("=")
         if not equals or not name.isidentifier():
             raise UserError(f"--model-kwargs {argument}: write it as key=value")
-        if name in OWN_FLAGS:
-            raise UserError(f"--model-kwargs {argument}: has a flag of its own: {OWN_FLAGS[name]}")
+        if name in RESERVED_KWARGS:
+            raise UserError(f"--model-kwargs {argument}: has a flag of its own: {RESERVED_KWARGS[name]}")
         try:
             parsed[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

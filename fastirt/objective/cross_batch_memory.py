@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastirt.config.options import Config
 
 
-class Written(NamedTuple):
+class Replaced(NamedTuple):
     """What one write replaced, so that it can be taken back without asking the host."""
 
     slots: Tensor  # (B,) int64
@@ -18,14 +18,14 @@ class Written(NamedTuple):
     labels: Tensor  # (B,) int64 before the write
 
 
-class Memory(nn.Module):
+class CrossBatchMemory(nn.Module):
     """A ring of `size` embeddings of `dim` numbers; label -1 marks an empty slot.
 
     A batch goes to the slots (pointer + arange(B)) mod size, so it wraps in its middle and the newest entries are
     never lost. Nothing here waits for the device.
 
-    part, parts: hold only the slots first .. first + len(self) of the ring, with `first` = part * ceil(size / parts). What belongs to
-    other parts is written to a row past the end, so that shapes never change.
+    shard, num_shards: hold only the slots first .. first + len(self) of the ring, with `first` = shard * ceil(size / num_shards). What
+    belongs to other shards is written to a row past the end, so that shapes never change.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class Memory(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         *,
-        part: int = 0,
-        parts: int = 1,
+        shard: int = 0,
+        num_shards: int = 1,
     ) -> None:
         super().__init__()
-        share = -(-size // parts)
-        self.size, self.parts, self.first = size, parts, min(size, part * share)
+        share = -(-size // num_shards)
+        self.size, self.num_shards, self.first = size, num_shards, min(size, shard * share)
         count = min(share, size - self.first)
-        room = count + (parts > 1)
+        room = count + (num_shards > 1)
         self._vectors = torch.zeros(room, dim, dtype=dtype, device=device)
         self._labels = torch.full((room,), -1, dtype=torch.int64, device=device)
         self.register_buffer("embeddings", self._vectors[:count])
@@ -53,26 +53,26 @@ class Memory(nn.Module):
         """Slots held here."""
         return self.embeddings.shape[0]
 
-    def here(self, slots: Tensor) -> Tensor:
-        """Slots of the ring as rows of `embeddings`; -1 for those of other parts."""
+    def local_rows(self, slots: Tensor) -> Tensor:
+        """Slots of the ring as rows of `embeddings`; -1 for those of other shards."""
         own = slots - self.first
         return torch.where((own >= 0) & (own < len(self)), own, -1)
 
     @torch.no_grad()
-    def write(self, embeddings: Tensor, labels: Tensor) -> Written:
+    def enqueue(self, embeddings: Tensor, labels: Tensor) -> Replaced:
         """Store a batch (B, D) with its labels (B,). Raises ValueError where B exceeds the size of the ring."""
         count = embeddings.shape[0]
         if count > self.size:
             raise ValueError(f"a batch of {count} does not fit into a memory of {self.size}")
         slots = (self.pointer + torch.arange(count, device=self.pointer.device)) % self.size
         rows = self._rows(slots)
-        written = Written(slots, self._vectors[rows], self._labels[rows])
+        written = Replaced(slots, self._vectors[rows], self._labels[rows])
         self._put(rows, embeddings.detach().to(self._vectors.dtype), labels)
         self.pointer.copy_((self.pointer + count) % self.size)
         return written
 
     @torch.no_grad()
-    def undo(self, written: Written, when: Tensor) -> None:
+    def rollback(self, written: Replaced, when: Tensor) -> None:
         """Take the last write back where the 0-d bool tensor `when` is true; no synchronisation."""
         rows = self._rows(written.slots)
         vectors = torch.where(when, written.embeddings, self._vectors[rows])
@@ -80,9 +80,9 @@ class Memory(nn.Module):
         self.pointer.copy_(torch.where(when, written.slots[0], self.pointer))
 
     def _rows(self, slots: Tensor) -> Tensor:
-        if self.parts == 1:
+        if self.num_shards == 1:
             return slots
-        own = self.here(slots)
+        own = self.local_rows(slots)
         return torch.where(own < 0, len(self), own)
 
     def _put(self, rows: Tensor, vectors: Tensor, labels: Tensor) -> None:

@@ -18,7 +18,7 @@ from fastirt.kernels.reference import KOLEO_EPS
 from fastirt.objective.retrieval_loss import Losses, RetrievalLoss
 
 
-class Against(NamedTuple):
+class MemoryShard(NamedTuple):
     """The memory, or a shard of it: embeddings (M, D), labels (M,), -1 = empty; slots: the rows' own ones in it (-1: elsewhere), or None.
 
     slots are of this rank's n rows where the memory is whole, of all N where it is a shard.
@@ -36,7 +36,7 @@ class GlobalLoss:
     def __init__(self, loss: RetrievalLoss, ranks: Ranks) -> None:
         self.loss, self.ranks = loss, ranks
 
-    def __call__(self, own: Tensor, whole: Tensor, labels: Tensor, memory: Optional[Against]) -> Losses:
+    def __call__(self, own: Tensor, whole: Tensor, labels: Tensor, memory: Optional[MemoryShard]) -> Losses:
         """own (n, D): this rank's embeddings, with gradient; whole (N, D) and labels (N,): all ranks' in order, without.
 
         Losses are 0-d float32, the same bits on every rank. Their gradient in `own` is that of the whole batch's loss: summed over
@@ -53,11 +53,11 @@ class _Whole(torch.autograd.Function):
         own: Tensor,
         whole: Tensor,
         labels: Tensor,
-        memory: Optional[Against],
+        memory: Optional[MemoryShard],
         loss: RetrievalLoss,
         ranks: Ranks,
     ) -> tuple[Tensor, ...]:
-        first, count = ranks.slice(len(whole))
+        first, count = ranks.batch_slice(len(whole))
         own, own_labels = own.detach(), labels[first : first + count]
         options = dict(margin=loss.margin, reduction=loss.contrastive, precision=loss.precision, impl=loss.impl)
         near = dict(precision=loss.precision, impl=loss.impl)

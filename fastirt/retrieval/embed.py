@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastirt.distributed.ranks import ALONE, Ranks
+from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import UserError
 from fastirt.images.normalize import normalise
 from fastirt.loading.eval_loader import EvalLoader
@@ -34,7 +34,7 @@ def embed(
     dtype: torch.dtype,
     name: str = "embed",
     progress: bool = True,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Optional[Embeddings]:
     """Embed everything that `loader` yields, in evaluation mode; the encoder's mode is restored.
 
@@ -48,7 +48,11 @@ def embed(
         with (
             torch.inference_mode(),
             tqdm(
-                total=len(paths), desc=name, unit="img", disable=None if progress and ranks.first else True, leave=False
+                total=len(paths),
+                desc=name,
+                unit="img",
+                disable=None if progress and ranks.is_main else True,
+                leave=False,
             ) as bar,
         ):
             for batch in loader:
@@ -57,7 +61,7 @@ def embed(
                     out = encoder(images)
                 vectors.append(out[: batch.valid])
                 rows.append(torch.as_tensor(batch.indices[: batch.valid], dtype=torch.int64))
-                bar.update(batch.valid * ranks.size)
+                bar.update(batch.valid * ranks.world_size)
     finally:
         encoder.train(training)
         loader.close()
@@ -66,7 +70,7 @@ def embed(
     all_vectors = ranks.gather_rows(own)
     all_rows = ranks.gather_rows(torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64))
     found = None if all_vectors is None else Embeddings(all_vectors, all_rows)
-    ranks.from_first(lambda: _check(found, paths, name))
+    ranks.run_on_main(lambda: _check(found, paths, name))
     return found
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fastirt.config.options import Config
-from fastirt.datasets import Catalog, Split, check_ranks
-from fastirt.distributed.ranks import ALONE, Ranks
+from fastirt.datasets import Catalog, Split, check_recall_ks
+from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.loading.eval_loader import EvalLoader
 from fastirt.model.encoder import Encoder, normalization_constants
 from fastirt.model.precision import resolve_precision
@@ -30,13 +30,13 @@ def evaluate(
     stores: Optional[Mapping[str, Any]] = None,
     csv_path: Optional[Path] = None,
     progress: bool = True,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """The content of `metrics.json`. stores: picture sources by split name, where a packed store is read. Unreadable pictures are
     named in the log and in `csv_path`, left out, and counted as `bad`. Many ranks share the embedding, rank 0 searches, on all GPUs
     of its node, and all return the same. Raises UserError for a K larger than the gallery before anything is embedded, and for
     embeddings that are not finite."""
-    check_ranks(catalog, config.eval.rank)
+    check_recall_ks(catalog, config.eval.rank)
     mean, std = normalization_constants(config, encoder)
     dtype = resolve_precision(config.model.precision, device)
 
@@ -55,7 +55,7 @@ def evaluate(
 
     query = embeddings(catalog.query)
     gallery = query if catalog.gallery is None else embeddings(catalog.gallery)
-    return ranks.from_first(lambda: _measure(query, gallery, catalog, config, device, ranks))
+    return ranks.run_on_main(lambda: _measure(query, gallery, catalog, config, device, ranks))
 
 
 def _measure(
@@ -81,7 +81,7 @@ def _measure(
         own=own,
         backend=config.eval.search,
         device=device,
-        gpus=ranks.local_size,
+        gpus=ranks.local_world_size,
     )
     return {**metrics, "bad": total - read}
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
-from fastirt.atomic import replacing
+from fastirt.atomic import atomic_write
 from fastirt.errors import UserError
 from fastirt.retrieval.published_results import DECIMALS, PAPER, PUBLIC, PUBLISHED, PUBLISHED_RANKS, TIMM_NAMES
 
@@ -49,7 +49,7 @@ def read_metrics(folder: Path, missing_is_empty: bool = False) -> dict[str, Any]
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
     """JSON, whole or not at all."""
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error

@@ -9,7 +9,7 @@ import torch
 from fastirt.step.train_step import LOSS_NAMES, TrainStep
 
 
-class Readout:
+class AsyncMetrics:
     """Copies a step's flag and sums into page-locked memory and looks at them when they have arrived."""
 
     def __init__(self, module: TrainStep, device: torch.device) -> None:
@@ -26,18 +26,18 @@ class Readout:
         self._flag.copy_(self.module.first_bad_step, non_blocking=True)
         return earlier if self.on_gpu else int(self._flag)
 
-    def ask(self, row: dict[str, Any]) -> None:
+    def request(self, row: dict[str, Any]) -> None:
         """Start to fetch the mean of each loss since the last call; `row` comes back with the answer. At most one is under way."""
         self._sums.copy_(self.module.sums, non_blocking=True)
         arrived = None
         if self.on_gpu:
             arrived = torch.cuda.Event()
             arrived.record()
-        self._asked = (row, self.module.counted, arrived)
+        self._asked = (row, self.module.steps_summed, arrived)
         self.module.sums.zero_()
-        self.module.counted = 0
+        self.module.steps_summed = 0
 
-    def answer(self, wait: bool = False) -> Optional[dict[str, Any]]:
+    def poll(self, wait: bool = False) -> Optional[dict[str, Any]]:
         """The row asked for with its means, once; None where there is none, or not yet."""
         if self._asked is None:
             return None

@@ -27,10 +27,10 @@ class Capture:
     it uses has moved; the next calls warm up and capture anew.
     """
 
-    def __init__(self, device: torch.device, many: bool = False) -> None:
-        """many: the body talks to other ranks."""
+    def __init__(self, device: torch.device, is_distributed: bool = False) -> None:
+        """is_distributed: the body talks to other ranks."""
         self.device, self.enabled = device, True
-        self.warm_up = WARM_UP_OF_MANY if many else WARM_UP
+        self.warm_up = WARM_UP_OF_MANY if is_distributed else WARM_UP
         self._stream = torch.cuda.Stream(device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._calls = 0

@@ -7,14 +7,14 @@ from typing import Any, Callable
 
 import torch
 
-from fastirt.distributed.ranks import ALONE, Ranks
+from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import UserError, first_line
 from fastirt.step.optimizer import capturable
 
 log = logging.getLogger("fastirt")
 
 
-def choose_engine(name: str, device: torch.device, opt: str, ranks: Ranks = ALONE) -> str:
+def choose_engine(name: str, device: torch.device, opt: str, ranks: Ranks = SINGLE_PROCESS) -> str:
     """Resolve "auto": graph on one GPU, compile on many and where the optimiser cannot be captured, eager on a CPU.
 
     Raises UserError where the engine asked for cannot run.
@@ -22,10 +22,10 @@ def choose_engine(name: str, device: torch.device, opt: str, ranks: Ranks = ALON
     if name == "auto":
         if device.type != "cuda":
             return "eager"
-        return "graph" if capturable(opt) and not ranks.many else "compile"
+        return "graph" if capturable(opt) and not ranks.is_distributed else "compile"
     if name == "graph" and device.type != "cuda":
         raise UserError(f"--engine graph: needs a GPU, the device is {device}: use --engine compile or eager")
-    if name == "graph" and ranks.many and ranks.backend != "nccl":
+    if name == "graph" and ranks.is_distributed and ranks.backend != "nccl":
         raise UserError("--engine graph: gloo cannot be captured in a CUDA graph, only NCCL can: use --engine compile")
     if name == "graph" and not capturable(opt):
         raise UserError(

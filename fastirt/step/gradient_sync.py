@@ -12,35 +12,35 @@ from fastirt.distributed.ranks import Ranks
 from fastirt.model.encoder import Encoder
 
 
-class _Summed:
+class GradientSync:
     """An encoder's forward whose gradients are summed over the ranks, bucket by bucket, while the rest of the backward runs."""
 
     def __init__(self, encoder: Encoder, embed: Callable[[Encoder, Tensor], Tensor], ranks: Ranks) -> None:
-        self.ranks, module = ranks, _Forward(encoder, embed)
+        self.ranks, module = ranks, _EmbedModule(encoder, embed)
         self.reducer = DistributedDataParallel(
             module, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
         )
         self.reducer.register_comm_hook(None, ranks.sum_bucket)
-        self._settled = False
+        self._is_stable = False
 
     def __call__(self, _: Encoder, images: Tensor) -> Tensor:
-        if not self._settled:
-            self._settle(images)
+        if not self._is_stable:
+            self._stabilize_buckets(images)
         return self.reducer(images)
 
-    def _settle(self, images: Tensor) -> None:
+    def _stabilize_buckets(self, images: Tensor) -> None:
         """Two passes for nothing: after them the reducer deals its buckets out anew, and where an element stands in a bucket decides in
         which order the ranks' gradients are added. A run that starts again would else differ from one that never stopped."""
-        self._settled, wire = True, self.ranks.wire
+        self._is_stable, wire = True, self.ranks.bytes_moved
         with torch.random.fork_rng([images.device] if images.is_cuda else []):
             for _ in range(2):
                 self.reducer(images).sum().backward()
         for weight in self.reducer.parameters():
             weight.grad = None
-        self.ranks.wire = wire
+        self.ranks.bytes_moved = wire
 
 
-class _Forward(nn.Module):
+class _EmbedModule(nn.Module):
     def __init__(self, encoder: Encoder, embed: Callable[[Encoder, Tensor], Tensor]) -> None:
         super().__init__()
         self.encoder, self._embed = encoder, embed

@@ -122,7 +122,7 @@ def clip_gradients(weights: Sequence[Tensor], largest: float | None) -> Tensor:
     return norm
 
 
-def held_step(optimizer: torch.optim.Optimizer, hold: Tensor) -> None:
+def step_unless(optimizer: torch.optim.Optimizer, hold: Tensor) -> None:
     """`optimizer.step()`, which leaves every weight as it was where the 0-d bool tensor `hold` is true; no synchronisation.
 
     torch's fused optimisers skip by themselves (the hook that GradScaler uses); any other is undone. The state of those

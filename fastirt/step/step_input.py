@@ -12,7 +12,7 @@ from fastirt.kernels.gather import gather_views, look_up
 from fastirt.loading.batch import Batch
 
 
-class Stage:
+class StepInput:
     """`load` brings a batch in, from the host's side; `fill` turns it into the encoder's input, on the device alone.
 
     images (B, 3, S, S) in channels-last memory and labels (B,) int64 keep their address while the batch's shape stays the same.
@@ -26,7 +26,7 @@ class Stage:
         self.table = byte_table(tuple(mean), tuple(std), dtype, device)
         self._layout: tuple | None = None
 
-    def load(self, batch: Batch) -> bool:
+    def copy_batch(self, batch: Batch) -> bool:
         """Copy what is new of a batch into place, without waiting; True where the places themselves are new."""
         layout = (len(batch), batch.size, None if batch.views is None else batch.views.pictures)
         moved = layout != self._layout
@@ -42,7 +42,7 @@ class Stage:
             self._bytes = batch.images
         return moved
 
-    def fill(self) -> Tensor:
+    def build_images(self) -> Tensor:
         """Crop, flip, normalise and cast into `images`, which is returned: one kernel on a GPU."""
         if self._bytes is not None:
             look_up(self._bytes, self.table, self._out)

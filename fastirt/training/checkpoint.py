@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fastirt.atomic import replacing
+from fastirt.atomic import atomic_write
 from fastirt.errors import UserError, first_line
 
 FORMAT = "fastirt checkpoint 1"
@@ -82,7 +82,7 @@ def load_shards(path: Path, shards: list[dict[str, Any]], first: int, count: int
 def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)
     except (OSError, SafetensorError) as error:
         raise UserError(
@@ -124,14 +124,14 @@ def describe(path: Path) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def forget_later(path: Path) -> None:
+def delete_newer(path: Path) -> None:
     """Remove the checkpoints past `path` in its folder: they belong to a future that will be lived again."""
     for later in path.parent.glob("step_*.safetensors"):
         if later.name > path.name:
             _remove(later)
 
 
-def find(where: Path) -> Optional[Path]:
+def latest(where: Path) -> Optional[Path]:
     """The newest checkpoint of a run folder, or the file itself; None where the folder holds none."""
     if where.is_file():
         return where

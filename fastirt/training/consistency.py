@@ -20,15 +20,24 @@ from fastirt.model.encoder import Encoder
 from fastirt.step.train_step import TrainStep
 
 CHUNK = 2**22  # numbers summed at once: 32 MiB as int64
-OWN = {"device", "num_workers", "data_path", "packed", "log_dir", "weights"}  # settings that a rank may have to itself
+PER_RANK_OPTIONS = {
+    "device",
+    "num_workers",
+    "data_path",
+    "packed",
+    "log_dir",
+    "weights",
+}  # settings that a rank may have to itself
 
 
-def check_start(ranks: Ranks, config: Config, catalog: Catalog, encoder: Encoder) -> None:
+def check_same_setup(ranks: Ranks, config: Config, catalog: Catalog, encoder: Encoder) -> None:
     """Raises UserError on all ranks, which rank 0 says, naming the difference, where they would not train the same model on the same data."""
-    if not ranks.many:
+    if not ranks.is_distributed:
         return
     settings = {f"--{name.replace('_', '-')}": value for name, value in flatten(config.to_dict()).items()}
-    mine: dict[str, Any] = {name: v for name, v in settings.items() if name.strip("-").replace("-", "_") not in OWN}
+    mine: dict[str, Any] = {
+        name: v for name, v in settings.items() if name.strip("-").replace("-", "_") not in PER_RANK_OPTIONS
+    }
     mine |= {
         "version of torch": torch.__version__,
         "code of fastirt": code_digest()[:12],
@@ -43,12 +52,14 @@ def check_start(ranks: Ranks, config: Config, catalog: Catalog, encoder: Encoder
             if theirs.get(name) != value
         ]
         if different:
-            raise ranks.once(f"rank {rank} differs from rank 0 in {', '.join(different)}: start all ranks alike")
+            raise ranks.shared_error(
+                f"rank {rank} differs from rank 0 in {', '.join(different)}: start all ranks alike"
+            )
 
 
-def check_replicas(ranks: Ranks, step_module: TrainStep, step: int) -> None:
+def check_ranks_in_sync(ranks: Ranks, step_module: TrainStep, step: int) -> None:
     """Raises UserError on all ranks where one's weights, twin or memory are not the bits of rank 0's. Waits for the device."""
-    if not ranks.many:
+    if not ranks.is_distributed:
         return
     held = {"weights": step_module.encoder.state_dict().values()}
     if step_module.twin is not None:
@@ -63,7 +74,7 @@ def check_replicas(ranks: Ranks, step_module: TrainStep, step: int) -> None:
         most = Counter(theirs[name] for theirs in everyone).most_common(1)[0][0]  # of two: rank 0's
         for rank, theirs in enumerate(everyone):
             if theirs[name] != most:
-                raise ranks.once(
+                raise ranks.shared_error(
                     f"step {step}: {name} of rank {rank} no longer equal those of the others (a fault of memory, GPU or network?): "
                     "nothing was saved since; go on from the last checkpoint with --resume"
                 )

@@ -63,11 +63,11 @@ class Profile:
     """Follows a run's batches, traces `steps` of them and then says where their time went.
 
     A captured step is one launch, so with the graph engine it is captured anew with events between its phases, for as many further steps.
-    Of many ranks all follow, and the first one speaks (`aloud`).
+    Of many ranks all follow, and the first one speaks (`logs`).
     """
 
-    def __init__(self, steps: int, module: TrainStep, folder: Path, aloud: bool = True) -> None:
-        self.steps, self.module, self.path, self.aloud = steps, module, folder / TRACE, aloud
+    def __init__(self, steps: int, module: TrainStep, folder: Path, logs: bool = True) -> None:
+        self.steps, self.module, self.path, self.logs = steps, module, folder / TRACE, logs
         # Steps before the first that is traced: compilation and capture are over.
         self.skipped = 2 + (module.capture.warm_up if module.capture is not None else WARM_UP)
 
@@ -78,7 +78,7 @@ class Profile:
         # Read at the profiler's first use: without it, it prints its own events, and an error where there is no GPU.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         traced = torch.profiler.profile(acc_events=True)
-        plain, captured = module.mark, module.capture is not None and module.capture.enabled
+        plain, captured = module.on_phase_end, module.capture is not None and module.capture.enabled
         marks = Marks(module.device, captured)
         traced.start()
         try:
@@ -86,26 +86,26 @@ class Profile:
         finally:
             traced.stop()
         if captured and wall:
-            module.mark = marks
+            module.on_phase_end = marks
             module.capture.forget()
             yield from itertools.islice(batches, module.capture.warm_up + 1)  # the last of them is captured
             yield from self._measure(batches, marks)
             module.capture.forget()
-        module.mark = plain
-        if self.aloud and not marks.milliseconds():
+        module.on_phase_end = plain
+        if self.logs and not marks.milliseconds():
             log.warning(
                 "--profile %d: the run ended before that many steps after the first %d: no trace",
                 self.steps,
                 self.skipped,
             )
-        elif self.aloud:
+        elif self.logs:
             traced.export_chrome_trace(str(self.path))
             self._say(wall, waited, marks.milliseconds())
         yield from batches
 
     def _measure(self, batches: Iterator[Batch], marks: Optional[Marks]) -> Iterator[Batch]:
         """Yields `steps` batches; returns (milliseconds a step, of these waited for input), (0, 0) where they ran out."""
-        self.module.mark = marks or (lambda phase: None)
+        self.module.on_phase_end = marks or (lambda phase: None)
         self._wait()
         start, waiting, count = time.perf_counter(), InputWait(self.module.device), 0
         for batch in waiting.follow(itertools.islice(batches, self.steps)):

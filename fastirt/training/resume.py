@@ -16,7 +16,7 @@ from fastirt.training.run_folder import read_tree
 log = logging.getLogger("fastirt")
 
 # May differ between a run and its resumption: they change neither the pictures nor the arithmetic.
-FREE_ON_RESUME = set(
+MAY_CHANGE_ON_RESUME = set(
     "output_dir log_dir logging_freq save_freq keep resume device num_workers pin_mem max_bad data_path "
     "rank eval_split eval_freq eval_batch_size search weights eval_descriptor engine cache profile memory_sharded check_freq".split()
 )
@@ -24,7 +24,7 @@ FREE_ON_RESUME = set(
 
 def compatible(saved: Config, now: Config, path: Path) -> None:
     """Refuse to resume under another configuration, naming each difference."""
-    free = set(FREE_ON_RESUME)
+    free = set(MAY_CHANGE_ON_RESUME)
     if saved.data.packed:
         saved = saved.replace(packed=os.path.abspath(saved.data.packed))  # older runs kept it relative
     if now.optim.sched == "constant":
@@ -47,7 +47,7 @@ def _restarted(flags: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
         return flags
     if not flags.get("resume") and not flags.get("output_dir"):
         if job == "none":
-            raise ranks.once(
+            raise ranks.shared_error(
                 "torchrun --max-restarts: pass --output-dir too, or the next attempt cannot find this one's checkpoints"
             )
         flags = {**flags, "output_dir": str(Path("outputs") / f"job-{job}")}
@@ -56,10 +56,10 @@ def _restarted(flags: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
 
     def goes_on() -> bool:
         return read_tree(folder).get("job") in (None, job) and (
-            "resume" not in flags or checkpoint.find(folder) is not None
+            "resume" not in flags or checkpoint.latest(folder) is not None
         )
 
-    return {**flags, "output_dir": str(folder), "resume": ""} if attempts and ranks.from_first(goes_on) else flags
+    return {**flags, "output_dir": str(folder), "resume": ""} if attempts and ranks.run_on_main(goes_on) else flags
 
 
 def _resume_from(flags: dict[str, Any]) -> Optional[Path]:
@@ -69,7 +69,7 @@ def _resume_from(flags: dict[str, Any]) -> Optional[Path]:
     where = flags["resume"] or flags.get("output_dir")
     if not where:
         raise UserError("--resume needs a run folder: --resume FOLDER, or --output-dir FOLDER --resume")
-    found = checkpoint.find(Path(where))
+    found = checkpoint.latest(Path(where))
     if found is None:
         if flags["resume"]:
             raise UserError(

@@ -14,7 +14,7 @@ from typing import IO, Any, Iterator, Optional
 import torch
 
 from fastirt import __version__
-from fastirt.atomic import replacing
+from fastirt.atomic import atomic_write
 from fastirt.config.options import Config
 from fastirt.datasets import Catalog
 from fastirt.datasets.digest import catalog_digest, evaluation_digest, sizes_digest
@@ -32,7 +32,7 @@ def run_folder(config: Config, fresh: bool, ranks: Ranks) -> Iterator[Path]:
     comes before the first log row. `fresh`: a folder that holds a run is refused. Raises UserError.
     """
     made: list[Path] = []
-    folder = Path(ranks.from_first(lambda: str(_open(config, fresh, made))))
+    folder = Path(ranks.run_on_main(lambda: str(_open(config, fresh, made))))
     try:
         yield folder
     except BaseException:
@@ -54,7 +54,7 @@ def write_config(folder: Path, config: Config, catalog: Catalog, digest: str) ->
         "config": config.to_dict(),
     }
     try:
-        with replacing(folder / "config.json") as temporary:
+        with atomic_write(folder / "config.json") as temporary:
             temporary.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder / 'config.json'}: cannot be written ({error.strerror})") from error
@@ -87,7 +87,7 @@ def holds_images_of(folder: Path, catalog: Catalog) -> bool:
     if "evaluated" in digests:
         same_files = digests.get("sizes") in (None, sizes_digest(catalog))  # None: of an earlier version
         return same_files and digests["evaluated"] == evaluation_digest(catalog)
-    newest = checkpoint.find(folder)  # of a run whose config.json has no digests yet
+    newest = checkpoint.latest(folder)  # of a run whose config.json has no digests yet
     return newest is not None and checkpoint.describe(newest).get("catalog") == catalog_digest(catalog)
 
 

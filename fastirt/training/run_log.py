@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from fastirt.atomic import replacing
+from fastirt.atomic import atomic_write
 from fastirt.errors import UserError
 from fastirt.training.tensorboard_log import TensorBoardLog
 
@@ -27,7 +27,7 @@ class RunLog:
         """redo: the evaluation of `step` itself will be done again, so its row goes too. Raises UserError for a folder without room."""
         self.path = folder / "log.jsonl"
         try:
-            cut_back(self.path, step, redo)
+            truncate_log(self.path, step, redo)
             self._file = open(self.path, "a", encoding="utf-8")
         except OSError as error:
             raise UserError(
@@ -81,7 +81,7 @@ class NoLog:
     def close(self) -> None: ...
 
 
-def cut_back(path: Path, step: int, redo: bool = False) -> None:
+def truncate_log(path: Path, step: int, redo: bool = False) -> None:
     """Drop the rows of a JSON-lines log that lie past `step`, with `redo` the evaluation of `step` itself, and half-written rows."""
     if not path.exists():
         return
@@ -97,5 +97,5 @@ def cut_back(path: Path, step: int, redo: bool = False) -> None:
             and (row["step"] < step or (row["step"] == step and ("loss" in row or not redo)))
         ):
             kept.append(line + "\n")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("".join(kept), encoding="utf-8")

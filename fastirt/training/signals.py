@@ -11,20 +11,20 @@ class Interrupted(Exception):
     """Raised out of work that may be dropped at any point (an evaluation), after the state was saved."""
 
 
-class Stopper:
+class StopSignal:
     """While active, remembers the first SIGTERM or SIGINT in `signal`; a second one falls through to the default action, unless
-    `patient`: torchrun and batch systems send several to each rank, and kill by themselves what does not end.
+    `ignore_repeats`: torchrun and batch systems send several to each rank, and kill by themselves what does not end.
 
     Inside `with stopper.interruptible():` the signal raises Interrupted at once.
     """
 
-    def __init__(self, patient: bool = False) -> None:
-        self.patient = patient
+    def __init__(self, ignore_repeats: bool = False) -> None:
+        self.ignore_repeats = ignore_repeats
         self.signal: Optional[int] = None
         self._raise = False
         self._previous: dict[int, object] = {}
 
-    def __enter__(self) -> "Stopper":
+    def __enter__(self) -> "StopSignal":
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous[number] = signal.signal(number, self._handle)
         return self
@@ -44,7 +44,7 @@ class Stopper:
     def _handle(self, number: int, _: Optional[FrameType]) -> None:
         if self.signal is None:
             self.signal = number
-        elif not self.patient:
+        elif not self.ignore_repeats:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         if self._raise:
@@ -53,7 +53,7 @@ class Stopper:
 
 
 class _Interruptible:
-    def __init__(self, stopper: Stopper) -> None:
+    def __init__(self, stopper: StopSignal) -> None:
         self._stopper = stopper
 
     def __enter__(self) -> None:

@@ -15,23 +15,23 @@ from tqdm import tqdm
 from fastirt.config.options import Config
 from fastirt.datasets import Catalog
 from fastirt.datasets.digest import catalog_digest
-from fastirt.distributed.ranks import ALONE, Ranks
+from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import UserError
 from fastirt.loading.batch import Batch
 from fastirt.loading.cached_train_loader import CachedTrainLoader, train_loader
 from fastirt.model.encoder import Encoder
 from fastirt.model.flops import peak_flops, training_flops
 from fastirt.model.save import save_model
-from fastirt.step.async_metrics import Readout
+from fastirt.step.async_metrics import AsyncMetrics
 from fastirt.step.optimizer import learning_rate, load_optimizer, optimizer_state
 from fastirt.step.train_step import TrainStep
 from fastirt.training import checkpoint
-from fastirt.training.consistency import check_replicas
+from fastirt.training.consistency import check_ranks_in_sync
 from fastirt.training.profiler import Profile
 from fastirt.training.resume import compatible
 from fastirt.training.run_folder import _lock
 from fastirt.training.run_log import NoLog, RunLog
-from fastirt.training.signals import Interrupted, Stopper
+from fastirt.training.signals import Interrupted, StopSignal
 from fastirt.training.throughput import Throughput
 
 log = logging.getLogger("fastirt")
@@ -60,21 +60,23 @@ class Trainer:
         evaluate: Optional[Evaluate],
         store: Any = None,
         resume: Optional[Path] = None,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         self.catalog, self.config, self.folder, self.device, self.evaluate = catalog, config, folder, device, evaluate
         self.ranks = ranks
         self.digest = catalog_digest(catalog)
         self.metrics: dict[str, Any] = {}
         self._lock: Optional[IO[str]] = None
-        ranks.from_first(self._take_lock)
+        ranks.run_on_main(self._take_lock)
         self.step_module = TrainStep(encoder, config, len(catalog.train), mean, std, device, ranks)
         self.step, self.best, self.store = 0, {}, store
         self.last_good: Optional[Path] = None
         bad: list[int] = []
         if resume is not None:
             bad = self._load(resume)
-        self.recent: deque[tuple[int, np.ndarray]] = deque(maxlen=2 * max(config.run.logging_freq, ranks.every) + 8)
+        self.recent: deque[tuple[int, np.ndarray]] = deque(
+            maxlen=2 * max(config.run.logging_freq, ranks.stop_check_interval) + 8
+        )
         self.loader = train_loader(
             catalog,
             config,
@@ -85,7 +87,7 @@ class Trainer:
             csv_path=folder / "bad_pictures.csv",
             ranks=ranks,
         )
-        self.readout = Readout(self.step_module, device)
+        self.async_metrics = AsyncMetrics(self.step_module, device)
         self._first_bad = -1
 
     def run(self) -> int:
@@ -95,11 +97,11 @@ class Trainer:
         # Resumed at a step whose evaluation may not have ended: it is done again.
         redo = self.last_good is not None and (self._due(config.eval.eval_freq) or self.step == total)
         self.log = NoLog()
-        self.ranks.from_first(lambda: self._open_log(board, redo))
+        self.ranks.run_on_main(lambda: self._open_log(board, redo))
         flops = training_flops(self.encoder, self.step_module.twin is not None)
-        peak = peak_flops(self.device, self.step_module.dtype) * self.ranks.size
+        peak = peak_flops(self.device, self.step_module.dtype) * self.ranks.world_size
         self.speed = Throughput(config.optim.batch_size, flops, peak, self.device)
-        with Stopper(patient=self.ranks.managed) as stopper:
+        with StopSignal(ignore_repeats=self.ranks.has_agent) as stopper:
             try:
                 return self._train(stopper, redo)
             finally:
@@ -108,7 +110,7 @@ class Trainer:
                 if self._lock is not None:
                     self._lock.close()
 
-    def _train(self, stopper: Stopper, redo: bool) -> int:
+    def _train(self, stopper: StopSignal, redo: bool) -> int:
         config, total = self.config, self.config.optim.max_iter
         if redo and self.step < total and not self._evaluate(stopper):
             return self._stop(stopper)
@@ -119,19 +121,19 @@ class Trainer:
             self.step_module(batch)
             self.step = batch.step + 1
             self.speed.tick()
-            self._watch()
+            self._poll_device()
             if self.step % config.run.logging_freq == 0 or self.step == total:
-                self._ask()
+                self._start_log_row()
             if self._told_to_stop(stopper):
                 return self._stop(stopper)
             if self._due(config.run.check_freq):
-                check_replicas(self.ranks, self.step_module, self.step)
+                check_ranks_in_sync(self.ranks, self.step_module, self.step)
             evaluates = self._due(config.eval.eval_freq)
             if evaluates or self.step == total or self._due(config.run.save_freq):
                 self.save()
             if evaluates and not self._evaluate(stopper):
                 return self._stop(stopper)
-        if self.ranks.first:
+        if self.ranks.is_main:
             save_model(self.encoder, self.folder / "model.safetensors", config)
         if not self._evaluate(stopper):
             return self._stop(stopper)
@@ -147,15 +149,15 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         batches = self.speed.waiting(iter(self.loader))
         if self.config.run.profile:
-            return Profile(self.config.run.profile, self.step_module, self.folder, aloud=self.ranks.first).follow(
+            return Profile(self.config.run.profile, self.step_module, self.folder, logs=self.ranks.is_main).follow(
                 batches
             )
         return batches
 
-    def _fill_cache(self, stopper: Stopper) -> bool:
+    def _fill_cache(self, stopper: StopSignal) -> bool:
         """From a packed store all of the cache at once; False where a signal broke it off."""
         if isinstance(self.loader, CachedTrainLoader) and self.step < self.config.optim.max_iter:
-            quiet = None if self.ranks.first else True
+            quiet = None if self.ranks.is_main else True
             with tqdm(total=len(self.catalog.train), desc="cache", unit="img", disable=quiet, leave=False) as bar:
                 for done in self.loader.fill():
                     bar.update(done - bar.n)
@@ -170,15 +172,15 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint of the present step; refuses to save past a non-finite one, or one at which ranks differ."""
         self.ranks.barrier()  # one that is gone is noticed here, not by waiting for a device that waits for it
-        self._report(wait=True)
-        self._check(self.readout.first_bad_step(wait=True))
-        check_replicas(self.ranks, self.step_module, self.step)
+        self._finish_log_row(wait=True)
+        self._check(self.async_metrics.first_bad_step(wait=True))
+        check_ranks_in_sync(self.ranks, self.step_module, self.step)
         path = self.folder / "checkpoints" / f"step_{self.step:08d}.safetensors"
         module, shards = self.step_module.state_dict(), None
         if self.step_module.sharded:
             ring = self.step_module.memory
             slots = {name: module.pop(f"memory.{name}") for name in ("embeddings", "labels")}
-            written = checkpoint.save_shard(path, self.ranks.rank, self.ranks.size, ring.first, slots)
+            written = checkpoint.save_shard(path, self.ranks.rank, self.ranks.world_size, ring.first, slots)
             shards = self.ranks.gather_json(written)
         state = {
             "step": self.step,
@@ -187,11 +189,11 @@ class Trainer:
             "module": module,
             "memory_shards": shards,
             "optimizer": optimizer_state(self.step_module.optimizer),
-            "counted": self.step_module.counted,
+            "counted": self.step_module.steps_summed,
             "best": self.best,
             "bad": sorted(int(i) for i in self.loader.bad),
         }
-        self.ranks.from_first(lambda: checkpoint.save(path, state, self.config.run.keep))
+        self.ranks.run_on_main(lambda: checkpoint.save(path, state, self.config.run.keep))
         self.last_good = path
         return path
 
@@ -213,8 +215,8 @@ class Trainer:
             raise UserError(f"{path}: does not fit this model: {' '.join(str(error).split())[:300]}") from error
         self.step, self.best, self.last_good = state["step"], state["best"], path
         if path.parent.resolve() == (self.folder / "checkpoints").resolve():
-            self.ranks.from_first(lambda: checkpoint.forget_later(path))
-        self.step_module.counted = state["counted"]
+            self.ranks.run_on_main(lambda: checkpoint.delete_newer(path))
+        self.step_module.steps_summed = state["counted"]
         log.info("resumed %s at step %d", path, self.step)
         return state["bad"]
 
@@ -230,20 +232,20 @@ class Trainer:
             for name in ("memory.embeddings", "memory.labels"):
                 module[name] = module[name][ring.first : ring.first + len(ring)]
 
-    def _told_to_stop(self, stopper: Stopper) -> bool:
+    def _told_to_stop(self, stopper: StopSignal) -> bool:
         """Whether any rank was; all ranks hear it at the same step, and likewise of a non-finite one."""
-        signal = self.ranks.agree_to_stop(NON_FINITE if self._first_bad >= 0 else stopper.signal or 0)
+        signal = self.ranks.poll_stop_signal(NON_FINITE if self._first_bad >= 0 else stopper.signal or 0)
         if signal == NON_FINITE:
-            self._check(self.readout.first_bad_step(wait=True))
+            self._check(self.async_metrics.first_bad_step(wait=True))
         if signal:
             stopper.signal = signal
         return bool(signal)
 
-    def _stop(self, stopper: Stopper) -> int:
+    def _stop(self, stopper: StopSignal) -> int:
         """Leave a checkpoint of this step, and say so; the exit code."""
         saved = self.last_good is not None and self.last_good.stem == f"step_{self.step:08d}"
         path = self.last_good if saved else self.save()
-        if self.ranks.first:
+        if self.ranks.is_main:
             log.warning(
                 "stopped by signal %d at step %d; saved %s: go on with --resume", stopper.signal, self.step, path
             )
@@ -252,7 +254,7 @@ class Trainer:
     def _due(self, frequency: int) -> bool:
         return bool(frequency) and self.step % frequency == 0 and self.step < self.config.optim.max_iter
 
-    def _evaluate(self, stopper: Stopper) -> bool:
+    def _evaluate(self, stopper: StopSignal) -> bool:
         """Measure the model of this step, keep it where it is the best so far; False where a signal broke it off."""
         if self.evaluate is None:
             return True
@@ -262,7 +264,7 @@ class Trainer:
         except Interrupted:
             return False
         except RuntimeError as error:  # the others were interrupted first
-            if stopper.signal is None or self.ranks.explain(error) is None:
+            if stopper.signal is None or self.ranks.as_peer_lost(error) is None:
                 raise
             return False
         self.metrics = metrics
@@ -270,19 +272,19 @@ class Trainer:
         name = next(iter(metrics))  # the first Recall@K, or MAP@R where too few images are left for any K
         if metrics[name] > self.best.get(name, -1.0):
             self.best = {"step": self.step, name: metrics[name]}
-            if self.config.eval.eval_freq and self.ranks.first:
+            if self.config.eval.eval_freq and self.ranks.is_main:
                 save_model(self.encoder, self.folder / "model_best.safetensors", self.config)
         now, best = 100 * metrics[name], 100 * self.best[name]
         log.info("step %d: %s %.2f %% (best %.2f %% at step %d)", self.step, name, now, best, self.best["step"])
         self.speed.read(0)
         return True
 
-    def _watch(self) -> None:
+    def _poll_device(self) -> None:
         """Act on what the device has said so far, without waiting for it."""
-        self._first_bad = self.readout.first_bad_step()
-        if not self.ranks.many:  # many ranks hear of it at different steps: see `_told_to_stop`
+        self._first_bad = self.async_metrics.first_bad_step()
+        if not self.ranks.is_distributed:  # many ranks hear of it at different steps: see `_told_to_stop`
             self._check(self._first_bad)
-        self._report(wait=False)
+        self._finish_log_row(wait=False)
         self.log.bar.update(self.step - self.log.bar.n)
 
     def _check(self, first_bad: int) -> None:
@@ -291,25 +293,25 @@ class Trainer:
         rows = dict(self.recent).get(first_bad, np.array([], dtype=np.int64))
         paths = [self.catalog.train.paths[i] for i in rows]
         report = self.folder / "non_finite.json"
-        if self.ranks.first:
+        if self.ranks.is_main:
             report.write_text(json.dumps({"step": first_bad + 1, "pictures": paths}, indent=1))
         last = f"last good checkpoint: {self.last_good}" if self.last_good else "no checkpoint was saved before it"
-        raise self.ranks.once(
+        raise self.ranks.shared_error(
             f"non-finite loss or gradient first in step {first_bad + 1}, no update since; its pictures: {', '.join(paths[:3])}"
             f"{f' and {len(paths) - 3} more' if len(paths) > 3 else ''} (all in {report}); {last}; "
             "try a lower --lr, --clip-grad, or --precision fp32"
         )
 
-    def _ask(self) -> None:
+    def _start_log_row(self) -> None:
         """Begin a log row; it is written when its numbers have arrived."""
-        self._report(wait=True)
+        self._finish_log_row(wait=True)
         self._speed = self.speed.read(self.config.optim.max_iter - self.step)
         lr = learning_rate(self.step - 1, self.config.optim)
-        wire = {"wire_mb": round(self.step_module.wire / 1e6, 3)} if self.ranks.many else {}
-        self.readout.ask({"step": self.step, "lr": lr, **wire})
-        self._report(wait=self.step == self.config.optim.max_iter)
+        wire = {"wire_mb": round(self.step_module.bytes_moved / 1e6, 3)} if self.ranks.is_distributed else {}
+        self.async_metrics.request({"step": self.step, "lr": lr, **wire})
+        self._finish_log_row(wait=self.step == self.config.optim.max_iter)
 
-    def _report(self, wait: bool) -> None:
-        row = self.readout.answer(wait)
+    def _finish_log_row(self, wait: bool) -> None:
+        row = self.async_metrics.poll(wait)
         if row is not None:
             self.log.losses({**row, **self._speed()}, self.config.objective.lambda_reg)

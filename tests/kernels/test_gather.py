@@ -1,4 +1,4 @@
-"""Views of stored pictures: kernel and plain twin give the same bits, and both what slicing gives."""
+"""ImageViews of stored pictures: kernel and plain twin give the same bits, and both what slicing gives."""
 
 import pytest
 import torch

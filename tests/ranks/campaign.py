@@ -22,7 +22,7 @@ from typing import IO, Optional
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from conftest import write_pictures
+from conftest import write_images
 from ranks.launch import torchrun, workers
 from ranks.test_jobs import arguments, assert_same_weights, curve
 
@@ -82,8 +82,8 @@ def main() -> int:
     failures, draw = 0, random.Random(args.seed)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        write_pictures(root / "data/train", 9, 6)
-        write_pictures(root / "data/test", 6, 4, seed=1)
+        write_images(root / "data/train", 9, 6)
+        write_images(root / "data/test", 6, 4, seed=1)
 
         def command(out: Path, layout: str) -> list[str]:
             more = ["--resume", "--eval-freq", "70", *(["--memory-sharded"] if layout == "sharded" else [])]

@@ -39,7 +39,7 @@ def steps(name: str, ranks: Ranks, device: torch.device) -> dict[str, torch.Tens
     step = TrainStep(encoder, config, SLOTS, MEAN, STD, device, ranks)
     start = [w.detach().clone() for w in step.weights]
     found, curve = {}, []
-    first, own = ranks.slice(16)
+    first, own = ranks.batch_slice(16)
     for number in range(count):
         batch = make_batch(number, 16)
         here = slice(first, first + own)
@@ -64,12 +64,12 @@ class OneOfMany(Ranks):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     ranks = Ranks.from_environment()
-    if ranks.size == 1:
+    if ranks.world_size == 1:
         ranks = OneOfMany()
     out, device, names = sys.argv[1], torch.device(sys.argv[2]), sys.argv[3:]
     if device.type == "cuda":
         device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     ranks.start(device)
-    torch.save({name: steps(name, ranks, device) for name in names}, f"{out}/{ranks.rank}-of-{ranks.size}.pt")
+    torch.save({name: steps(name, ranks, device) for name in names}, f"{out}/{ranks.rank}-of-{ranks.world_size}.pt")
     ranks.close()

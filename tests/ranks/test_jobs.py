@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import TINY, write_pictures
+from conftest import TINY, write_images
 from ranks.launch import torchrun
 
 HERE = Path(__file__).parent
@@ -77,8 +77,8 @@ def assert_same_weights(found: Path, expected: Path) -> None:
 def mixed(tmp_path_factory) -> Path:
     """Pictures with two bad ones in the training split, one of them a class to itself, and one in the test split: 23 others there."""
     root = tmp_path_factory.mktemp("mixed")
-    write_pictures(root / "train", 9, 6)
-    write_pictures(root / "test", 6, 4, seed=1)
+    write_images(root / "train", 9, 6)
+    write_images(root / "test", 6, 4, seed=1)
     for name in ("train/class03/2.jpg", "test/class02/1.jpg"):
         (root / name).write_bytes((root / name).read_bytes()[:200])
     (root / "train/class09").mkdir()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import write_pictures
+from conftest import write_images
 from ranks.launch import children, free_port, workers
 from ranks.test_jobs import alone, arguments, assert_same_curve
 
@@ -31,8 +31,8 @@ exit $status
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
-    write_pictures(root / "train", 9, 6)
-    write_pictures(root / "test", 6, 4, seed=1)
+    write_images(root / "train", 9, 6)
+    write_images(root / "test", 6, 4, seed=1)
     return root
 
 

@@ -21,7 +21,7 @@ MAX_SIDE = 65_500  # libjpeg's own limit
 MAX_BYTES = 2**29  # of one file
 
 
-class BadPicture(Exception):
+class BadImage(Exception):
     """An image that cannot be used: `path` names it, `reason` says why in a few words."""
 
     def __init__(self, path: str, reason: str) -> None:
@@ -38,7 +38,7 @@ class Undecodable(Exception):
 
 
 def inspect(data: bytes | np.ndarray | memoryview, path: str = "") -> Structure:
-    """The structure of an encoded image; raises BadPicture for anything that Pillow does not open, is not whole or too large.
+    """The structure of an encoded image; raises BadImage for anything that Pillow does not open, is not whole or too large.
 
     The format is told by content, never by file name. Bytes after the end of the image are tolerated. Nothing is decoded, and no
     memory is taken for pixels.
@@ -47,14 +47,14 @@ def inspect(data: bytes | np.ndarray | memoryview, path: str = "") -> Structure:
     try:
         structure = _parse(encoded)
     except Broken as broken:
-        raise BadPicture(path, str(broken)) from None
+        raise BadImage(path, str(broken)) from None
     except (struct.error, IndexError):
-        raise BadPicture(path, "cut off inside a header") from None
+        raise BadImage(path, "cut off inside a header") from None
     height, width = structure.height, structure.width
     if height < 1 or width < 1:
-        raise BadPicture(path, f"size {width} x {height}")
+        raise BadImage(path, f"size {width} x {height}")
     if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
-        raise BadPicture(
+        raise BadImage(
             path, f"{width} x {height} pixels, the limit is {MAX_PIXELS / 1e6:.0f} million, {MAX_SIDE:,} a side"
         )
     return structure

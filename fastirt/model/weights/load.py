@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fastirt.atomic import replacing
+from fastirt.atomic import atomic_write
 from fastirt.errors import UserError
 from fastirt.model.weights.describe import describe_model, describe_tensors
 from fastirt.model.weights.file_formats import file_kind, read_tensors
@@ -82,7 +82,7 @@ def write_model(
     if loading:
         metadata[LOADING] = loading
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             save_file(
                 {name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary, metadata=metadata
             )
