@@ -136,14 +136,14 @@ def _evaluate(args: dict[str, Any]) -> int:
 
 def _pack(args: dict[str, Any]) -> int:
     from fastirt.config.presets import resolve
-    from fastirt.datasets import load_catalog
+    from fastirt.datasets import load_dataset
     from fastirt.images.pack import pack
     from fastirt.images.packed_store import PackedStore
 
     own = {name: args.pop(name) for name in ("out", "quality", "subsampling", "workers")}
     config = resolve(given(args), "pack")
     log.info("pack: %s", config.describe_input())
-    catalog = load_catalog(config.data.dataset, config.data.data_path, training=None)
+    catalog = load_dataset(config.data.dataset, config.data.data_path, training=None)
     how = dict(resize=config.input.resize, resize_size=config.input.resize_size, orientation=config.input.orientation)
     out = pack(catalog, own.pop("out"), **how, **own)
     store = PackedStore.open(out)

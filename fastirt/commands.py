@@ -12,7 +12,7 @@ from typing import Any, Iterator, Optional, Sequence
 import torch
 
 from fastirt.config.options import TRAINING_OPTIONS, Config
-from fastirt.datasets import Catalog, check_recall_ks, load_catalog, reachable, warn_of_copies
+from fastirt.datasets import Catalog, check_recall_ks, load_dataset, reachable, warn_of_copies
 from fastirt.datasets.digest import catalog_digest
 from fastirt.distributed.device import choose_device
 from fastirt.distributed.ranks import Ranks
@@ -190,7 +190,7 @@ def summary(config: Config, catalog: Catalog, encoder: Encoder, folder: Path) ->
 def _data(config: Config, ranks: Ranks, training: bool) -> tuple[Catalog, Optional[dict[str, Any]]]:
     """The catalogue, and image sources by split name where a packed store is used."""
     with _only_first_warns(ranks):
-        catalog = load_catalog(
+        catalog = load_dataset(
             config.data.dataset, config.data.data_path, eval_split=config.eval.eval_split, training=training
         )
     if ranks.is_main:

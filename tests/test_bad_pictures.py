@@ -14,7 +14,7 @@ from PIL import Image
 
 from conftest import write_images
 from fastirt.config.options import InputConfig
-from fastirt.datasets import load_catalog
+from fastirt.datasets import load_dataset
 from fastirt.errors import UserError
 from fastirt.images.formats.header_check import BadImage, inspect
 from fastirt.loading.eval_loader import EvalLoader
@@ -140,10 +140,10 @@ def broken_set(tmp_path):
 LOOP = """
 import sys, torch
 from pathlib import Path
-from fastirt.datasets import load_catalog
+from fastirt.datasets import load_dataset
 from fastirt.config.options import InputConfig
 from fastirt.loading.train_loader import TrainLoader
-split = load_catalog("folder", sys.argv[1]).train
+split = load_dataset("folder", sys.argv[1]).train
 loader = TrainLoader(split, batch_size=48, m=6, seed=0, input=InputConfig(input_size=16, resize_size=18, num_workers=2), device=torch.device("cpu"),
                      stop_step=60, csv_path=Path(sys.argv[2]))
 for batch in loader:
@@ -172,7 +172,7 @@ def test_all_kinds_of_broken_file_many_times_in_large_batches(broken_set, tmp_pa
 
 
 def train_loader(root, **options):
-    split = load_catalog("folder", str(root)).train
+    split = load_dataset("folder", str(root)).train
     return split, TrainLoader(
         split, **{**dict(batch_size=16, m=4, seed=0, input=CONFIG, device=CPU, stop_step=12), **options}
     )
@@ -200,7 +200,7 @@ def test_a_class_without_pictures_leaves_the_sampler_by_name(tmp_path, caplog):
     write_images(tmp_path / "test", 2, 2, seed=1)
     for path in (tmp_path / "train/class03").iterdir():
         path.write_bytes(b"")
-    catalog = load_catalog("folder", str(tmp_path))
+    catalog = load_dataset("folder", str(tmp_path))
     loader = TrainLoader(
         catalog.train,
         batch_size=8,
@@ -227,7 +227,7 @@ def test_more_than_max_bad_stops_with_one_clear_line(broken_set, tmp_path):
 def test_evaluation_leaves_bad_pictures_out(broken_set, backend, caplog):
     from dataclasses import replace
 
-    split = load_catalog("folder", str(broken_set)).query
+    split = load_dataset("folder", str(broken_set)).query
     loader = EvalLoader(split, batch_size=8, input=replace(CONFIG, loader=backend), device=CPU)
     rows = np.concatenate([b.indices[: b.valid] for b in loader])
     assert (

@@ -323,7 +323,7 @@ def test_a_contender_with_options_of_the_compiler_is_compiled_with_them(monkeypa
     sizes = dict(model="vit_tiny_patch16_224", input_size=16, batch_size=4, slots=20)
     changes = dict(engine="compile", precision="fp32", model_kwargs=TINY_KWARGS)
     graphs = []
-    for options in ({}, {}, step.SINGLE_PROCESS["graph, max-autotune"]):
+    for options in ({}, {}, step.ABLATIONS["graph, max-autotune"]):
         step.ours({**changes, **options}, sizes, CPU)
         graphs.append(counters["stats"]["unique_graphs"])
     torch.compiler.reset()
@@ -370,9 +370,7 @@ def test_contenders_of_the_step_are_written_by_group_and_let_go(monkeypatch, tmp
     step.run(parser.parse_args(["--quick", "--input-size", "32", "--skip", "graph, max-autotune"]), made)
     first, failing = [*step.WATERFALL, "public recipe"], ["graph, bf16 memory"]
     alone = [
-        name
-        for name in step.SINGLE_PROCESS
-        if "apex" not in name and "max-autotune" not in name and name not in failing
+        name for name in step.ABLATIONS if "apex" not in name and "max-autotune" not in name and name not in failing
     ]
     assert [figure.name for figure in made.figures] == first + alone
     assert all(figure.extra["times_public"] and figure.extra["times_graph"] for figure in made.figures[: len(first)])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from conftest import DECODER, TINY, needs_dali, write_images
 from fastirt.cli import main
 from fastirt.config.options import InputConfig
-from fastirt.datasets import load_catalog
+from fastirt.datasets import load_dataset
 from fastirt.errors import UserError
 from fastirt.images.normalize import normalise
 from fastirt.images.pack import PackedStore, pack
@@ -43,7 +43,7 @@ def mixed(tmp_path):
 
 
 def loader(folder, place, stop=9, start=0, m=2, store=None, **changes):
-    split = load_catalog("folder", str(folder)).train
+    split = load_dataset("folder", str(folder)).train
     config = InputConfig(**{**dict(input_size=16, resize_size=18, num_workers=2, loader=DECODER), **changes})
     given = dict(batch_size=8, m=m, seed=3, input=config, device=DEVICE, start_step=start, stop_step=stop, store=store)
     if place == "none":
@@ -78,7 +78,7 @@ def test_batches_are_those_without_it(mixed, place, resize, decoder, m):
 
 @pytest.mark.parametrize("resize", ["square", "shorter"])
 def test_a_packed_store_fills_it_at_once(mixed, tmp_path, resize):
-    catalog = load_catalog("folder", str(mixed))
+    catalog = load_dataset("folder", str(mixed))
     pack(catalog, tmp_path / "store", resize=resize, resize_size=18, workers=1, progress=False)
     source = PackedStore.open(tmp_path / "store").split(catalog.train)
     plain = batches(loader(mixed, "none", resize=resize, store=source))
@@ -144,7 +144,7 @@ def test_training_ends_in_the_same_weights(pictures, tmp_path, flags):
 
 
 def test_where_it_goes(pictures, monkeypatch):
-    split = load_catalog("folder", str(pictures)).train
+    split = load_dataset("folder", str(pictures)).train
     source, config = FileSource(split.paths), InputConfig(input_size=16, resize_size=18)
     needed = 80 * 18 * 18 * 3
     gpu = torch.device("cuda:0")
@@ -163,7 +163,7 @@ def test_where_it_goes(pictures, monkeypatch):
 
 
 def test_room_is_what_the_pictures_need(mixed):
-    split = load_catalog("folder", str(mixed)).train
+    split = load_dataset("folder", str(mixed)).train
     config = InputConfig(input_size=16, resize_size=18, resize="shorter")
     shapes = image_shapes(FileSource(split.paths), config)
     bad = [i for i, path in enumerate(split.paths) if path.endswith(("class01/3.jpg", "class04/2.jpg"))]

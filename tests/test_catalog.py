@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fastirt.datasets.cub_sop_inshop
-from fastirt.datasets import Catalog, Split, check_recall_ks, load_catalog, unmatched_queries
+from fastirt.datasets import Catalog, Split, check_recall_ks, load_dataset, unmatched_queries
 from fastirt.datasets.listing import missing
 from fastirt.errors import UserError
 
@@ -34,7 +34,7 @@ def rows(split: Split, catalog: Catalog) -> list[tuple[str, str]]:
 def error(dataset: str, path: Path) -> str:
     """The UserError's text, always one line."""
     with pytest.raises(UserError) as caught:
-        load_catalog(dataset, str(path))
+        load_dataset(dataset, str(path))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -53,7 +53,7 @@ def cub(root: Path, listed: bool = True) -> Path:
 @pytest.mark.parametrize("listed", [True, False])
 def test_cub_first_hundred_classes_train_and_counts_are_said(tmp_path, caplog, listed):
     root = cub(tmp_path, listed)
-    catalog = load_catalog("cub200", str(tmp_path if listed else root))  # the folder or its parent
+    catalog = load_dataset("cub200", str(tmp_path if listed else root))  # the folder or its parent
     assert catalog.gallery is None and (catalog.train.name, catalog.query.name) == ("train", "test")
     assert rows(catalog.train, catalog) == [(f"images/{name}", name.split("/")[0]) for name in CUB[:200]]
     assert rows(catalog.query, catalog) == [(f"images/{name}", name.split("/")[0]) for name in CUB[200:]]
@@ -88,7 +88,7 @@ def sop(root: Path) -> Path:
 
 def test_sop(tmp_path, caplog):
     root = sop(tmp_path / "Stanford_Online_Products")
-    catalog = load_catalog("sop", str(tmp_path))
+    catalog = load_dataset("sop", str(tmp_path))
     assert catalog.class_names == ("1", "2", "10", "11") and list(catalog.query.labels) == [2, 2, 2, 3, 3, 3]
     assert rows(catalog.train, catalog)[3] == ("bicycle_final/2_0.JPG", "2") and catalog.gallery is None
     assert "59,551" in caplog.text and "60,502" in caplog.text
@@ -125,7 +125,7 @@ def inshop(root: Path, list_file: str, images: str) -> Path:
 @pytest.mark.parametrize("list_file", ["list_eval_partition.txt", "Eval/list_eval_partition.txt"])
 @pytest.mark.parametrize("images", ["img", "Img/img"])
 def test_inshop(tmp_path, caplog, list_file, images):
-    catalog = load_catalog("inshop", str(inshop(tmp_path, list_file, images)))
+    catalog = load_dataset("inshop", str(inshop(tmp_path, list_file, images)))
     assert rows(catalog.gallery, catalog) == [
         (f"{images}/M/T/id_7/g.jpg", "id_7"),
         (f"{images}/M/T/id_9/g.jpg", "id_9"),
@@ -150,7 +150,7 @@ def test_inshop_errors(tmp_path):
 
 def test_published_counts_are_not_warned_about(tmp_path, caplog, monkeypatch):
     monkeypatch.setitem(fastirt.datasets.cub_sop_inshop.COUNTS, "sop", {"train": 6, "test": 6})
-    load_catalog("sop", str(sop(tmp_path)))
+    load_dataset("sop", str(sop(tmp_path)))
     assert not caplog.records
 
 
@@ -173,7 +173,7 @@ def test_folder_half_of_the_classes_trains(tmp_path, caplog):
         "loose.jpg",
     )
     (tmp_path / "d").mkdir()
-    catalog = load_catalog("folder", str(tmp_path))
+    catalog = load_dataset("folder", str(tmp_path))
     assert rows(catalog.train, catalog) == [
         ("a/deep/er/x.jpeg", "a"),
         ("a/y.jpg", "a"),
@@ -186,7 +186,7 @@ def test_folder_half_of_the_classes_trains(tmp_path, caplog):
 
 def test_folder_with_splits(tmp_path, caplog):
     touch(tmp_path, "train/x/1.jpg", "train/w/1.jpg", "test/x/1.jpg", "test/x/2.jpg", "test/y/1.jpg", "other/z/1.jpg")
-    catalog = load_catalog("folder", str(tmp_path))
+    catalog = load_dataset("folder", str(tmp_path))
     assert rows(catalog.query, catalog) == [("test/x/1.jpg", "x"), ("test/x/2.jpg", "x"), ("test/y/1.jpg", "y")]
     assert catalog.class_names == ("w", "x", "y") and list(catalog.query.labels) == [1, 1, 2]
     assert "not read" in caplog.text and "other" in caplog.text
@@ -198,7 +198,7 @@ def test_folder_with_splits(tmp_path, caplog):
     touch(tmp_path, "gallery/x/9.jpg")
     assert "the gallery split has one class only (x)" in error("folder", tmp_path)
     touch(tmp_path, "gallery/v/9.jpg")
-    catalog = load_catalog("folder", str(tmp_path))
+    catalog = load_dataset("folder", str(tmp_path))
     assert rows(catalog.gallery, catalog) == [("gallery/v/9.jpg", "v"), ("gallery/x/9.jpg", "x")]
     assert len(catalog.query) == 3
 
@@ -228,7 +228,7 @@ GOOD = 'path,label,split\np/1.jpg,cat,train\np/2.jpg,10,test\n\n"q/ü, 3.jpg",10
 
 def test_csv(tmp_path, caplog):
     write_csv(tmp_path, (GOOD + "5.jpg,dog,train\n").replace("\n", "\r\n"), "utf-8-sig", "own.csv")
-    catalog = load_catalog("csv", str(tmp_path / "own.csv"))
+    catalog = load_dataset("csv", str(tmp_path / "own.csv"))
     assert rows(catalog.train, catalog) == [("p/1.jpg", "cat"), ("5.jpg", "dog")]
     assert rows(catalog.query, catalog) == [("p/2.jpg", "10"), ("q/ü, 3.jpg", "10"), ("q/4.jpg", "cat")]
     assert list(catalog.query.labels) == [2, 2, 0] and catalog.gallery is None
@@ -236,7 +236,7 @@ def test_csv(tmp_path, caplog):
 
     text = "weight,Split, Label ,path\n1,query,b,p/2.jpg\n2,gallery,b,./q/4.jpg\n3,gallery,c,5.jpg\n"
     write_csv(tmp_path, text)
-    catalog = load_catalog("csv", str(tmp_path), training=False)  # the folder that holds split.csv
+    catalog = load_dataset("csv", str(tmp_path), training=False)  # the folder that holds split.csv
     assert catalog.gallery.name == "gallery" and len(catalog.gallery) == 2 and len(catalog.query) == 1
     assert "all 1 queries are of one class (b)" in caplog.text
 
@@ -279,7 +279,7 @@ def test_demo(tmp_path):
     touch(tmp_path, "train/a/1.jpg", "test/b/1.jpg", "test/b/2.jpg")
     assert "fastirt demo OUT" in error("demo", tmp_path)
     (tmp_path / "demo.json").write_text(json.dumps({"seed": 0}))
-    catalog = load_catalog("demo", str(tmp_path))
+    catalog = load_dataset("demo", str(tmp_path))
     assert catalog.dataset == "demo" and (len(catalog.train), len(catalog.query)) == (1, 2)
     (tmp_path / "demo.json").write_text("{half")
     assert "demo.json" in error("demo", tmp_path)
@@ -331,5 +331,5 @@ def test_existence_scans_folders_instead_of_files(tmp_path, monkeypatch):
 
 def test_warnings_are_one_line(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "fastirt"):
-        load_catalog("cub200", str(cub(tmp_path)))
+        load_dataset("cub200", str(cub(tmp_path)))
     assert caplog.records and all("\n" not in record.getMessage() for record in caplog.records)

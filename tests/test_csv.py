@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastirt.datasets import load_catalog
+from fastirt.datasets import load_dataset
 from fastirt.errors import UserError
 
 FILES = [f"{label}/{i}.jpg" for label in "abcd" for i in (1, 2)]
@@ -25,7 +25,7 @@ def load(root: Path, text: str | bytes, encoding: str = "utf-8", files=FILES, **
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
     (root / "split.csv").write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
-    return load_catalog("csv", str(root), **kwargs)
+    return load_dataset("csv", str(root), **kwargs)
 
 
 def error(root: Path, text: str | bytes, *args, **kwargs) -> str:

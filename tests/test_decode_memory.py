@@ -14,7 +14,7 @@ MEASURE = """
 import sys, numpy as np, torch
 from fastirt.datasets import Split
 from fastirt.config.options import Config
-from fastirt.loading.train_loader import EvalLoader
+from fastirt.loading.eval_loader import EvalLoader
 
 small, large, loader, threads, count = *sys.argv[1:4], *map(int, sys.argv[4:])
 settings = Config().replace(input_size=224, resize="square", resize_size=256, loader=loader, num_workers=threads)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastirt.datasets import load_catalog
+from fastirt.datasets import load_dataset
 from fastirt.demo import generate as generate_module
 from fastirt.demo.baseline import colour_histogram
 from fastirt.demo.generate import generate
@@ -37,7 +37,7 @@ def test_same_bytes_for_any_number_of_workers_and_others_for_another_seed(tmp_pa
 
 
 def test_it_is_a_data_set_with_unseen_classes(tmp_path):
-    catalog = load_catalog("demo", str(generate(tmp_path / "demo", workers=1, **SMALL)))
+    catalog = load_dataset("demo", str(generate(tmp_path / "demo", workers=1, **SMALL)))
     assert len(catalog.train) == 12 and len(catalog.query) == 6 and catalog.gallery is None
     assert not set(catalog.train.labels) & set(catalog.query.labels)
 
@@ -123,7 +123,7 @@ def test_large_pictures_weigh_what_photographs_do(tmp_path):
 def test_colour_helps_but_is_not_enough(tmp_path):
     """50 unseen classes x 8 views: well above chance, and below one half."""
     out = generate(tmp_path / "demo", classes=51, train_classes=1, views=8, workers=1, progress=False)
-    split = load_catalog("demo", str(out)).query
+    split = load_dataset("demo", str(out)).query
     similarities = colour_histogram(split.paths) @ colour_histogram(split.paths).T
     np.fill_diagonal(similarities, -1)
     assert len(split) == 400

@@ -9,7 +9,7 @@ from torch import nn
 
 from conftest import write_images
 from fastirt.config.options import Config
-from fastirt.datasets import Catalog, Split, load_catalog
+from fastirt.datasets import Catalog, Split, load_dataset
 from fastirt.distributed.ranks import Ranks
 from fastirt.errors import UserError
 from fastirt.images.source import FileSource
@@ -130,14 +130,14 @@ def test_evaluation_of_pictures_with_bad_ones_and_a_lonely_one(tmp_path, caplog)
     """Pictures that cannot be read count for nothing; a class that loses its match joins the unmatched."""
     write_images(tmp_path / "train", 2, 2)
     write_images(tmp_path / "test", 5, 4, seed=1)
-    whole = evaluate(Pixels(), load_catalog("folder", str(tmp_path)), CONFIG, CPU, progress=False)
+    whole = evaluate(Pixels(), load_dataset("folder", str(tmp_path)), CONFIG, CPU, progress=False)
     assert whole["queries"] == whole["gallery"] == 20 and whole["unmatched"] == whole["bad"] == 0
     assert whole["recall@1"] > 0.5 and whole["recall@2"] >= whole["recall@1"]
     for view in (0, 2, 3):
         (tmp_path / f"test/class03/{view}.jpg").write_bytes(b"not a picture")
     os.truncate(tmp_path / "test/class00/1.jpg", 200)
     csv_path = tmp_path / "bad_pictures.csv"
-    metrics = evaluate(Pixels(), load_catalog("folder", str(tmp_path)), CONFIG, CPU, csv_path=csv_path, progress=False)
+    metrics = evaluate(Pixels(), load_dataset("folder", str(tmp_path)), CONFIG, CPU, csv_path=csv_path, progress=False)
     assert (metrics["bad"], metrics["unmatched"], metrics["queries"], metrics["gallery"]) == (4, 1, 15, 16)
     assert "class03" in csv_path.read_text() and "class00/1.jpg" in csv_path.read_text()
     assert caplog.text.count("class00/1.jpg") == 1
@@ -147,7 +147,7 @@ def test_query_and_gallery_apart(tmp_path):
     """In-Shop's kind: the same picture in query and gallery is a match, not the query itself."""
     for split, seed in (("train", 1), ("query", 2), ("gallery", 2)):
         write_images(tmp_path / split, 4, 1, seed=seed)
-    metrics = evaluate(Pixels(), load_catalog("folder", str(tmp_path)), CONFIG, CPU, progress=False)
+    metrics = evaluate(Pixels(), load_dataset("folder", str(tmp_path)), CONFIG, CPU, progress=False)
     assert metrics["recall@1"] == metrics["map@r"] == 1.0 and metrics["queries"] == metrics["gallery"] == 4
 
 
@@ -164,7 +164,7 @@ def test_ranks_share_the_batches_and_read_no_others(tmp_path, size):
     """22 pictures in batches of 5, on up to more ranks than there are batches."""
     write_images(tmp_path / "train", 2, 2)
     write_images(tmp_path / "test", 11, 2, seed=1)
-    split = load_catalog("folder", str(tmp_path)).query
+    split = load_dataset("folder", str(tmp_path)).query
     seen, read = [], []
 
     class Source(FileSource):

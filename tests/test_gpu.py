@@ -11,7 +11,7 @@ import torch
 from conftest import DECODER, TINY, needs_dali
 from fastirt.cli import main
 from fastirt.config.options import InputConfig
-from fastirt.datasets import load_catalog
+from fastirt.datasets import load_dataset
 from fastirt.loading.eval_loader import EvalLoader
 from fastirt.loading.train_loader import TrainLoader
 from fastirt.retrieval.search import search
@@ -25,7 +25,7 @@ GPU = torch.device("cuda:0")
 @needs_dali
 def test_mixed_decoding_agrees_with_pil(pictures):
     """nvJPEG's inverse transform and chroma upsampling differ from libjpeg's, so only the mean is pinned."""
-    split = load_catalog("folder", str(pictures)).train
+    split = load_dataset("folder", str(pictures)).train
     batches = {}
     for loader in ("dali", "pil"):
         config = InputConfig(input_size=16, resize_size=18, num_workers=4, loader=loader)
@@ -38,7 +38,7 @@ def test_mixed_decoding_agrees_with_pil(pictures):
 
 
 def test_batches_are_complete_when_they_arrive(pictures):
-    split = load_catalog("folder", str(pictures)).query
+    split = load_dataset("folder", str(pictures)).query
     config = InputConfig(input_size=16, resize_size=18, num_workers=4, loader=DECODER)
     runs = [
         torch.cat([b.images[: b.valid].clone() for b in EvalLoader(split, batch_size=8, input=config, device=GPU)])

@@ -13,7 +13,7 @@ from torchvision import transforms
 from torchvision.transforms import functional as tvf
 
 from fastirt.config.options import InputConfig
-from fastirt.datasets import load_catalog
+from fastirt.datasets import load_dataset
 from fastirt.errors import UserError
 from fastirt.images.decode_dali import DaliDecoder
 from fastirt.images.decode_pil import PilDecoder
@@ -138,7 +138,7 @@ def test_exif_orientation_is_ignored_as_pil_ignores_it():
 
 
 def loaded(pictures, start=0, stop=5, **changes):
-    catalog = load_catalog("folder", str(pictures))
+    catalog = load_dataset("folder", str(pictures))
     options = {**dict(num_workers=2, loader="dali"), **changes}
     config = InputConfig(input_size=16, resize_size=18, **options)
     loader = TrainLoader(
@@ -172,7 +172,7 @@ def test_the_pil_twin_gives_the_same_batches(pictures):
 
 
 def test_images_survive_later_batches(pictures):
-    catalog = load_catalog("folder", str(pictures))
+    catalog = load_dataset("folder", str(pictures))
     config = InputConfig(input_size=16, resize_size=18, num_workers=2)
     loader = TrainLoader(catalog.train, batch_size=32, m=0, seed=0, input=config, device=CPU, stop_step=6)
     kept = [(batch.images, batch.images.clone()) for batch in loader]
@@ -180,7 +180,7 @@ def test_images_survive_later_batches(pictures):
 
 
 def test_evaluation_is_in_order_with_a_padded_last_batch(pictures):
-    catalog = load_catalog("folder", str(pictures))
+    catalog = load_dataset("folder", str(pictures))
     config = InputConfig(input_size=16, resize_size=18, num_workers=2)
     batches = list(EvalLoader(catalog.query, batch_size=5, input=config, device=CPU))
     assert [b.valid for b in batches] == [5, 5, 5, 5, 4]
@@ -192,7 +192,7 @@ def test_evaluation_is_in_order_with_a_padded_last_batch(pictures):
 @pytest.mark.parametrize("batch_size", [1, 5, 7, 10, 23, 24, 25, 128])
 def test_evaluation_takes_the_smallest_batches_of_their_number(pictures, batch_size):
     """24 images: no more batches than with full ones, and less than one image of padding a batch."""
-    catalog = load_catalog("folder", str(pictures))
+    catalog = load_dataset("folder", str(pictures))
     config = InputConfig(input_size=16, resize_size=18, num_workers=2)
     loader = EvalLoader(catalog.query, batch_size=batch_size, input=config, device=CPU)
     batches = list(loader)
@@ -206,12 +206,12 @@ def test_evaluation_takes_the_smallest_batches_of_their_number(pictures, batch_s
 def test_a_batch_size_of_zero_is_one_clear_line(pictures):
     config = InputConfig(input_size=16, resize_size=18)
     with pytest.raises(UserError, match="--eval-batch-size 0"):
-        EvalLoader(load_catalog("folder", str(pictures)).query, batch_size=0, input=config, device=CPU)
+        EvalLoader(load_dataset("folder", str(pictures)).query, batch_size=0, input=config, device=CPU)
 
 
 @pytest.mark.parametrize("resize", ["square", "shorter"])
 def test_a_packed_store_gives_the_batches_of_the_files(pictures, tmp_path, resize):
-    catalog = load_catalog("folder", str(pictures))
+    catalog = load_dataset("folder", str(pictures))
     config = InputConfig(input_size=16, resize_size=18, resize=resize, num_workers=2)
     pack(catalog, tmp_path / "store", resize=resize, resize_size=18, quality=100, workers=1, progress=False)
     store = PackedStore.open(tmp_path / "store")
@@ -237,7 +237,7 @@ def test_normalise():
 def test_leaving_the_loop_and_errors_stop_the_background_thread(pictures):
     import threading
 
-    catalog = load_catalog("folder", str(pictures))
+    catalog = load_dataset("folder", str(pictures))
     config = InputConfig(input_size=16, resize_size=18, num_workers=2)
     before = threading.active_count()
     loader = TrainLoader(catalog.train, batch_size=8, m=0, seed=0, input=config, device=CPU)
@@ -252,10 +252,10 @@ def test_leaving_the_loop_and_errors_stop_the_background_thread(pictures):
 
 ABANDONED = """
 import sys, torch
-from fastirt.datasets import load_catalog
+from fastirt.datasets import load_dataset
 from fastirt.config.options import InputConfig
 from fastirt.loading.train_loader import TrainLoader
-loader = TrainLoader(load_catalog("folder", sys.argv[1]).train, batch_size=8, m=0, seed=0, device=torch.device("cpu"),
+loader = TrainLoader(load_dataset("folder", sys.argv[1]).train, batch_size=8, m=0, seed=0, device=torch.device("cpu"),
                      input=InputConfig(input_size=16, resize_size=18, num_workers=2))
 for batch in loader:
     raise KeyError("the consumer's own")

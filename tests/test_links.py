@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastirt.datasets import load_catalog
+from fastirt.datasets import load_dataset
 from fastirt.errors import UserError
 
 
@@ -22,7 +22,7 @@ def data(tmp_path) -> Path:
 
 
 def names(root: Path, **kwargs) -> tuple[list[str], list[str]]:
-    catalog = load_catalog("folder", str(root), **kwargs)
+    catalog = load_dataset("folder", str(root), **kwargs)
     return tuple([os.path.relpath(p, root) for p in split.paths] for split in (catalog.train, catalog.query))
 
 
@@ -87,8 +87,8 @@ def test_two_labels_are_named_and_refused_where_they_decide(data, caplog):
     for i in range(1, 4):
         os.link(data / "class16" / f"{i}.png", data / "class15" / f"z{i}.png")
     with pytest.raises(UserError, match="4 pictures are under two labels .* 8 of 44 queries"):
-        load_catalog("folder", str(data))
-    assert len(load_catalog("folder", str(data), training=None).query) == 44  # packing measures nothing
+        load_dataset("folder", str(data))
+    assert len(load_dataset("folder", str(data), training=None).query) == 44  # packing measures nothing
 
 
 def test_a_gallery_under_two_labels_is_refused_and_one_of_training_images_named(tmp_path, caplog):
@@ -96,11 +96,11 @@ def test_a_gallery_under_two_labels_is_refused_and_one_of_training_images_named(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "train").symlink_to(tmp_path / "gallery")
-    load_catalog("folder", str(tmp_path))
+    load_dataset("folder", str(tmp_path))
     assert "6 pictures to evaluate on are in the training split too" in caplog.text
     os.link(tmp_path / "gallery/a/0.png", tmp_path / "gallery/b/again.png")
     with pytest.raises(UserError, match="1 picture is under two labels .* 2 of 7 gallery images"):
-        load_catalog("folder", str(tmp_path), training=False)
+        load_dataset("folder", str(tmp_path), training=False)
 
 
 def test_test_images_that_train_are_named_and_refused_where_they_decide(tmp_path, data, caplog):
@@ -111,7 +111,7 @@ def test_test_images_that_train_are_named_and_refused_where_they_decide(tmp_path
         (root / "test" / f"class{label:02d}").symlink_to(data / f"class{label:02d}")
     for training in (True, False):
         with pytest.raises(UserError, match="8 pictures .* in the training split too .* 8 of 8 queries"):
-            load_catalog("folder", str(root), training=training)
+            load_dataset("folder", str(root), training=training)
     for label in (3, 4):
         (root / "test" / f"class{label:02d}").unlink()
         (root / "test" / f"class{label:02d}").mkdir()
@@ -126,8 +126,8 @@ def test_own_file_through_link_and_hard_link(tmp_path):
     for name in ("query/a/1.png", "query/a/2.png", "query/b/3.png", "gallery/a/4.png", "gallery/b/5.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert load_catalog("folder", str(tmp_path), training=False).own is None
+    assert load_dataset("folder", str(tmp_path), training=False).own is None
     (tmp_path / "gallery/a/0.png").symlink_to("../../query/a/2.png")
     os.link(tmp_path / "query/b/3.png", tmp_path / "gallery/b/6.png")
-    catalog = load_catalog("folder", str(tmp_path), training=False)
+    catalog = load_dataset("folder", str(tmp_path), training=False)
     assert catalog.own.tolist() == [-1, 0, 3]  # gallery: a/0, a/4, b/5, b/6

@@ -23,7 +23,7 @@ from torchvision.transforms.functional import resize as torchvision_resize
 
 import fastirt.env
 import fastirt.images.pack as pack_module
-from fastirt.datasets import Catalog, load_catalog
+from fastirt.datasets import Catalog, load_dataset
 from fastirt.errors import UserError
 from fastirt.images.formats.header_check import BadImage
 from fastirt.images.pack import PackedStore, pack
@@ -58,7 +58,7 @@ def data(tmp_path) -> Path:
 
 
 def catalog_of(root: Path) -> Catalog:
-    return load_catalog("csv", str(root))
+    return load_dataset("csv", str(root))
 
 
 def made(catalog: Catalog, out: Path, **options) -> PackedStore:
@@ -249,7 +249,7 @@ def test_split_refuses_other_pictures(data, tmp_path):
         (classes / name).parent.mkdir(parents=True, exist_ok=True)
         picture(1, (8, 8)).save(classes / name)
     with pytest.raises(UserError, match="no split test"):
-        store.split(load_catalog("folder", str(classes)).query)
+        store.split(load_dataset("folder", str(classes)).query)
 
 
 def test_every_damage_is_refused(data, tmp_path):
@@ -324,7 +324,7 @@ def test_kill_minus_nine_in_the_middle_and_again(data, tmp_path):
     script = """
 import os, sys
 import fastirt.images.pack as p
-from fastirt.datasets import load_catalog
+from fastirt.datasets import load_dataset
 encode, seen = p._encode, []
 def die(*job):
     seen.append(job)
@@ -332,7 +332,7 @@ def die(*job):
         os.kill(os.getpid(), 9)
     return encode(*job)
 p._encode = die
-p.pack(load_catalog("csv", sys.argv[1]), sys.argv[2], progress=False)
+p.pack(load_dataset("csv", sys.argv[1]), sys.argv[2], progress=False)
 """
     out = tmp_path / "s.pack"
     root = Path(fastirt.env.__file__).resolve().parents[1]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastirt.datasets import check_recall_ks, load_catalog, warn_of_copies
+from fastirt.datasets import check_recall_ks, load_dataset, warn_of_copies
 from fastirt.errors import UserError
 
 
@@ -28,7 +28,7 @@ def counts(catalog) -> dict[str, tuple[int, int]]:
 
 def error(path: Path, **kwargs) -> str:
     with pytest.raises(UserError) as caught:
-        load_catalog("folder", str(path), **kwargs)
+        load_dataset("folder", str(path), **kwargs)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -36,24 +36,24 @@ def error(path: Path, **kwargs) -> str:
 @pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("TRAIN", "test")])
 def test_split_folders_in_any_case_and_by_synonyms(tmp_path, names):
     classes(tmp_path, f"{names[0]}/a", f"{names[0]}/b", f"{names[1]}/c", f"{names[1]}/d", f"{names[1]}/e")
-    assert counts(load_catalog("folder", str(tmp_path))) == {"train": (4, 2), "test": (6, 3)}
+    assert counts(load_dataset("folder", str(tmp_path))) == {"train": (4, 2), "test": (6, 3)}
 
 
 @pytest.mark.parametrize("name", ["val", "Valid", "validation"])
 def test_val_is_used_where_it_is_alone_and_chosen_beside_test(tmp_path, caplog, name):
     caplog.set_level(logging.INFO, "fastirt")
     classes(tmp_path, "train/a", "train/b", f"{name}/c", f"{name}/d")
-    assert counts(load_catalog("folder", str(tmp_path))) == {"train": (4, 2), "val": (4, 2)}
+    assert counts(load_dataset("folder", str(tmp_path))) == {"train": (4, 2), "val": (4, 2)}
     assert "there is no test split: evaluation uses the val split" in caplog.text
     classes(tmp_path, "test/e", "test/f", "test/g")
-    assert counts(load_catalog("folder", str(tmp_path)))["test"] == (6, 3)
+    assert counts(load_dataset("folder", str(tmp_path)))["test"] == (6, 3)
     assert "evaluation uses the test split; for the val split pass --eval-split val" in caplog.text
-    assert "test" not in counts(load_catalog("folder", str(tmp_path), eval_split="val"))
+    assert "test" not in counts(load_dataset("folder", str(tmp_path), eval_split="val"))
 
 
 def test_query_and_gallery_by_synonyms(tmp_path):
     classes(tmp_path, "Training/a", "Training/b", "queries/c", "queries/d", "Database/c", "Database/d")
-    assert counts(load_catalog("folder", str(tmp_path))) == {"train": (4, 2), "query": (4, 2), "gallery": (4, 2)}
+    assert counts(load_dataset("folder", str(tmp_path))) == {"train": (4, 2), "query": (4, 2), "gallery": (4, 2)}
 
 
 def test_two_folders_of_one_split_are_refused(tmp_path):
@@ -78,13 +78,13 @@ def test_one_wrapping_folder_is_entered_and_said(tmp_path, caplog):
     classes(tmp_path, *(f"data/images/{c}" for c in "abcd"))
     (tmp_path / "data" / "attributes").mkdir()
     (tmp_path / "data" / "attributes" / "list.txt").touch()
-    assert counts(load_catalog("folder", str(tmp_path))) == {"train": (4, 2), "test": (4, 2)}
+    assert counts(load_dataset("folder", str(tmp_path))) == {"train": (4, 2), "test": (4, 2)}
     assert f"the class folders are read from {tmp_path}/data/images" in caplog.text
 
 
 def test_sub_folders_of_some_classes_belong_to_the_class(tmp_path, caplog):
     classes(tmp_path, "a/front", "a/back", "b", "c", "d")
-    assert counts(load_catalog("folder", str(tmp_path))) == {"train": (6, 2), "test": (4, 2)}
+    assert counts(load_dataset("folder", str(tmp_path))) == {"train": (6, 2), "test": (4, 2)}
     assert "a: no pictures there but in sub-folders, which are read as one class" in caplog.text
 
 
@@ -95,20 +95,20 @@ def test_a_lone_split_beside_classes_is_refused(tmp_path):
 
 def test_splits_that_a_command_needs(tmp_path, caplog):
     classes(tmp_path, "train/a", "train/b")
-    assert counts(load_catalog("folder", str(tmp_path))) == {"train": (4, 2)}
+    assert counts(load_dataset("folder", str(tmp_path))) == {"train": (4, 2)}
     assert "evaluation is skipped" in caplog.text
-    assert load_catalog("folder", str(tmp_path), training=None).query is None
+    assert load_dataset("folder", str(tmp_path), training=None).query is None
     assert "the split test is missing (found: train)" in error(tmp_path, training=False)
     (tmp_path / "train").rename(tmp_path / "test")
     assert "the split train is missing (found: test)" in error(tmp_path)
     for training in (False, None):
-        assert load_catalog("folder", str(tmp_path), training=training).train is None
+        assert load_dataset("folder", str(tmp_path), training=training).train is None
 
 
 def test_one_class_is_refused_where_it_decides_the_figure(tmp_path, caplog):
     classes(tmp_path, "train/a", "test/c", "test/d")
     assert "the train split has one class only (a)" in error(tmp_path)
-    assert counts(load_catalog("folder", str(tmp_path), training=False))["test"] == (4, 2)
+    assert counts(load_dataset("folder", str(tmp_path), training=False))["test"] == (4, 2)
     classes(tmp_path / "one", "train/a", "train/b", "test/c")
     assert "the test split has one class only (c)" in error(tmp_path / "one")
 
@@ -117,7 +117,7 @@ def test_what_is_left_out_is_counted_in_one_warning(tmp_path, caplog):
     classes(tmp_path, "a", "b", "c", "d", "__other__", "__MACOSX", each=3)
     for name in ("a/x.txt", "a/y.txt", "b/z.xml", "b/.DS_Store", "c/Thumbs.db", "a/none", "loose.jpg"):
         (tmp_path / name).write_bytes(b"text")
-    load_catalog("folder", str(tmp_path))
+    load_dataset("folder", str(tmp_path))
     (line,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
     assert "2 .txt, 1 without extension, 1 .xml" in line or "2 .txt, 1 .xml, 1 without extension" in line
     assert "class folder __other__ (3 files)" in line and "1 picture in no class folder: loose.jpg" in line
@@ -131,7 +131,7 @@ def test_images_of_every_format_are_listed(tmp_path):
     (tmp_path / "d").mkdir()
     for name, kind in formats.items():
         Image.new("RGB", (8, 8)).save(tmp_path / "d" / name, format=kind)
-    catalog = load_catalog("folder", str(tmp_path))
+    catalog = load_dataset("folder", str(tmp_path))
     assert {Path(path).name for path in catalog.query.paths if "/d/" in path} == set(formats)
 
 
@@ -139,7 +139,7 @@ def test_copies_are_counted(tmp_path, caplog):
     classes(tmp_path, "train/a", "train/b", "test/c", "test/d", each=4)
     for i, file in enumerate(sorted(tmp_path.rglob("*.jpg"))):
         file.write_bytes(bytes([i]) * 10_000)  # one size: told apart by their content
-    catalog = load_catalog("folder", str(tmp_path))
+    catalog = load_dataset("folder", str(tmp_path))
     assert warn_of_copies(catalog) == 0
     (tmp_path / "test/d/0.jpg").write_bytes((tmp_path / "test/c/0.jpg").read_bytes())
     (tmp_path / "test/d/1.jpg").write_bytes((tmp_path / "train/a/0.jpg").read_bytes())
@@ -164,7 +164,7 @@ def test_copies_are_counted(tmp_path, caplog):
 def test_ranks_without_the_own_file(tmp_path):
     classes(tmp_path, "query/a", "query/b")
     (tmp_path / "gallery").symlink_to("query")
-    catalog = load_catalog("folder", str(tmp_path), training=False)
+    catalog = load_dataset("folder", str(tmp_path), training=False)
     assert catalog.own.tolist() == [0, 1, 2, 3] and catalog.own.dtype == np.int64
     check_recall_ks(catalog, (1, 3))
     with pytest.raises(UserError, match="--rank 4"):
@@ -173,5 +173,5 @@ def test_ranks_without_the_own_file(tmp_path):
 
 def test_labels_that_differ_in_case_alone_are_named(tmp_path, caplog):
     classes(tmp_path, "train/a", "train/b", "test/shoe", "test/SHOE", "test/d")
-    load_catalog("folder", str(tmp_path))
+    load_dataset("folder", str(tmp_path))
     assert "1 label differs from another in case alone" in caplog.text and "'shoe'" in caplog.text

@@ -19,7 +19,7 @@ from benchmarks.contenders import public_recipe
 from benchmarks.results import Results, figure_of
 from benchmarks.timing import reason
 from fastirt.config.options import InputConfig
-from fastirt.datasets import Catalog, load_catalog
+from fastirt.datasets import Catalog, load_dataset
 from fastirt.demo.generate import generate
 from fastirt.images.decode_pil import decode
 from fastirt.images.pack import PackedStore, pack
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
     batches, rounds = args.batches or max(6, 4 * args.workers), args.repeats or (2 if args.quick else 5)
     with tempfile.TemporaryDirectory() as folder:
         root = args.data_path or rendered(Path(folder), args.pictures or (64 if args.quick else 480))
-        catalog = load_catalog("folder", str(root))
+        catalog = load_dataset("folder", str(root))
         store = Path(folder) / "store"
         pack(catalog, store, resize="shorter", resize_size=RESIZE, progress=False)
         _measure(catalog, store, batch_size, batches, rounds, args.workers, results)

@@ -22,7 +22,7 @@ from benchmarks.results import Results, figure_of
 from benchmarks.timing import reason, release
 from fastirt.cli import main as fastirt
 from fastirt.config.options import Config
-from fastirt.datasets import load_catalog
+from fastirt.datasets import load_dataset
 from fastirt.model.build import build_encoder
 
 LOGGED = 5  # steps between readings, of which the first two thirds are warm-up
@@ -101,7 +101,7 @@ def _ours(
 def _public(root: Path, sizes: dict[str, Any], device: torch.device) -> list[float]:
     """imgs/s over each `LOGGED` steps of the last third of as many steps, at most 60."""
     torch.backends.cudnn.allow_tf32 = True  # torch's default, which a run in fp32 has changed
-    split = load_catalog("folder", str(root)).train
+    split = load_dataset("folder", str(root)).train
     config = Config().replace(weights="scratch", model=sizes["model"])
     recipe = public_recipe.Recipe(build_encoder(config.model, sizes["input_size"]).vit, len(split), device)
     size = sizes["input_size"]

@@ -16,14 +16,14 @@ from fastirt.datasets.file_identity import check_files
 from fastirt.datasets.records import Catalog, Listed, Split, assemble, counted
 from fastirt.errors import UserError
 
-__all__ = ["Catalog", "Split", "check_recall_ks", "load_catalog", "reachable", "unmatched_queries", "warn_of_copies"]
+__all__ = ["Catalog", "Split", "check_recall_ks", "load_dataset", "reachable", "unmatched_queries", "warn_of_copies"]
 
 PUBLISHED = {"cub200": load_cub200, "sop": load_sop, "inshop": load_inshop}
 OWN = {"folder": load_folder, "csv": load_csv, "demo": load_demo}
 LOADERS = PUBLISHED | OWN
 
 
-def load_catalog(dataset: str, data_path: str, *, eval_split: str = "test", training: bool | None = True) -> Catalog:
+def load_dataset(dataset: str, data_path: str, *, eval_split: str = "test", training: bool | None = True) -> Catalog:
     """The data set's pictures and classes; every picture it names is there.
 
     `training`: a command that trains (True) needs a training split, and goes without a test split where there is none;

@@ -40,9 +40,9 @@ def load_cub200(data_path: str) -> Catalog:
         records = sorted(((path, name.split("/")[0]) for path, name in zip(paths, names)), key=lambda r: (r[1], r[0]))
     else:
         found = Findings(str(root))
-        classes = [(entry.path, entry.name) for entry in entries(str(folder), found)[0]]
-        owners = Owners(classes)
-        records = [image for path, name in classes for image in class_images(path, name, owners, found)]
+        folders = [(entry.path, entry.name) for entry in entries(str(folder), found)[0]]
+        owners = Owners(folders)
+        records = [image[:2] for path, name in folders for image in class_images(path, name, owners, found)]
         found.warn()
     classes = sorted({record[1] for record in records})
     if len(classes) < 2:

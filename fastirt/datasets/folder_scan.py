@@ -64,11 +64,11 @@ class Findings:
                 f"{counted(number, 'picture', 'pictures')} behind {counted(len(links), 'link', 'links')}: {self._some(links)}"
             )
         if self.repeated:
-            links = counted(len(self.repeated), "link leads", "links lead")
-            log(f"{self.root}: {links} to a folder that is read already: not followed: {self._some(self.repeated)}")
+            leading = counted(len(self.repeated), "link leads", "links lead")
+            log(f"{self.root}: {leading} to a folder that is read already: not followed: {self._some(self.repeated)}")
         if self.broken:
-            links = counted(len(self.broken), "link or special file leads", "links or special files lead")
-            log(f"{self.root}: {links} to no file or folder, and are left out: {self._some(self.broken)}")
+            leading = counted(len(self.broken), "link or special file leads", "links or special files lead")
+            log(f"{self.root}: {leading} to no file or folder, and are left out: {self._some(self.broken)}")
         if self.unreadable:
             folders = counted(len(self.unreadable), "folder", "folders")
             log(
@@ -122,10 +122,14 @@ def entries(folder: str, found: Findings) -> tuple[list[os.DirEntry], list[os.Di
         if name.startswith(".") or name in SYSTEM_FOLDERS or name in SYSTEM_FILES:
             continue
         try:
-            kind = folders if entry.is_dir() else files if entry.is_file() else found.broken
+            if entry.is_dir():
+                folders.append(entry)
+            elif entry.is_file():
+                files.append(entry)
+            else:
+                found.broken.append(entry.path)
         except OSError:  # a link to itself, or a target without permission
-            kind = found.broken
-        kind.append(entry.path if kind is found.broken else entry)
+            found.broken.append(entry.path)
     return folders, files
 
 

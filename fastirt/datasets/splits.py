@@ -38,7 +38,7 @@ def family(split: str) -> str:
 def choose(parts: Iterable[tuple[str, str]], eval_split: str, training: bool | None, where: str) -> str | None:
     """The family to evaluate on, "test" or "val", of the (family, split) pairs that a data set has; None: there is none.
 
-    Raises UserError where a split that the command needs is missing (`training` as in `load_catalog`), or where
+    Raises UserError where a split that the command needs is missing (`training` as in `load_dataset`), or where
     splits do not belong together. Says which is taken where that is not what was asked for.
     """
     parts = set(parts)

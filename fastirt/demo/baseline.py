@@ -37,11 +37,11 @@ def colour_histogram(paths: Sequence[str]) -> np.ndarray:
 def main(data: str, folder: str) -> None:
     import torch
 
-    from fastirt.datasets import load_catalog
+    from fastirt.datasets import load_dataset
     from fastirt.retrieval.metrics import retrieval_metrics
     from fastirt.retrieval.report import write_metrics
 
-    split = load_catalog("demo", data).query
+    split = load_dataset("demo", data).query
     vectors, labels = torch.from_numpy(colour_histogram(split.paths)), torch.from_numpy(split.labels)
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_metrics(

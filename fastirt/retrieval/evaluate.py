@@ -50,8 +50,18 @@ def evaluate(
             csv_path=csv_path,
             ranks=ranks,
         )
-        given = dict(mean=mean, std=std, device=device, dtype=dtype, name=split.name, progress=progress, ranks=ranks)
-        return embed(encoder, loader, split.paths, **given)
+        return embed(
+            encoder,
+            loader,
+            split.paths,
+            mean=mean,
+            std=std,
+            device=device,
+            dtype=dtype,
+            name=split.name,
+            progress=progress,
+            ranks=ranks,
+        )
 
     query = embeddings(catalog.query)
     gallery = query if catalog.gallery is None else embeddings(catalog.gallery)

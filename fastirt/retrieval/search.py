@@ -55,7 +55,7 @@ def search(
         similarities, indices = distinct.expand(*find(part, depth), wanted)
         similarities, indices = _by_row(similarities, indices)
         tied = similarities[:, -2:-1] == similarities[:, -1:]
-        undecided = tied.flatten().nonzero().flatten() if wanted < rows else ()
+        undecided = tied.flatten().nonzero().flatten() if wanted < rows else tied.new_empty(0, dtype=torch.int64)
         if own is not None:
             similarities, indices = _without(own, similarities, indices)
         similarities, indices = similarities[:, :k].clone(), indices[:, :k].clone()
@@ -160,9 +160,10 @@ class _Faiss:
             gallery = gallery.to(device)
         places = [torch.device(device.type, i) for i in range(parts)] if parts > 1 else [device]
         self._owned = [self._flat(faiss, place, gallery.shape[1]) for place in places]
-        self.index = self._owned[0][0]
+        self.index: Any = self._owned[0][0]
         if parts > 1:
-            self.index = faiss.IndexShards(gallery.shape[1], True, True)  # threaded, rows numbered through
+            # threaded, rows numbered through; faiss's own annotations lack these arguments
+            self.index = faiss.IndexShards(gallery.shape[1], True, True)  # type: ignore[call-arg]
             for index, _ in self._owned:
                 self.index.add_shard(index)
         self.index.add(gallery if self.on_gpu else gallery.numpy())

@@ -8,7 +8,7 @@ import os
 import statistics
 import time
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Optional
+from typing import Any, Generator, Iterable, Iterator, Optional
 
 import torch
 
@@ -103,7 +103,7 @@ class Profile:
             self._say(wall, waited, marks.milliseconds())
         yield from batches
 
-    def _measure(self, batches: Iterator[Batch], marks: Optional[Marks]) -> Iterator[Batch]:
+    def _measure(self, batches: Iterator[Batch], marks: Optional[Marks]) -> Generator[Batch, None, tuple[float, float]]:
         """Yields `steps` batches; returns (milliseconds a step, of these waited for input), (0, 0) where they ran out."""
         self.module.on_phase_end = marks or (lambda phase: None)
         self._wait()

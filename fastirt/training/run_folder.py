@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import json
 import os
 import shutil
@@ -116,13 +115,14 @@ def _open(config: Config, fresh: bool, made: list[Path]) -> Path:
 
 def _new_folder(stem: Path) -> Path:
     """stem-1, stem-2, …: the first that nobody has made, also not another process in the same moment."""
-    for number in itertools.count(1):
+    number = 1
+    while True:
         folder = stem.with_name(f"{stem.name}-{number}")
         try:
             folder.mkdir(parents=True)
             return folder
         except FileExistsError:
-            continue
+            number += 1
 
 
 def _is_barren(folder: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from types import FrameType
-from typing import Optional
+from typing import Any, Optional
 
 
 class Interrupted(Exception):
@@ -22,7 +22,7 @@ class StopSignal:
         self.ignore_repeats = ignore_repeats
         self.signal: Optional[int] = None
         self._raise = False
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -69,7 +69,8 @@ class Trainer:
         self._lock: Optional[IO[str]] = None
         ranks.run_on_main(self._take_lock)
         self.step_module = TrainStep(encoder, config, len(catalog.train), mean, std, device, ranks)
-        self.step, self.best, self.store = 0, {}, store
+        self.best: dict[str, Any] = {}
+        self.step, self.store = 0, store
         self.last_good: Optional[Path] = None
         bad: list[int] = []
         if resume is not None:
@@ -96,7 +97,7 @@ class Trainer:
         board = Path(config.run.log_dir) / config.data.dataset if config.run.log_dir else self.folder / "tensorboard"
         # Resumed at a step whose evaluation may not have ended: it is done again.
         redo = self.last_good is not None and (self._due(config.eval.eval_freq) or self.step == total)
-        self.log = NoLog()
+        self.log: RunLog | NoLog = NoLog()
         self.ranks.run_on_main(lambda: self._open_log(board, redo))
         flops = training_flops(self.encoder, self.step_module.twin is not None)
         peak = peak_flops(self.device, self.step_module.dtype) * self.ranks.world_size

@@ -49,7 +49,7 @@ def steps(name: str, ranks: Ranks, device: torch.device) -> dict[str, torch.Tens
         curve.append(step.sums - before)
         if number == 0:
             found |= {f"grad.{n}": p.grad.clone() for n, p in step.encoder.named_parameters() if p.grad is not None}
-    found["curve"], found["wire"] = torch.stack(curve), torch.tensor(step.wire)
+    found["curve"], found["wire"] = torch.stack(curve), torch.tensor(step.bytes_moved)
     found["moved"] = torch.stack([(w.detach() - s).norm() for w, s in zip(step.weights, start)]).norm()
     step.release()
     return {name: value.cpu() for name, value in {**found, **step.state_dict()}.items()}
