@@ -9,6 +9,8 @@ VERSION = next(
     line.split('"')[1] for line in (HERE / "fastirt/__init__.py").read_text().splitlines() if "__version__" in line
 )
 
+TEST = ["pytest", "pytorch-metric-learning", "matplotlib"]
+
 setup(
     name="fastirt",
     version=VERSION,
@@ -34,7 +36,8 @@ setup(
     ],
     extras_require={
         "bench": ["pytorch-metric-learning", "matplotlib"],
-        "test": ["pytest", "pytorch-metric-learning", "matplotlib"],
+        "test": TEST,
+        "dev": [*TEST, "ruff==0.17.6", "mypy==2.4.1", "pre-commit"],
     },
     entry_points={"console_scripts": ["fastirt = fastirt.cli:main"]},
 )

@@ -21,7 +21,7 @@ fi
 stamp=$(cksum < setup.py)
 if [ "$(cat .venv/.installed 2>/dev/null)" != "$stamp" ]; then
     echo "installing fastirt and what it needs (about 6 GB, a few minutes)"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
     echo "$stamp" > .venv/.installed
 fi
 . .venv/bin/activate
