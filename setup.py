@@ -37,7 +37,7 @@ setup(
     extras_require={
         "bench": ["pytorch-metric-learning", "matplotlib"],
         "test": TEST,
-        "dev": [*TEST, "ruff==0.17.6", "mypy==2.4.1", "pre-commit"],
+        "dev": [*TEST, "ruff==0.17.6", "mypy==2.4.1", "pre-commit", "pytest-xdist"],
     },
     entry_points={"console_scripts": ["fastirt = fastirt.cli:main"]},
 )

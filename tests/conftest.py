@@ -63,3 +63,14 @@ def pictures(tmp_path_factory) -> Path:
     write_images(root / "train", 10, 8)
     write_images(root / "test", 6, 4, seed=1)
     return root
+
+
+FOLDERS = {"kernels": "interpreter", "ranks": "ranks"}  # folder of tests to the marker of all of them
+WITHOUT_INTERPRETER = {"test_plan.py"}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        marker = FOLDERS.get(item.path.parent.name)
+        if marker and item.path.name not in WITHOUT_INTERPRETER:
+            item.add_marker(marker)

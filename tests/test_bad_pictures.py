@@ -154,6 +154,7 @@ print(len(loader.bad), sum(Path(p).name.startswith("bad") for p in split.paths))
 """
 
 
+@pytest.mark.slow
 def test_all_kinds_of_broken_file_many_times_in_large_batches(broken_set, tmp_path):
     """In a process of its own: a decoder that crashes is a failure, not the end of the tests."""
     done = subprocess.run(

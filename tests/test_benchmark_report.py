@@ -25,6 +25,7 @@ def write(path, *rows):
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_result_slowed_down_on_purpose_fails(tmp_path, capsys):
     """A part is measured, then measured again with every call of it done twelve times over."""
     out = tmp_path / "a.jsonl"

@@ -40,6 +40,7 @@ SMALL = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_end_to_end(part, tmp_path):
     out = tmp_path / "results" / "here.jsonl"
@@ -61,6 +62,7 @@ def test_a_part_end_to_end(part, tmp_path):
         assert any(row["part"] == part for row in rows if "not_run" in row)  # what needs a GPU is listed
 
 
+@pytest.mark.slow
 def test_several_parts_in_one_process(tmp_path):
     out = tmp_path / "here.jsonl"
     words = "attention cache --pictures 20 --side=40 --crop 32 --tokens 20 --heads 2 --dim 8 --batch-size 2".split()
@@ -89,6 +91,7 @@ def test_flags_of_several_parts_that_are_wrong(words, said, capsys):
     assert caught.value.code == 2 and said in capsys.readouterr().err
 
 
+@pytest.mark.compile
 def test_dynamo_may_compile_as_often_as_there_are_contenders():
     before, torch._dynamo.config.recompile_limit = torch._dynamo.config.recompile_limit, 8
     try:
@@ -105,6 +108,7 @@ def test_a_cache_s_random_bytes_do_not_repeat_with_its_pictures():
     assert (pixels != 0).float().mean() > 0.99 and cache.TILE % (256 * 256 * 3)
 
 
+@pytest.mark.slow
 def test_all_goes_on_after_a_part_that_fails(tmp_path, monkeypatch, capsys):
     import importlib
 
@@ -150,6 +154,7 @@ def test_all_ways_compute_the_same(slots, monkeypatch):
             torch.testing.assert_close(gradient, found["plain"][1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.compile
 def test_the_compiled_way_computes_the_same():
     given = peers.inputs(16, 50, 32, torch.float32, CPU)
     ways = peers.losses("nonzero_mean", CPU, 32)
@@ -295,6 +300,7 @@ def test_the_recipe_s_own_contrastive_is_pytorch_metric_learnings(with_memory, m
     assert own(rows[:1], labels[:1]) == 0  # no pair
 
 
+@pytest.mark.slow
 def test_without_pytorch_metric_learning_the_others_are_measured(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "pytorch_metric_learning.losses", None)
     out = tmp_path / "here.jsonl"
@@ -309,6 +315,7 @@ def test_without_pytorch_metric_learning_the_others_are_measured(monkeypatch, tm
     assert shown == ["public recipe (own contrastive)"]
 
 
+@pytest.mark.compile
 def test_a_contender_with_options_of_the_compiler_is_compiled_with_them(monkeypatch):
     """Two contenders of one shape share what dynamo has compiled, but not one with other options. Only inductor is left out."""
     seen = []
@@ -337,6 +344,7 @@ def test_optimisers_do_equal_work():
     assert module.optimizer._get_clip_grad_norm() is None
 
 
+@pytest.mark.slow
 def test_contenders_of_the_step_are_written_by_group_and_let_go(monkeypatch, tmp_path):
     """As on a GPU: the waterfall in turns, then each other beside its last row, one at a time; what fails costs itself alone."""
     alive, order, made = weakref.WeakSet(), [], Results(tmp_path / "r.jsonl", CPU, LIMITS)

@@ -122,6 +122,7 @@ def test_the_step_sees_the_same_bits(pictures, place, dtype):
         assert torch.equal(seen[0].cpu(), normalise(plain.images.cpu(), mean, std, dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--recipe", "paper"], ["--recipe", "unofficial", "--m", "2"]])
 def test_training_ends_in_the_same_weights(pictures, tmp_path, flags):
     ends = []

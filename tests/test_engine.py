@@ -37,6 +37,7 @@ def run(step, first, last):
     return torch.stack(curve)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("engine", FAST)
 @pytest.mark.parametrize("settings", [FULL, dict(contrastive="nonzero_mean", drop=0.1)], ids=["twin", "plain"])
 def test_fifty_steps_agree_with_eager(engine, settings):
@@ -62,6 +63,7 @@ def test_fifty_steps_agree_with_eager(engine, settings):
     assert not counters["graph_break"]
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("engine", FAST)
 def test_nothing_is_compiled_again_after_the_warm_up(engine):
     torch.compiler.reset()
@@ -77,6 +79,7 @@ def test_nothing_is_compiled_again_after_the_warm_up(engine):
     assert counters["stats"]["unique_graphs"] == graphs and not counters["graph_break"]
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("engine", FAST)
 def test_checkpoints_move_between_engines(engine, tmp_path):
     """Ten steps on one engine and ten on the other, both ways round, end where twenty on one do."""
@@ -136,6 +139,7 @@ class Breaks:
     def forget(self): ...
 
 
+@pytest.mark.compile
 def test_a_step_that_cannot_be_captured_goes_on_without(caplog):
     """Where nobody asked for the graph; else it is said."""
     plain, step = (make_step(config_with(engine="auto", **FULL)) for _ in range(2))

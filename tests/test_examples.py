@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import fastirt
 from conftest import TINY
 from fastirt.cli import main
@@ -18,11 +20,13 @@ def output_of(name, *arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_own_training_loop():
     metrics = eval(output_of("own_training_loop.py"))
     assert metrics["recall@1"] > 0.3  # chance: 0.03
 
 
+@pytest.mark.slow
 def test_search_a_folder(pictures, tmp_path):
     data = ["--dataset", "folder", "--data-path", str(pictures), "--rank", "1", "--output-dir", str(tmp_path / "run")]
     assert main(["train", *data, *TINY, "--method", "irt-l", "--max-iter", "1", "--batch-size", "8"]) == 0

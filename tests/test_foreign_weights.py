@@ -161,6 +161,7 @@ def test_a_whole_pickled_model_is_refused_unread(state, tmp_path):
         load(tmp_path / "w.pt")
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_run_and_its_file_without_naming_the_model(pictures, tmp_path):
     """A run's folder, its model file, and the file under a foreign name: the model comes from the file."""
     data = ["--dataset", "folder", "--data-path", str(pictures), "--device", "cpu", "--num-workers", "1"]

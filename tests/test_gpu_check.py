@@ -38,6 +38,7 @@ def check(out, **environment):
     return subprocess.run(words, env={**kept, **environment}, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu(tmp_path):
     done = check(tmp_path / "out")
@@ -45,6 +46,7 @@ def test_without_a_gpu(tmp_path):
     assert done.stderr == "gpu_check: no GPU that torch can use here: nothing was checked\n"
 
 
+@pytest.mark.slow
 def test_stages_are_bounded_and_the_summary_says_what_happened(tmp_path):
     folder, out = tmp_path / "bin", tmp_path / "out"
     folder.mkdir()

@@ -364,6 +364,7 @@ print(len(read(split, loader="pil", orientation="exif")), len(files))
 """
 
 
+@pytest.mark.slow
 def test_pillow_prints_nothing(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", QUIET, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parent.parent
@@ -417,6 +418,7 @@ print(count, rounds * len(originals), round(slowest, 2))
 """
 
 
+@pytest.mark.slow
 @needs_dali
 def test_mutated_files_of_every_kind_crash_nothing(tmp_path):
     """In a process of its own; readers that both read a file agree on it."""

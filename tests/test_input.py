@@ -262,6 +262,7 @@ for batch in loader:
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_with_a_loader_open_ends_cleanly(pictures):
     done = subprocess.run(
         [sys.executable, "-c", ABANDONED, str(pictures)],

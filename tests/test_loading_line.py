@@ -47,6 +47,7 @@ def saved(tmp_path, name, size, **changes):
         return encoder, file, stored.metadata().get("load")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["cls", "mean", "max", "gem"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_line_in_the_file_gives_the_runs_descriptors(family, pooling, tmp_path):

@@ -43,6 +43,7 @@ def test_a_perfect_and_a_useless_embedding():
     assert [worst[name] for name in ("recall@1", "recall@4", "map@r", "r_precision")] == [0.0] * 4
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_queries_times_neighbours():
     """6,000 queries x 1,000 neighbours are 72 MB of similarities and indices alone, and much more while reduced."""
     code = """

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 
 from conftest import TINY
@@ -92,6 +93,7 @@ def timeless(path: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in clocks} for row in rows]
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_equals_undisturbed(tmp_path, pictures):
     bad = (
         next((pictures / "train").iterdir()) / "9.jpg"

@@ -180,6 +180,7 @@ def test_bf16_autocast_keeps_float32_weights_and_learns():
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("engine", ["eager", "compile"])
 def test_bf16_weights_follow_autocast_over_fp32_masters(engine):
     """The masters stay fp32 and get fp32 updates smaller than a bf16 weight could show; curves part by bf16's rounding."""

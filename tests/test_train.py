@@ -193,6 +193,7 @@ OTHER_WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", OTHER_WAYS.values(), ids=OTHER_WAYS)
 def test_every_way_to_train_resumes_bit_for_bit(pictures, tmp_path, flags):
     assert train(pictures, tmp_path / "a", *flags) == 0
