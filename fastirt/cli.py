@@ -85,9 +85,7 @@ def build_parser() -> Parser:
     evaluate.add_argument("run", nargs="?", type=Path, help="run folder, or a file of weights")
     add_config(evaluate, "evaluate")
 
-    pack = commands.add_parser(
-        "pack", help="store a data set's pictures, resized once, in one file", allow_abbrev=False
-    )
+    pack = commands.add_parser("pack", help="store a data set's images, resized once, in one file", allow_abbrev=False)
     pack.add_argument("out", type=Path, help="file to write")
     add_presets(pack, "pack")
     for group, names in (
@@ -106,7 +104,7 @@ def build_parser() -> Parser:
     demo = commands.add_parser("demo", help="draw the demo set: products rendered from a seed", allow_abbrev=False)
     demo.add_argument("out", type=Path, help="folder to write")
     demo.add_argument("--classes", type=int, default=225, help="(default: %(default)s)")
-    demo.add_argument("--views", type=int, default=12, help="pictures per class (default: %(default)s)")
+    demo.add_argument("--views", type=int, default=12, help="images per class (default: %(default)s)")
     demo.add_argument("--width", type=int, default=64, help="pixels (default: %(default)s)")
     demo.add_argument("--height", type=int, default=64, help="pixels (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")

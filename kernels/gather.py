@@ -1,4 +1,4 @@
-"""Training views of stored pictures: gather, crop, flip, normalise and cast in one pass over the batch.
+"""Training views of stored images: gather, crop, flip, normalise and cast in one pass over the batch.
 
 Nothing is computed: each byte selects an entry of a table, so every device gives the same bits.
 """
@@ -50,11 +50,11 @@ def gather_views(
     *,
     impl: str = "auto",
 ) -> Tensor:
-    """Fill `out` (B, S, S, 3), of any dtype of 1, 2 or 4 bytes, with views of stored pictures; returns it.
+    """Fill `out` (B, S, S, 3), of any dtype of 1, 2 or 4 bytes, with views of stored images; returns it.
 
-    pixels (bytes,) uint8: pictures (H, W, 3) one after the other, on the GPU or in page-locked host memory. starts, widths (P,)
-    int64: picture p begins at pixels[starts[p]] and has rows of widths[p] pixels. picks (B, 4) int64: picture, top, left,
-    flip (0 or 1) of each view; the window must lie inside the picture, which is not checked. table (256, 3), out's dtype:
+    pixels (bytes,) uint8: images (H, W, 3) one after the other, on the GPU or in page-locked host memory. starts, widths (P,)
+    int64: image p begins at pixels[starts[p]] and has rows of widths[p] pixels. picks (B, 4) int64: image, top, left,
+    flip (0 or 1) of each view; the window must lie inside the image, which is not checked. table (256, 3), out's dtype:
     what a byte becomes, by channel. impl: `triton`, `reference`, or by device. Not differentiable. Raises ValueError for
     wrong shapes, dtypes or words.
     """
@@ -77,7 +77,7 @@ def gather_views(
 def gather_views_reference(
     out: Tensor, pixels: Tensor, starts: Tensor, widths: Tensor, picks: Tensor, table: Tensor
 ) -> Tensor:
-    """`gather_views` in plain PyTorch, one picture at a time; reads `picks` on the host."""
+    """`gather_views` in plain PyTorch, one image at a time; reads `picks` on the host."""
     size = out.shape[1]
     starts, widths = starts.tolist(), widths.tolist()
     windows = torch.empty(out.shape, dtype=torch.uint8, device=pixels.device)

@@ -1,4 +1,4 @@
-"""Shared fixtures: little pictures, a little model."""
+"""Shared fixtures: little images, a little model."""
 
 import os
 
@@ -46,7 +46,7 @@ TINY = [
 
 
 def write_images(folder: Path, classes: int, views: int, size: int = 24, seed: int = 0) -> None:
-    """Class folders of JPEG pictures: each class a colour, each view noise on top."""
+    """Class folders of JPEG images: each class a colour, each view noise on top."""
     rng = np.random.default_rng(seed)
     for label in range(classes):
         colour = rng.integers(40, 216, 3)
@@ -58,7 +58,7 @@ def write_images(folder: Path, classes: int, views: int, size: int = 24, seed: i
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory) -> Path:
-    """A `folder` data set: 10 classes x 8 pictures to train on, 6 unseen classes x 4 to test."""
+    """A `folder` data set: 10 classes x 8 images to train on, 6 unseen classes x 4 to test."""
     root = tmp_path_factory.mktemp("pictures")
     write_images(root / "train", 10, 8)
     write_images(root / "test", 6, 4, seed=1)

@@ -1,4 +1,4 @@
-"""Unreadable pictures: refused before DALI sees them, named once, replaced by another of their class, never scored."""
+"""Unreadable images: refused before DALI sees them, named once, replaced by another of their class, never scored."""
 
 import csv
 import io
@@ -62,7 +62,7 @@ def broken_files() -> dict[str, bytes]:
         "magic only": b"\xff\xd8\xff",
         "garbage": noise,
         "zeros": bytes(500),
-        "text": b"not a picture\n" * 40,
+        "text": b"not an image\n" * 40,
         "html": b"<!DOCTYPE html><html>404</html>",
         "header cut": jpeg[:100],
         "body cut": jpeg[: body + 200],
@@ -127,7 +127,7 @@ def test_what_only_a_decoder_finds_passes_the_check():
 
 @pytest.fixture
 def broken_set(tmp_path):
-    """8 classes x 16 pictures, into which every kind of broken file is put."""
+    """8 classes x 16 images, into which every kind of broken file is put."""
     write_images(tmp_path / "train", 8, 12)
     write_images(tmp_path / "test", 4, 4, seed=1)
     for number, data in enumerate([*broken_files().values(), undecodable()]):
@@ -169,7 +169,7 @@ def test_all_kinds_of_broken_file_many_times_in_large_batches(broken_set, tmp_pa
     assert found == planted == 34
     rows = list(csv.reader(open(tmp_path / "bad.csv")))
     assert rows[0] == ["path", "reason", "step"] and len(rows) == 35 and len({row[0] for row in rows}) == 35
-    assert done.stderr.count("bad picture:") == 34
+    assert done.stderr.count("bad image:") == 34
 
 
 def train_loader(root, **options):
@@ -193,7 +193,7 @@ def test_a_file_is_named_once_also_after_a_resumption(broken_set, tmp_path, capl
         list(loader)
     names = [row[0] for row in csv.reader(open(tmp_path / "bad.csv"))]
     assert len(names) == len(set(names)) > 10
-    assert caplog.text.count("bad picture:") == len(names) - 1
+    assert caplog.text.count("bad image:") == len(names) - 1
 
 
 def test_a_class_without_pictures_leaves_the_sampler_by_name(tmp_path, caplog):
@@ -213,14 +213,14 @@ def test_a_class_without_pictures_leaves_the_sampler_by_name(tmp_path, caplog):
         class_names=catalog.class_names,
     )
     assert all(3 not in batch.labels for batch in loader)
-    assert caplog.text.count("class03) has no readable picture left") == 1
+    assert caplog.text.count("class03) has no readable image left") == 1
 
 
 def test_more_than_max_bad_stops_with_one_clear_line(broken_set, tmp_path):
     from dataclasses import replace
 
     _, loader = train_loader(broken_set, input=replace(CONFIG, max_bad=3), csv_path=tmp_path / "bad.csv")
-    with pytest.raises(UserError, match="more than 3 unreadable pictures; last: .*--max-bad"):
+    with pytest.raises(UserError, match="more than 3 unreadable images; last: .*--max-bad"):
         list(loader)
 
 
@@ -236,7 +236,7 @@ def test_evaluation_leaves_bad_pictures_out(broken_set, backend, caplog):
         == sorted(loader.bad)
         == [i for i, p in enumerate(split.paths) if Path(p).name == "bad.jpg"]
     )
-    assert len(rows) == len(set(rows)) == 16 and caplog.text.count("bad picture:") == 2
+    assert len(rows) == len(set(rows)) == 16 and caplog.text.count("bad image:") == 2
 
 
 def test_a_picture_that_disappears_is_a_bad_one(broken_set):
@@ -251,6 +251,6 @@ def test_a_folder_that_disappears_blames_no_picture(broken_set, tmp_path):
     split, loader = train_loader(broken_set)
     root = Path(split.paths[0]).parent.parent
     root.rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=f"{root.name}: the folder of the pictures is gone .*--resume"):
+    with pytest.raises(UserError, match=f"{root.name}: the folder of the images is gone .*--resume"):
         list(loader)
     assert not loader.bad

@@ -29,7 +29,7 @@ def write(path, *rows):
 def test_a_result_slowed_down_on_purpose_fails(tmp_path, capsys):
     """A part is measured, then measured again with every call of it done twelve times over."""
     out = tmp_path / "a.jsonl"
-    words = "cache --quick --device cpu --pictures 20 --side 40 --crop 32 --repeats 7".split()
+    words = "cache --quick --device cpu --images 20 --side 40 --crop 32 --repeats 7".split()
     assert main([*words, "--out", str(out)]) == 0
     assert main(["compare", str(out), str(out)]) == 0
 

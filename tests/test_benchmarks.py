@@ -30,11 +30,11 @@ LIMITS = {"GB/s": 10.0, "bf16": 0.1, "tf32": 0.1, "fp32": 0.1}
 # Flags that make a part small, and the contenders that a CPU has.
 SMALL = {
     "loss": ("--rows 16 --slots 50 --dim 32 --dtype fp32", {"plain", "compiled", "metric-learning"}),
-    "cache": ("--pictures 20 --side 40 --crop 32", {"fastirt, host", "torch indexing"}),
-    "input": ("--pictures 48 --batches 1 --workers 2", {"decode alone", "decode alone, packed", "public recipe", "torchvision v2", "fastirt files", "fastirt packed", "fastirt files, PIL"}),
+    "cache": ("--images 20 --side 40 --crop 32", {"fastirt, host", "torch indexing"}),
+    "input": ("--images 48 --batches 1 --workers 2", {"decode alone", "decode alone, packed", "public recipe", "torchvision v2", "fastirt files", "fastirt packed", "fastirt files, PIL"}),
     "step": ("--input-size 32 --only", {"eager fp32", "public recipe", "compile fp32"}),
     "attention": ("--tokens 20 --heads 2 --dim 8", {"torch's choice", "flash", "math", "padded to 200", "padded to 256"}),
-    "train": ("--steps 15 --pictures 48", {"fastirt", "fastirt, no cache", "public recipe"}),
+    "train": ("--steps 15 --images 48", {"fastirt", "fastirt, no cache", "public recipe"}),
     "retrieval": ("--queries 200 --dim 16 --k 5", {"fastirt (FAISS)", "fastirt (torch)", "torch product + topk", "FAISS IndexFlatIP"}),
     "scaling": ("--step-ms 4", {"memory whole, alone", "memory whole, gloo", "memory sharded, gloo", "model (not measured), memory whole", "model (not measured), memory sharded"}),
 }  # fmt: skip
@@ -65,7 +65,7 @@ def test_a_part_end_to_end(part, tmp_path):
 @pytest.mark.slow
 def test_several_parts_in_one_process(tmp_path):
     out = tmp_path / "here.jsonl"
-    words = "attention cache --pictures 20 --side=40 --crop 32 --tokens 20 --heads 2 --dim 8 --batch-size 2".split()
+    words = "attention cache --images 20 --side=40 --crop 32 --tokens 20 --heads 2 --dim 8 --batch-size 2".split()
     assert benchmarks_main([*words, *QUICK, "--out", str(out)]) == 0
     figures = [row for row in read([out]) if "not_run" not in row]
     assert [row["part"] for row in figures].count("ceilings") == 4
@@ -247,7 +247,7 @@ def test_quantiles_and_shares():
 
 
 class Points(torch.nn.Module):
-    """A model whose tokens are its weights: (B, 2, D), whatever the pictures."""
+    """A model whose tokens are its weights: (B, 2, D), whatever the images."""
 
     num_features = 16
 

@@ -1,4 +1,4 @@
-"""The decoded cache: the same batches as without it, each picture decoded once, in the memory it was given."""
+"""The decoded cache: the same batches as without it, each image decoded once, in the memory it was given."""
 
 import shutil
 
@@ -29,14 +29,14 @@ PLACES = ["host", "device"] if DEVICE.type == "cuda" else ["host"]
 
 @pytest.fixture
 def mixed(tmp_path):
-    """10 classes x 6 pictures of many shapes, two of them unreadable."""
+    """10 classes x 6 images of many shapes, two of them unreadable."""
     write_images(tmp_path / "mixed" / "train", 10, 6)
     write_images(tmp_path / "mixed" / "test", 2, 2)
     rng = np.random.default_rng(0)
     for path in sorted((tmp_path / "mixed" / "train").rglob("*.jpg"))[::3]:
         height, width = rng.integers(17, 70, 2)
         Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
-    (tmp_path / "mixed/train/class01/3.jpg").write_bytes(b"not a picture")
+    (tmp_path / "mixed/train/class01/3.jpg").write_bytes(b"not an image")
     whole = (tmp_path / "mixed/train/class04/2.jpg").read_bytes()
     (tmp_path / "mixed/train/class04/2.jpg").write_bytes(whole[: len(whole) // 2])
     return tmp_path / "mixed"
@@ -68,7 +68,7 @@ def equal(a, b):
     "decoder, m", [pytest.param("dali", 2, marks=needs_dali), pytest.param("dali", 0, marks=needs_dali), ("pil", 2)]
 )
 def test_batches_are_those_without_it(mixed, place, resize, decoder, m):
-    """Bit for bit, bad pictures and all, and wherever the run begins."""
+    """Bit for bit, bad images and all, and wherever the run begins."""
     plain = batches(loader(mixed, "none", resize=resize, loader=decoder, m=m))
     cached = loader(mixed, place, resize=resize, loader=decoder, m=m)
     assert equal(batches(cached), plain)
@@ -85,16 +85,16 @@ def test_a_packed_store_fills_it_at_once(mixed, tmp_path, resize):
     cached = loader(mixed, "host", resize=resize, store=source)
     passed = list(cached.fill())
     assert passed == sorted(passed) and passed[-1] == 60 and cached._cache.valid.sum() == 58
-    decode, calls = cached._pictures.decode_whole, []
-    cached._pictures.decode_whole = lambda encoded: calls.append(len(encoded)) or decode(encoded)
+    decode, calls = cached._reader.decode_whole, []
+    cached._reader.decode_whole = lambda encoded: calls.append(len(encoded)) or decode(encoded)
     assert equal(batches(cached), plain) and not calls
 
 
 def test_it_fills_in_catalogue_order_and_decodes_each_picture_once(pictures):
     cached = loader(pictures, "host", stop=30)
-    decode, decoded = cached._pictures.decode_whole, []
-    cached._pictures.decode_whole = lambda encoded: decoded.append(len(encoded)) or decode(encoded)
-    cached._pictures.open()
+    decode, decoded = cached._reader.decode_whole, []
+    cached._reader.decode_whole = lambda encoded: decoded.append(len(encoded)) or decode(encoded)
+    cached._reader.open()
     drawn, reading = set(), {}
     for step in range(4):
         drawn |= set(cached._finish(step, reading).indices.tolist())

@@ -17,7 +17,7 @@ from fastirt.errors import UserError
 
 
 def touch(root: Path, *names: str) -> None:
-    """Empty files: a catalogue never opens a picture."""
+    """Empty files: a catalogue never opens an image."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
@@ -58,7 +58,7 @@ def test_cub_first_hundred_classes_train_and_counts_are_said(tmp_path, caplog, l
     assert rows(catalog.train, catalog) == [(f"images/{name}", name.split("/")[0]) for name in CUB[:200]]
     assert rows(catalog.query, catalog) == [(f"images/{name}", name.split("/")[0]) for name in CUB[200:]]
     assert catalog.train.labels.dtype == np.int64 and list(np.unique(catalog.query.labels)) == list(range(100, 200))
-    assert "200 train pictures" in caplog.text and "5,864 are published" in caplog.text and "5,924" in caplog.text
+    assert "200 train images" in caplog.text and "5,864 are published" in caplog.text and "5,924" in caplog.text
 
 
 def test_cub_errors(tmp_path):
@@ -97,7 +97,7 @@ def test_sop(tmp_path, caplog):
     (root / "Ebay_train.txt").write_text("image_id class_id super_class_id path\n1 1 1\n")
     assert "Ebay_train.txt: row 2" in error("sop", root)
     (root / "Ebay_train.txt").write_text("image_id class_id super_class_id path\n")
-    assert "no pictures for the split train" in error("sop", root)
+    assert "no images for the split train" in error("sop", root)
     (root / "Ebay_train.txt").write_text("1 1 1 bicycle_final/1_0.JPG\n")
     assert "header" in error("sop", root)
     (root / "Ebay_train.txt").unlink()
@@ -181,7 +181,7 @@ def test_folder_half_of_the_classes_trains(tmp_path, caplog):
         ("b/2.JPG", "b"),
     ]
     assert [name for _, name in rows(catalog.query, catalog)] == ["c", "c", "e", "e", "train", "train"]
-    assert "1 class folders hold no pictures" in caplog.text and ": d" in caplog.text
+    assert "1 class folders hold no images" in caplog.text and ": d" in caplog.text
 
 
 def test_folder_with_splits(tmp_path, caplog):
@@ -205,16 +205,16 @@ def test_folder_with_splits(tmp_path, caplog):
 
 def test_folder_errors(tmp_path):
     assert "no such folder" in error("folder", tmp_path / "none")
-    assert "no pictures" in error("folder", tmp_path)
+    assert "no images" in error("folder", tmp_path)
     touch(tmp_path, "a/1.jpg", "a/2.jpg")
     assert "one class only" in error("folder", tmp_path)
     assert "not a folder" in error("folder", tmp_path / "a/1.jpg")
     touch(tmp_path, "b/1.jpg", "c/1.jpg")
-    assert "at least 2 pictures of a class" in error("folder", tmp_path)  # no query has a match
+    assert "at least 2 images of a class" in error("folder", tmp_path)  # no query has a match
     touch(tmp_path, "train/a/1.jpg")
     assert "test is missing" in error("folder", tmp_path)
     (tmp_path / "test/a").mkdir(parents=True)
-    assert "no pictures" in error("folder", tmp_path)
+    assert "no images" in error("folder", tmp_path)
 
 
 def write_csv(root: Path, text: str, encoding: str = "utf-8", name: str = "split.csv") -> Path:
@@ -251,7 +251,7 @@ def test_csv(tmp_path, caplog):
         (GOOD.replace("p/2.jpg,10,test", "p/2.jpg,10,dev"), "split.csv: row 3: unknown split 'dev'"),
         (GOOD.replace("q/4.jpg", "q/44.jpg"), "split.csv: row 6: no file 'q/44.jpg' under "),
         (GOOD.replace("q/4.jpg", "p/../p/1.jpg"), "split.csv: row 6: 'p/../p/1.jpg' is listed in row 2 already"),
-        (GOOD.replace("q/4.jpg", "q"), "row 6: no file 'q'"),  # a folder is no picture
+        (GOOD.replace("q/4.jpg", "q"), "row 6: no file 'q'"),  # a folder is no image
         (GOOD.replace("q/4.jpg,cat", "q/4.jpg,"), "row 6: the column label is empty"),
         (GOOD.replace('"', ""), "row 5: 4 fields for 3 columns"),
         (GOOD.replace('"q/ü', '"q"/ü'), "row 5: not a CSV row"),
@@ -259,7 +259,7 @@ def test_csv(tmp_path, caplog):
         (GOOD.replace("test", "query"), "the split gallery is missing"),
         (GOOD + "5.jpg,cat,query\n", "the split gallery is missing"),
         ("path,label,split\np/1.jpg,a,train\n", "the train split has one class only (a)"),
-        ("path,label,split\np/1.jpg,a,train\np/2.jpg,a,test\nq/4.jpg,b,test\n", "at least 2 pictures of a class"),
+        ("path,label,split\np/1.jpg,a,train\np/2.jpg,a,test\nq/4.jpg,b,test\n", "at least 2 images of a class"),
     ],
 )
 def test_csv_errors_name_file_and_row(tmp_path, text, expected):
@@ -323,7 +323,7 @@ def test_existence_scans_folders_instead_of_files(tmp_path, monkeypatch):
     scanned = []
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: scanned.append(path) or scandir(path))
-    monkeypatch.setattr(os, "stat", lambda *a, **k: pytest.fail("a stat per picture"))
+    monkeypatch.setattr(os, "stat", lambda *a, **k: pytest.fail("a stat per image"))
     absent = missing(paths)
     monkeypatch.undo()
     assert absent == list(range(150, 200)) and len(scanned) == 4

@@ -26,7 +26,7 @@ CONFIG = Config().replace(
 
 
 class Pixels(nn.Module):
-    """Pictures as their own embeddings; notes how it was called."""
+    """Images as their own embeddings; notes how it was called."""
 
     mean, std, embed_dim = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 3 * 4 * 4
 
@@ -116,7 +116,7 @@ def test_the_mode_comes_back_after_an_error_too_and_nothing_readable_is_an_error
     with pytest.raises(ValueError):
         embedded(encoder, loader, [""] * 10)
     assert encoder.training and loader.closed
-    with pytest.raises(UserError, match="no picture could be read"):
+    with pytest.raises(UserError, match="no image could be read"):
         embedded(Pixels(), FakeLoader(images, skipped=range(10)), [""] * 10)
 
 
@@ -127,14 +127,14 @@ def test_mean_and_std_are_the_models_or_imagenets():
 
 
 def test_evaluation_of_pictures_with_bad_ones_and_a_lonely_one(tmp_path, caplog):
-    """Pictures that cannot be read count for nothing; a class that loses its match joins the unmatched."""
+    """Images that cannot be read count for nothing; a class that loses its match joins the unmatched."""
     write_images(tmp_path / "train", 2, 2)
     write_images(tmp_path / "test", 5, 4, seed=1)
     whole = evaluate(Pixels(), load_dataset("folder", str(tmp_path)), CONFIG, CPU, progress=False)
     assert whole["queries"] == whole["gallery"] == 20 and whole["unmatched"] == whole["bad"] == 0
     assert whole["recall@1"] > 0.5 and whole["recall@2"] >= whole["recall@1"]
     for view in (0, 2, 3):
-        (tmp_path / f"test/class03/{view}.jpg").write_bytes(b"not a picture")
+        (tmp_path / f"test/class03/{view}.jpg").write_bytes(b"not an image")
     os.truncate(tmp_path / "test/class00/1.jpg", 200)
     csv_path = tmp_path / "bad_pictures.csv"
     metrics = evaluate(Pixels(), load_dataset("folder", str(tmp_path)), CONFIG, CPU, csv_path=csv_path, progress=False)
@@ -144,7 +144,7 @@ def test_evaluation_of_pictures_with_bad_ones_and_a_lonely_one(tmp_path, caplog)
 
 
 def test_query_and_gallery_apart(tmp_path):
-    """In-Shop's kind: the same picture in query and gallery is a match, not the query itself."""
+    """In-Shop's kind: the same image in query and gallery is a match, not the query itself."""
     for split, seed in (("train", 1), ("query", 2), ("gallery", 2)):
         write_images(tmp_path / split, 4, 1, seed=seed)
     metrics = evaluate(Pixels(), load_dataset("folder", str(tmp_path)), CONFIG, CPU, progress=False)
@@ -161,7 +161,7 @@ def test_a_rank_above_the_gallery_is_refused_before_anything_is_embedded():
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 9])
 def test_ranks_share_the_batches_and_read_no_others(tmp_path, size):
-    """22 pictures in batches of 5, on up to more ranks than there are batches."""
+    """22 images in batches of 5, on up to more ranks than there are batches."""
     write_images(tmp_path / "train", 2, 2)
     write_images(tmp_path / "test", 11, 2, seed=1)
     split = load_dataset("folder", str(tmp_path)).query

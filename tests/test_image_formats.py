@@ -372,7 +372,7 @@ def test_pillow_prints_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     read_rows, written = map(int, done.stdout.split())
     assert 0 < read_rows < written
-    lines = [line for line in done.stderr.splitlines() if "bad picture" not in line]
+    lines = [line for line in done.stderr.splitlines() if "bad image" not in line]
     assert not lines
 
 

@@ -1,4 +1,4 @@
-"""Pictures to batches: geometry against torchvision, DALI against its plain twin, sharding, resume, packed stores."""
+"""Images to batches: geometry against torchvision, DALI against its plain twin, sharding, resume, packed stores."""
 
 import io
 import subprocess
@@ -98,7 +98,7 @@ def decoded_twice(encoded, size, height, width):
 
 
 def test_leaving_out_a_resize_that_changes_nothing_changes_nothing():
-    """A batch that has its size already, as a packed store's, against the same pictures beside one that has not."""
+    """A batch that has its size already, as a packed store's, against the same images beside one that has not."""
     encoded = [encode(photo(64, 64 + 9 * i, i), "PNG") for i in range(3)]
     sizes = np.array([[64, 64 + 9 * i] for i in range(3)])
     decoder = DaliDecoder(56, 4, 2, CPU)

@@ -33,9 +33,9 @@ def names(root: Path, **kwargs) -> tuple[list[str], list[str]]:
         ("class15/up", "..", "1 link leads to a folder that is read already"),
         ("class15/upper", "../..", "1 link leads to a folder that is read already"),
         ("loop", ".", "1 link leads to a folder that is read already"),
-        ("class15/other", "../class03", "4 pictures behind 1 link: class15/other"),
-        ("alias", "class03", "4 pictures behind 1 link: alias"),
-        ("class15/x.png", "../class03/0.png", "1 picture behind 1 link: class15/x.png"),
+        ("class15/other", "../class03", "4 images behind 1 link: class15/other"),
+        ("alias", "class03", "4 images behind 1 link: alias"),
+        ("class15/x.png", "../class03/0.png", "1 image behind 1 link: class15/x.png"),
         ("class15/x.png", "0.png", "'class15/x.png' is 'class15/0.png'"),
         ("class15/x", "x", "1 link or special file leads to no file or folder"),
         ("class15/x.png", "nowhere.png", "1 link or special file leads to no file or folder"),
@@ -83,10 +83,10 @@ def test_hard_links_within_a_class_count_once(data, caplog):
 def test_two_labels_are_named_and_refused_where_they_decide(data, caplog):
     os.link(data / "class16" / "0.png", data / "class15" / "z.png")
     names(data)
-    assert "1 picture is under two labels" in caplog.text
+    assert "1 image is under two labels" in caplog.text
     for i in range(1, 4):
         os.link(data / "class16" / f"{i}.png", data / "class15" / f"z{i}.png")
-    with pytest.raises(UserError, match="4 pictures are under two labels .* 8 of 44 queries"):
+    with pytest.raises(UserError, match="4 images are under two labels .* 8 of 44 queries"):
         load_dataset("folder", str(data))
     assert len(load_dataset("folder", str(data), training=None).query) == 44  # packing measures nothing
 
@@ -97,9 +97,9 @@ def test_a_gallery_under_two_labels_is_refused_and_one_of_training_images_named(
         (tmp_path / name).touch()
     (tmp_path / "train").symlink_to(tmp_path / "gallery")
     load_dataset("folder", str(tmp_path))
-    assert "6 pictures to evaluate on are in the training split too" in caplog.text
+    assert "6 images to evaluate on are in the training split too" in caplog.text
     os.link(tmp_path / "gallery/a/0.png", tmp_path / "gallery/b/again.png")
-    with pytest.raises(UserError, match="1 picture is under two labels .* 2 of 7 gallery images"):
+    with pytest.raises(UserError, match="1 image is under two labels .* 2 of 7 gallery images"):
         load_dataset("folder", str(tmp_path), training=False)
 
 
@@ -110,7 +110,7 @@ def test_test_images_that_train_are_named_and_refused_where_they_decide(tmp_path
     for label in (3, 4):
         (root / "test" / f"class{label:02d}").symlink_to(data / f"class{label:02d}")
     for training in (True, False):
-        with pytest.raises(UserError, match="8 pictures .* in the training split too .* 8 of 8 queries"):
+        with pytest.raises(UserError, match="8 images .* in the training split too .* 8 of 8 queries"):
             load_dataset("folder", str(root), training=training)
     for label in (3, 4):
         (root / "test" / f"class{label:02d}").unlink()
@@ -119,7 +119,7 @@ def test_test_images_that_train_are_named_and_refused_where_they_decide(tmp_path
             (root / "test" / f"class{label:02d}" / f"new{i}.png").touch()
     os.link(data / "class03" / "1.png", root / "test" / "class03" / "again.png")
     assert len(names(root)[1]) == 21
-    assert "1 picture to evaluate on is in the training split too" in caplog.text
+    assert "1 image to evaluate on is in the training split too" in caplog.text
 
 
 def test_own_file_through_link_and_hard_link(tmp_path):

@@ -21,7 +21,7 @@ def clusters(count, classes, dim=16, seed=0):
 @pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("backend", ["faiss", "torch"])
 def test_chunks_and_backends_give_the_same_metrics(monkeypatch, backend, same):
-    """Also with classes far larger than the largest K, and pictures that occur twice in different classes."""
+    """Also with classes far larger than the largest K, and images that occur twice in different classes."""
     gallery, labels = clusters(700, 4)
     gallery[100:200] = gallery[300:400]
     query, query_labels = (gallery, labels) if same else clusters(90, 4, seed=1)

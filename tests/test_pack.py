@@ -1,4 +1,4 @@
-"""The packed store: what is in it, when it is refused, and what it does with bad pictures. And `fastirt env`."""
+"""The packed store: what is in it, when it is refused, and what it does with bad images. And `fastirt env`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def picture(seed: int, size: tuple[int, int]) -> Image.Image:
 
 @pytest.fixture()
 def data(tmp_path) -> Path:
-    """12 pictures of 3 classes in a train, a query and a gallery split."""
+    """12 images of 3 classes in a train, a query and a gallery split."""
     root = tmp_path / "data"
     lines = ["path,label,split"]
     for i in range(12):
@@ -181,7 +181,7 @@ def test_bad_pictures_are_recorded_and_named(data, tmp_path, caplog):
     assert len(train.read(5)) and len(store.split(catalog.query).read(0))
     for path in catalog.train.paths + catalog.query.paths + catalog.gallery.paths:
         Path(path).write_bytes(b"x")
-    with pytest.raises(UserError, match="none of the 12 pictures"):
+    with pytest.raises(UserError, match="none of the 12 images"):
         pack(catalog, tmp_path / "t.pack", progress=False)
     assert sorted(os.listdir(tmp_path)) == ["data", "s.pack"]
 
@@ -238,11 +238,11 @@ def test_check_of_options_and_edits_of_equal_size(data, tmp_path):
 def test_split_refuses_other_pictures(data, tmp_path):
     store = made(catalog_of(data), tmp_path / "s.pack")
     rewrite(data / "split.csv", "train/é 5.jpg,b,train\n", "")
-    with pytest.raises(UserError, match="split train holds other pictures"):
+    with pytest.raises(UserError, match="split train holds other images"):
         store.split(catalog_of(data).train)
     os.rename(data / "query" / "é 6.jpg", data / "query" / "other.jpg")
     rewrite(data / "split.csv", "query/é 6.jpg", "query/other.jpg")
-    with pytest.raises(UserError, match="split query holds other pictures"):
+    with pytest.raises(UserError, match="split query holds other images"):
         store.split(catalog_of(data).query)
     classes = tmp_path / "folder"
     for name in ("train/a/1.jpg", "train/c/1.jpg", *(f"test/{label}/{i}.jpg" for label in "bd" for i in range(2))):
@@ -270,7 +270,7 @@ def test_every_damage_is_refused(data, tmp_path):
         assert "truncated" in refused(good[:length])
     assert "overwritten" in refused(good + b"\0")
     assert "no.pack: cannot be read" in pytest.raises(UserError, PackedStore.open, tmp_path / "no.pack").value.args[0]
-    # One flipped bit anywhere is found: at once, or when the picture is read.
+    # One flipped bit anywhere is found: at once, or when the image is read.
     positions = [*range(0, PROLOGUE.size - 4), *np.random.default_rng(0).integers(PROLOGUE.size, len(good), 400)]
     in_pictures = 0
     for position in positions:

@@ -97,7 +97,7 @@ def timeless(path: Path) -> list[dict]:
 def test_killed_again_and_again_equals_undisturbed(tmp_path, pictures):
     bad = (
         next((pictures / "train").iterdir()) / "9.jpg"
-    )  # one unreadable picture: its replacement must survive resumption too
+    )  # one unreadable image: its replacement must survive resumption too
     bad.write_bytes((pictures / "train/class00/0.jpg").read_bytes()[:300])
     try:
         calm = start(tmp_path / "calm", pictures)

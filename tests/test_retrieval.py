@@ -132,7 +132,7 @@ def test_a_missing_faiss_is_said_and_replaced(monkeypatch, caplog):
 
 def test_k_larger_than_the_gallery_and_no_match_at_all():
     z, labels = vectors(5), torch.arange(5)
-    with pytest.raises(UserError, match="only 4 pictures beside the query"):
+    with pytest.raises(UserError, match="only 4 images beside the query"):
         retrieval_metrics(z, labels, z, labels, (5,), same=True)
     with pytest.raises(UserError, match="no query"):
         retrieval_metrics(z, labels, z, labels, (1,), same=True)

@@ -1,4 +1,4 @@
-"""Samplers and crops: pure functions of (seed, step, bad pictures)."""
+"""Samplers and crops: pure functions of (seed, step, bad images)."""
 
 import numpy as np
 import pytest

@@ -85,7 +85,7 @@ def test_one_wrapping_folder_is_entered_and_said(tmp_path, caplog):
 def test_sub_folders_of_some_classes_belong_to_the_class(tmp_path, caplog):
     classes(tmp_path, "a/front", "a/back", "b", "c", "d")
     assert counts(load_dataset("folder", str(tmp_path))) == {"train": (6, 2), "test": (4, 2)}
-    assert "a: no pictures there but in sub-folders, which are read as one class" in caplog.text
+    assert "a: no images there but in sub-folders, which are read as one class" in caplog.text
 
 
 def test_a_lone_split_beside_classes_is_refused(tmp_path):
@@ -120,7 +120,7 @@ def test_what_is_left_out_is_counted_in_one_warning(tmp_path, caplog):
     load_dataset("folder", str(tmp_path))
     (line,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
     assert "2 .txt, 1 without extension, 1 .xml" in line or "2 .txt, 1 .xml, 1 without extension" in line
-    assert "class folder __other__ (3 files)" in line and "1 picture in no class folder: loose.jpg" in line
+    assert "class folder __other__ (3 files)" in line and "1 image in no class folder: loose.jpg" in line
     assert "MACOSX" not in line and "DS_Store" not in line and "humbs" not in line
 
 
@@ -157,7 +157,7 @@ def test_copies_are_counted(tmp_path, caplog):
     assert warn_of_copies(catalog) == 4
     same, other = (record.getMessage() for record in caplog.records)
     assert "look better" in same and "test/c/3.jpg is a copy of test/c/0.jpg" in same
-    assert "3 pictures" in other and "of another class" in other
+    assert "3 images" in other and "of another class" in other
     assert "test/d/1.jpg is a copy of train/a/0.jpg" in other
 
 

@@ -28,22 +28,22 @@ class DataConfig:
     dataset: str = option("cub200", "which data set, and so which layout on disk", DATASETS)
     data_path: str = option("/data/CUB_200_2011", "folder of the data set (dataset csv: the .csv file or its folder)")
     packed: Optional[str] = option(
-        None, "packed store made by `fastirt pack`; pictures are read from it instead of from files"
+        None, "packed store made by `fastirt pack`; images are read from it instead of from files"
     )
     m: int = option(
         0,
-        "pictures per class in a batch; 0: shuffled epochs (torchrun takes --m for its own)",
+        "images per class in a batch; 0: shuffled epochs (torchrun takes --m for its own)",
         aliases=("m-per-class",),
     )
 
 
 @dataclass(frozen=True)
 class InputConfig:
-    """Pictures to batches"""
+    """Images to batches"""
 
     input_size: int = option(224, "side of the square that the model sees, in pixels")
     resize: str = option(
-        "square", "before the crop: whole picture to a square, or its shorter side", ("square", "shorter")
+        "square", "before the crop: whole image to a square, or its shorter side", ("square", "shorter")
     )
     resize_size: int = option(256, "side in pixels after the resize")
     orientation: str = option(
@@ -57,10 +57,10 @@ class InputConfig:
     pin_mem: bool = option(True, "stage batches for a GPU in page-locked memory")
     cache: str = option(
         "auto",
-        "decode each picture once and keep it, resized, in the GPU's or the host's memory; auto: where it fits",
+        "decode each image once and keep it, resized, in the GPU's or the host's memory; auto: where it fits",
         ("auto", "device", "host", "none"),
     )
-    max_bad: int = option(100, "stop after this many distinct unreadable pictures")
+    max_bad: int = option(100, "stop after this many distinct unreadable images")
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class OptimConfig:
     """Optimiser and schedule"""
 
     max_iter: int = option(2000, "optimiser steps; 0: evaluate only")
-    batch_size: int = option(64, "pictures per step, over all processes")
+    batch_size: int = option(64, "images per step, over all processes")
     lr: float = option(3e-5, "peak learning rate")
     engine: str = option(
         "auto",
@@ -151,7 +151,7 @@ class EvalConfig:
         "test", "where a data set has a test and a validation split: the one to evaluate", ("test", "val")
     )
     eval_freq: int = option(0, "evaluate every so many steps and keep the best model; 0: only at the end")
-    eval_batch_size: int = option(128, "pictures per batch in evaluation")
+    eval_batch_size: int = option(128, "images per batch in evaluation")
     search: str = option(
         "auto", "nearest neighbours by FAISS or plain torch; auto: FAISS where it can", ("auto", "faiss", "torch")
     )

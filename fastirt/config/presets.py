@@ -50,7 +50,7 @@ DATASETS: dict[str, dict[str, Any]] = {
     "demo": {},
 }
 
-# Training from scratch on rendered pictures, chosen by experiment (benchmarks/LOG.md): not the paper's fine-tuning.
+# Training from scratch on rendered images, chosen by experiment (benchmarks/LOG.md): not the paper's fine-tuning.
 DEMO: dict[str, Any] = dict(
     recipe="demo",
     model="vit_tiny_patch16_224",

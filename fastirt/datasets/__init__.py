@@ -24,13 +24,13 @@ LOADERS = PUBLISHED | OWN
 
 
 def load_dataset(dataset: str, data_path: str, *, eval_split: str = "test", training: bool | None = True) -> Catalog:
-    """The data set's pictures and classes; every picture it names is there.
+    """The data set's images and classes; every image it names is there.
 
     `training`: a command that trains (True) needs a training split, and goes without a test split where there is none;
     one that evaluates (False) needs a test split alone; one that packs (None) any split. `eval_split`, "test" or "val",
     chooses where a data set has both.
 
-    Raises UserError (file, row, remedy) on a missing folder, list or picture, a malformed list, an empty split, too few
+    Raises UserError (file, row, remedy) on a missing folder, list or image, a malformed list, an empty split, too few
     classes, or when no query has a match. Warns of what is left out, of counts that are not the published ones and of
     queries without a match.
     """
@@ -75,7 +75,7 @@ def _check_classes(catalog: Catalog, training: bool | None) -> None:
     if query is None:
         return
     if training is not None:
-        _require_two(catalog, catalog.gallery or query, "every picture found is right then")
+        _require_two(catalog, catalog.gallery or query, "every image found is right then")
     if catalog.gallery is not None and len(np.unique(query.labels)) < 2:
         logging.getLogger("fastirt").warning(
             f"{catalog.place}: all {len(query):,} queries are of one class ({catalog.class_names[query.labels[0]]}): the "
@@ -109,8 +109,8 @@ def _check_matches(catalog: Catalog, listed: Listed | None) -> None:
     gallery = catalog.gallery or catalog.query
     if lonely.all():
         raise UserError(
-            f"{catalog.place}: no {catalog.query.name} picture has another of its class in the "
-            f"{gallery.name} split: at least 2 pictures of a class are needed to measure retrieval"
+            f"{catalog.place}: no {catalog.query.name} image has another of its class in the "
+            f"{gallery.name} split: at least 2 images of a class are needed to measure retrieval"
         )
     first = int(np.argmax(lonely))
     name = listed.name(listed.records[catalog.query.name][first]) if catalog.source else catalog.query.paths[first]
@@ -121,7 +121,7 @@ def _check_matches(catalog: Catalog, listed: Listed | None) -> None:
 
 
 def unmatched_queries(catalog: Catalog) -> np.ndarray:
-    """(Q,) bool: queries with no picture of their class in the gallery beside their own file."""
+    """(Q,) bool: queries with no image of their class in the gallery beside their own file."""
     if catalog.query is None:
         return np.zeros(0, dtype=bool)
     gallery = (catalog.gallery or catalog.query).labels
@@ -149,5 +149,5 @@ def check_recall_ks(catalog: Catalog, ranks: Iterable[int]) -> None:
             beside = " beside the query" if most < len(gallery) else ""
             where = f"in {catalog.source}" if catalog.source else f"under {catalog.root}"
             raise UserError(
-                f"--rank {k}: the {gallery.name} split {where} has only {most:,} pictures{beside}: use K of at most {most}"
+                f"--rank {k}: the {gallery.name} split {where} has only {most:,} images{beside}: use K of at most {most}"
             )

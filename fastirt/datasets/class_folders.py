@@ -115,7 +115,7 @@ def _split_folders(top: str, folders: list[Folder]) -> dict[str, Folder]:
         (split, folder), lacking = next(iter(parts.items())), "train" if "train" not in parts else "test"
         raise UserError(
             f"{top}: {printable(folder.name)}/ holds class folders as the split {split} does, but {_some(beside)} "
-            f"beside it hold pictures as classes do: the split {lacking} is missing, or {printable(folder.name)}/ is a "
+            f"beside it hold images as classes do: the split {lacking} is missing, or {printable(folder.name)}/ is a "
             "class: rename it then"
         )
     return parts
@@ -174,16 +174,16 @@ def _check_layout(top: str, folders: list[Folder]) -> None:
         return
     first = outer[0]
     inner = (
-        f"{printable(first.name)}/ holds {len(first.inner):,} folders of pictures, such as {printable(first.inner[0])}/"
+        f"{printable(first.name)}/ holds {len(first.inner):,} folders of images, such as {printable(first.inner[0])}/"
     )
     if not direct or len(outer) >= max(2, len(direct)):
         raise UserError(
-            f"{top}: this layout is not understood: {_some([f.name for f in outer])} hold no pictures themselves, but "
-            f"folders of pictures ({inner}): give --data-path {printable(first.path)} if those are the classes; or {LAYOUT}; or "
-            "list the pictures in a CSV file (--dataset csv)"
+            f"{top}: this layout is not understood: {_some([f.name for f in outer])} hold no images themselves, but "
+            f"folders of images ({inner}): give --data-path {printable(first.path)} if those are the classes; or {LAYOUT}; or "
+            "list the images in a CSV file (--dataset csv)"
         )
     logging.getLogger("fastirt").warning(
-        f"{top}: {_some([f.name for f in outer])}: no pictures there but in sub-folders, which are read as one class "
+        f"{top}: {_some([f.name for f in outer])}: no images there but in sub-folders, which are read as one class "
         f"({inner}): if those are the classes, give --data-path {printable(first.path)}"
     )
 
@@ -198,10 +198,10 @@ def _images(where: str, folders: list[Folder], owners: Owners, found: Findings) 
         if not inside and sum(found.foreign.values()) == behind_links:
             empty.append(folder.name)
     if not images:
-        raise UserError(f"{where}: no pictures in class folders: {where}/CLASS/picture.jpg is what is read")
+        raise UserError(f"{where}: no images in class folders: {where}/CLASS/image.jpg is what is read")
     if empty:
         logging.getLogger("fastirt").warning(
-            f"{where}: {len(empty)} class folders hold no pictures and are left out: {_some(empty)}"
+            f"{where}: {len(empty)} class folders hold no images and are left out: {_some(empty)}"
         )
     return images
 

@@ -56,7 +56,7 @@ def _warn(catalog: Catalog, copies: list[tuple[str, str]], why: str) -> None:
         f"{_name(path, catalog.root)} is a copy of {_name(original, catalog.root)}" for path, original in copies[:2]
     )
     logging.getLogger("fastirt").warning(
-        f"{catalog.place}: {counted(len(copies), 'picture is a byte-identical copy', 'pictures are byte-identical copies')} "
+        f"{catalog.place}: {counted(len(copies), 'image is a byte-identical copy', 'images are byte-identical copies')} "
         f"of another, {why}: {named}"
     )
 

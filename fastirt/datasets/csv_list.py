@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 
 def load_csv(data_path: str, eval_split: str = "test", training: bool | None = True) -> Listed:
-    """A list file, or a folder that holds split.csv, with the columns path, label and split (README: your own pictures).
+    """A list file, or a folder that holds split.csv, with the columns path, label and split (README: your own images).
 
     Paths are relative to the file. Row numbers in messages are the lines that an editor counts.
     """
@@ -82,10 +82,10 @@ def _read(file: Path) -> list[Row]:
         number = skipped + reader.line_num
         raise UserError(f"{file.name}: row {number}: not a CSV row ({error}): check its quotes") from None
     if not rows:
-        raise UserError(f"{file}: no rows below the header: list one picture per row")
+        raise UserError(f"{file}: no rows below the header: list one image per row")
     if boxes:
         logging.getLogger("fastirt").warning(
-            f"{file}: the boxes in the columns {', '.join(sorted(BOXES & set(header)))} are not applied: whole pictures "
+            f"{file}: the boxes in the columns {', '.join(sorted(BOXES & set(header)))} are not applied: whole images "
             "are read"
         )
     return rows
@@ -180,7 +180,7 @@ def _locate(file: Path, rows: list[Row]) -> Iterator[tuple[Row, Image]]:
             remedy = f"'{printable(os.path.relpath(near, file.parent))}' is there: write it as it is on disk"
         else:
             slashes = "write / between folders, " if "\\" in name else ""
-            remedy = f"{slashes}put the picture there or take the row out"
+            remedy = f"{slashes}put the image there or take the row out"
         raise UserError(
             f"{file.name}: row {absent[0].number}: no file '{printable(name)[:200]}' under {file.parent}{more}: {remedy}"
         )

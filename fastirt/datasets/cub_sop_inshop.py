@@ -10,7 +10,7 @@ from fastirt.datasets.listing import read_rows, require_files, require_folder
 from fastirt.datasets.records import Catalog, assemble
 from fastirt.errors import UserError
 
-# Pictures per split, as the data sets' authors and the paper state them.
+# Images per split, as the data sets' authors and the paper state them.
 COUNTS = {
     "cub200": {"train": 5864, "test": 5924},
     "sop": {"train": 59551, "test": 60502},
@@ -23,7 +23,7 @@ INSHOP_HEADER = ["image_name", "item_id", "evaluation_status"]
 def load_cub200(data_path: str) -> Catalog:
     """CUB_200_2011/images/001.Black_footed_Albatross/….jpg: the first half of the sorted classes (100) trains.
 
-    Where images.txt stands beside images/, every picture that it lists must be there. Catalogue order is sorted
+    Where images.txt stands beside images/, every image that it lists must be there. Catalogue order is sorted
     by class and name, with the list or without.
     """
     root = _root(data_path, "CUB_200_2011", "give --data-path the folder CUB_200_2011, or name another --dataset")
@@ -46,7 +46,7 @@ def load_cub200(data_path: str) -> Catalog:
         found.warn()
     classes = sorted({record[1] for record in records})
     if len(classes) < 2:
-        raise UserError(f"{folder}: {len(classes)} class folders with pictures, 200 belong there: unpack it again")
+        raise UserError(f"{folder}: {len(classes)} class folders with images, 200 belong there: unpack it again")
     training = set(classes[: len(classes) // 2])
     return _counted(
         assemble(
@@ -81,7 +81,7 @@ def load_sop(data_path: str) -> Catalog:
 def load_inshop(data_path: str) -> Catalog:
     """list_eval_partition.txt (in the folder or its Eval/): rows `img/….jpg id_00000001 train|query|gallery`.
 
-    Pictures lie under img/ or Img/img/.
+    Images lie under img/ or Img/img/.
     """
     root = require_folder(data_path, "give --data-path the folder that holds list_eval_partition.txt and img/")
     list_file = next(
@@ -139,16 +139,16 @@ def _columns(list_file: Path, lines: list[str], first: int, header: list[str]) -
 
 def _not_empty(records: list, list_file: Path, split: str) -> None:
     if not records:
-        raise UserError(f"{list_file}: no pictures for the split {split}: use the list as published")
+        raise UserError(f"{list_file}: no images for the split {split}: use the list as published")
 
 
 def _counted(catalog: Catalog) -> Catalog:
-    """Warns where the pictures are not as many as published."""
+    """Warns where the images are not as many as published."""
     for split in catalog.splits():
         published = COUNTS[catalog.dataset][split.name]
         if len(split) != published:
             logging.getLogger("fastirt").warning(
-                f"{catalog.dataset}: {len(split):,} {split.name} pictures under {catalog.root}, {published:,} are "
+                f"{catalog.dataset}: {len(split):,} {split.name} images under {catalog.root}, {published:,} are "
                 "published: results do not compare with published ones"
             )
     return catalog

@@ -20,7 +20,7 @@ def relative_names(catalog: Catalog, split: Split) -> list[str]:
 
 
 def catalog_digest(catalog: Catalog) -> str:
-    """SHA-256 over the split, relative path and class of every picture; the place of the folder does not count."""
+    """SHA-256 over the split, relative path and class of every image; the place of the folder does not count."""
     digest = hashlib.sha256()
     classes = [os.fsencode(name) for name in catalog.class_names]
     for split in catalog.splits():

@@ -36,7 +36,7 @@ def check_files(listed: Listed, query: str | None, gallery: str | None, training
     if doubtful:
         one, other = list(labels[ids[doubtful[0].path]].values())[:2]
         message = (
-            f"{listed.place}: {counted(len(doubtful), 'picture is', 'pictures are')} under two labels (the same file): "
+            f"{listed.place}: {counted(len(doubtful), 'image is', 'images are')} under two labels (the same file): "
             f"{listed.name(one)} is '{one.label}' and {listed.name(other)} is '{other.label}'"
         )
         parts = (("queries", queries), ("gallery images", galleries))
@@ -50,7 +50,7 @@ def check_files(listed: Listed, query: str | None, gallery: str | None, training
     shared = _unique([image for image in evaluated if ids[image.path] in trained], ids)
     if shared:
         message = (
-            f"{listed.place}: {counted(len(shared), 'picture', 'pictures')} to evaluate on {'is' if len(shared) == 1 else 'are'} "
+            f"{listed.place}: {counted(len(shared), 'image', 'images')} to evaluate on {'is' if len(shared) == 1 else 'are'} "
             f"in the training split too (the same file): {listed.name(shared[0])} is {listed.name(trained[ids[shared[0].path]])}"
         )
         affected = [ids[image.path] in trained for image in queries]
@@ -118,7 +118,7 @@ def _drop_repeated(listed: Listed, ids: dict[str, int]) -> None:
         listed.records[split] = [image for image in images if image.path not in dropped]
         other = next(image for image in repeated[0] if image.path in dropped)
         logging.getLogger("fastirt").warning(
-            f"{listed.place}: {counted(len(dropped), 'name', 'names')} of pictures that "
+            f"{listed.place}: {counted(len(dropped), 'name', 'names')} of images that "
             f"the {split} split holds under another name (a link or a hard link) {'is' if len(dropped) == 1 else 'are'} "
             f"left out: {listed.name(other)} is {listed.name(kept[0])}"
         )

@@ -53,7 +53,7 @@ class Findings:
         left_out += [f"class folder {printable(name)} ({files:,} files)" for name, files in self.classes.items()]
         if self.loose:
             left_out.append(
-                f"{counted(len(self.loose), 'picture', 'pictures')} in no class folder: {self._some(self.loose)}"
+                f"{counted(len(self.loose), 'image', 'images')} in no class folder: {self._some(self.loose)}"
             )
         if left_out:
             log(f"{self.root}: left out: {', '.join(left_out)}")
@@ -61,7 +61,7 @@ class Findings:
             number, links = sum(self.foreign.values()), list(self.foreign)
             log(
                 f"{self.root}: left out, because the folder of another class holds them: "
-                f"{counted(number, 'picture', 'pictures')} behind {counted(len(links), 'link', 'links')}: {self._some(links)}"
+                f"{counted(number, 'image', 'images')} behind {counted(len(links), 'link', 'links')}: {self._some(links)}"
             )
         if self.repeated:
             leading = counted(len(self.repeated), "link leads", "links lead")

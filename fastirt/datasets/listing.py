@@ -75,7 +75,7 @@ def require_files(list_file: Path, root: Path, rows: Sequence[int], names: Seque
         more = f" ({len(absent)} of {len(paths)} are missing)" if len(absent) > 1 else ""
         raise UserError(
             f"{list_file.name}: row {rows[first]}: no file '{names[first]}' under {root}{more}: "
-            "put the picture there or take the row out"
+            "put the image there or take the row out"
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Split:
-    """Pictures with their classes, in catalogue order (which also decides ties in retrieval)."""
+    """Images with their classes, in catalogue order (which also decides ties in retrieval)."""
 
     name: str  # "train", "test", "val", "query" or "gallery"
     paths: tuple[str, ...]  # absolute file names
@@ -33,7 +33,7 @@ class Catalog:
     class_names: tuple[str, ...]
     # (Q,) int64 gallery row that holds a query's own file, -1: none; None: no query has one
     own: np.ndarray | None = None
-    source: str = ""  # absolute name of the CSV file that lists the pictures; "": they were found in folders
+    source: str = ""  # absolute name of the CSV file that lists the images; "": they were found in folders
 
     @property
     def place(self) -> str:

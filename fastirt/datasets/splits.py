@@ -60,7 +60,7 @@ def choose(parts: Iterable[tuple[str, str]], eval_split: str, training: bool | N
     elif chosen is not None and chosen != eval_split:
         log.warning(f"{where}: there is no {eval_split} split: evaluation uses the {chosen} split")
     elif chosen is None and training:
-        log.warning(f"{where}: no test split: all pictures of the training split train, and evaluation is skipped")
+        log.warning(f"{where}: no test split: all images of the training split train, and evaluation is skipped")
     return chosen
 
 

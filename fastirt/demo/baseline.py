@@ -17,11 +17,11 @@ CENTRE = 0.5  # share of each side that is looked at
 
 
 def colour_histogram(paths: Sequence[str]) -> np.ndarray:
-    """(N, BINS^3) float32, rows of length 1: the square root of the RGB histogram of each picture's centre (Hellinger's kernel)."""
+    """(N, BINS^3) float32, rows of length 1: the square root of the RGB histogram of each image's centre (Hellinger's kernel)."""
     histograms = np.empty((len(paths), BINS**3), dtype=np.float32)
     for row, path in enumerate(paths):
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
         margin = [round(side * (1 - CENTRE) / 2) for side in pixels.shape[:2]]
         centre = (
             pixels[margin[0] : pixels.shape[0] - margin[0], margin[1] : pixels.shape[1] - margin[1]]

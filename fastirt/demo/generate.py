@@ -38,7 +38,7 @@ def generate(
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Draw `classes` products x `views` pictures into out/train/CLASS/VIEW.jpg and out/test/CLASS/VIEW.jpg.
+    """Draw `classes` products x `views` images into out/train/CLASS/VIEW.jpg and out/test/CLASS/VIEW.jpg.
 
     The first `train_classes` (two thirds, unless given) train, the others are the test split. `quality` is the JPEG quality, from
     and to, inclusive. The same arguments give the same bytes for any number of `workers` (processes, one a core unless given).

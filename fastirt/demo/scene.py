@@ -13,26 +13,26 @@ CAST = (
     0.36  # standard deviation of the log gain of each colour: with less, a colour histogram finds half of the products
 )
 NOISE = 6.0  # standard deviation of the sensor noise, in levels of 255
-GRAIN = 22.0  # in large pictures, which weigh 80 KB with it and 30 KB without
+GRAIN = 22.0  # in large images, which weigh 80 KB with it and 30 KB without
 
 
 def take_photo(product: Product, seed: int, number: int, view: int, width: int, height: int) -> Image.Image:
-    """The picture `view` of class `number`, width x height pixels, RGB; the same for the same arguments."""
+    """The image `view` of class `number`, width x height pixels, RGB; the same for the same arguments."""
     rng = stream(seed, VIEW, number, view)
-    factor = 1 if is_large(width, height) else 2  # small pictures are drawn larger, or edges would alias
+    factor = 1 if is_large(width, height) else 2  # small images are drawn larger, or edges would alias
     size = (width * factor, height * factor)
-    picture = _background(rng, size, product.palette)
-    picture.paste(*_placed(rng, product, size))
+    image = _background(rng, size, product.palette)
+    image.paste(*_placed(rng, product, size))
     if rng.random() < 0.5:
-        _occlude(rng, picture)
-    picture = picture.reduce(factor) if factor > 1 else picture
-    return _develop(rng, picture)
+        _occlude(rng, image)
+    image = image.reduce(factor) if factor > 1 else image
+    return _develop(rng, image)
 
 
 def _placed(
     rng: np.random.Generator, product: Product, size: tuple[int, int]
 ) -> tuple[Image.Image, tuple[int, int], Image.Image]:
-    """The product as seen from somewhere: (picture, where to paste it, its mask)."""
+    """The product as seen from somewhere: (image, where to paste it, its mask)."""
     tall = rng.uniform(0.8, 1.0) * min(size)
     high, wide = tall / 2, tall * product.aspect / 2
     corners = np.array([[-wide, -high], [wide, -high], [wide, high], [-wide, high]])
@@ -70,22 +70,22 @@ def _homography(target: np.ndarray, source: np.ndarray) -> list[float]:
 def _background(rng: np.random.Generator, size: tuple[int, int], palette: np.ndarray) -> Image.Image:
     """Smooth colour patches with clutter, some of it in the product's own colours."""
     patches = rng.integers(60, 196, (rng.integers(2, 6), rng.integers(2, 6), 3), dtype=np.uint8)
-    picture = Image.fromarray(patches).resize(size, Image.Resampling.BILINEAR)
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(patches).resize(size, Image.Resampling.BILINEAR)
+    draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(2, 7)):
         colour = palette[rng.integers(3)] if rng.random() < 0.3 else rng.integers(0, 256, 3)
         _blob(rng, draw, rng.uniform(0, 1, 2) * size, rng.uniform(0.08, 0.35) * min(size), tuple(map(int, colour)))
-    return picture
+    return image
 
 
-def _occlude(rng: np.random.Generator, picture: Image.Image) -> None:
+def _occlude(rng: np.random.Generator, image: Image.Image) -> None:
     """Something in front of the product's edge."""
-    size = np.array(picture.size)
+    size = np.array(image.size)
     angle = rng.uniform(0, 2 * np.pi)
     centre = size / 2 + 0.33 * min(size) * np.array([np.cos(angle), np.sin(angle)])
     _blob(
         rng,
-        ImageDraw.Draw(picture),
+        ImageDraw.Draw(image),
         centre,
         rng.uniform(0.1, 0.22) * min(size),
         tuple(map(int, rng.integers(0, 256, 3))),
@@ -104,9 +104,9 @@ def _blob(
     draw.polygon([(x + radius * np.cos(a), y + radius * np.sin(a)) for a in angles], fill=colour)
 
 
-def _develop(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
+def _develop(rng: np.random.Generator, image: Image.Image) -> Image.Image:
     """Light from one side, exposure, colour cast and sensor noise."""
-    width, height = picture.size
+    width, height = image.size
     gain = (np.exp(rng.normal(0, CAST, 3)) * rng.uniform(0.65, 1.2)).astype(np.float32)
     angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.45)
     across = np.linspace(-1, 1, width, dtype=np.float32) * np.float32(np.cos(angle) * strength)
@@ -116,7 +116,7 @@ def _develop(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
     y, x = rng.integers(0, tile.shape[1] - height + 1), rng.integers(0, tile.shape[2] - width + 1)
     noise = tile[:, y : y + height, x : x + width] * np.float32(rng.uniform(0.5, 1.5))
     bands = []  # one by one: NumPy is slow along an axis of three
-    for band, band_gain, band_noise in zip(picture.split(), gain, noise):
+    for band, band_gain, band_noise in zip(image.split(), gain, noise):
         lit = np.asarray(band) * (light * band_gain)
         lit += band_noise
         bands.append(Image.fromarray(np.clip(lit, 0, 255, out=lit).astype(np.uint8)))
@@ -124,13 +124,13 @@ def _develop(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
 
 
 def is_large(width: int, height: int) -> bool:
-    """Large pictures need no supersampling; they are noisier and, as most photographs, saved with less colour resolution."""
+    """Large images need no supersampling; they are noisier and, as most photographs, saved with less colour resolution."""
     return min(width, height) >= 200
 
 
 @lru_cache(maxsize=2)
 def _noise_tile(height: int, width: int) -> np.ndarray:
-    """(3, H + 128, W + 128) float32, made once; each picture cuts its noise from it at a random place."""
+    """(3, H + 128, W + 128) float32, made once; each image cuts its noise from it at a random place."""
     sigma = GRAIN if is_large(width, height) else NOISE
     tile = np.random.default_rng(0).normal(0, sigma, (height + 128, width + 128, 3))
     return np.ascontiguousarray(tile.transpose(2, 0, 1), dtype=np.float32)

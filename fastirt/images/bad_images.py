@@ -1,4 +1,4 @@
-"""What happens to pictures that cannot be used: each is named once, and too many stop the run."""
+"""What happens to images that cannot be used: each is named once, and too many stop the run."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class BadImages:
         if path not in self._paths:
             self._paths.add(path)
             if self.logs:
-                logging.getLogger("fastirt").warning("bad picture: %s: %s", path, reason)
+                logging.getLogger("fastirt").warning("bad image: %s: %s", path, reason)
                 self._write(path, reason, step)
         if len(self._paths) > self.max_bad:
             where = f"see {self.csv_path}; " if self.csv_path else ""
             raise UserError(
-                f"more than {self.max_bad} unreadable pictures; last: {path}: {reason}; {where}raise --max-bad or mend the files"
+                f"more than {self.max_bad} unreadable images; last: {path}: {reason}; {where}raise --max-bad or mend the files"
             )
 
     def _write(self, path: str, reason: str, step: int) -> None:

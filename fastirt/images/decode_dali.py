@@ -18,7 +18,7 @@ from fastirt.images.formats.header_check import Undecodable
 from fastirt.images.formats.structure import complaint
 
 # All JPEGs that it can read go to the GPU's hardware decoder: with a share of them, which of two decoders, of slightly different pixels, gets a
-# picture would depend on its batch, and so on the cache and the number of ranks.
+# image would depend on its batch, and so on the cache and the number of ranks.
 HW_DECODER_LOAD = 1.0
 
 
@@ -72,7 +72,7 @@ class DaliDecoder:
         return images if self.device.type == "cpu" else self._finished([images])[0]
 
     def decode_whole(self, encoded: Sequence[np.ndarray], sizes: np.ndarray, resized: np.ndarray) -> list[torch.Tensor]:
-        """Pictures (H, W, 3) uint8 on the device, resized to `resized` (B, 2) and not cropped. Raises Undecodable."""
+        """Images (H, W, 3) uint8 on the device, resized to `resized` (B, 2) and not cropped. Raises Undecodable."""
         batch = self._decode(False, encoded, sizes, resized, {})
         return self._finished([torch.from_dlpack(batch[i]) for i in range(len(encoded))])
 
@@ -95,7 +95,7 @@ class DaliDecoder:
         try:
             return self._run(self._pipelines[kind], encoded, fed)
         except RuntimeError as error:
-            # The pipeline is dead now, and its message names one picture at most: try each alone.
+            # The pipeline is dead now, and its message names one image at most: try each alone.
             del self._pipelines[kind]
             failed = self._find(kind, encoded, fed)
             if not failed:
@@ -138,7 +138,7 @@ class DaliDecoder:
             exec_dynamic=True,
         )
         with pipeline:
-            pictures = fn.decoders.image(
+            decoded = fn.decoders.image(
                 fn.external_source(name="encoded"),
                 device="mixed" if gpu else "cpu",
                 output_type=types.RGB,
@@ -147,20 +147,20 @@ class DaliDecoder:
             )
             if kind.resize:
                 size = fn.external_source(name="size")
-                pictures = fn.resize(
-                    pictures, size=size, interp_type=types.INTERP_CUBIC, antialias=True, dtype=types.UINT8
+                decoded = fn.resize(
+                    decoded, size=size, interp_type=types.INTERP_CUBIC, antialias=True, dtype=types.UINT8
                 )
             if kind.crop:
                 square = [self.size, self.size]
-                pictures = fn.slice(pictures, start=fn.external_source(name="corner"), shape=square, axes=[0, 1])
-                pictures = fn.flip(pictures, horizontal=fn.external_source(name="flip"))
-            pipeline.set_outputs(pictures)
+                decoded = fn.slice(decoded, start=fn.external_source(name="corner"), shape=square, axes=[0, 1])
+                decoded = fn.flip(decoded, horizontal=fn.external_source(name="flip"))
+            pipeline.set_outputs(decoded)
         pipeline.build()
         return pipeline
 
 
 def _explain(encoded: np.ndarray) -> str:
-    """Why a picture cannot be decoded, in PIL's words where it fails there too."""
+    """Why an image cannot be decoded, in PIL's words where it fails there too."""
     try:
         pil.decode(encoded)
     except Exception as error:

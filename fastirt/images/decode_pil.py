@@ -40,7 +40,7 @@ class PilDecoder:
         return torch.from_numpy(np.stack(self._all(one, encoded, resized, corners, flips)))
 
     def decode_whole(self, encoded: Sequence[np.ndarray], sizes: np.ndarray, resized: np.ndarray) -> list[torch.Tensor]:
-        """Pictures (H, W, 3) uint8 on the CPU, resized and not cropped. Raises Undecodable."""
+        """Images (H, W, 3) uint8 on the CPU, resized and not cropped. Raises Undecodable."""
 
         def one(data: np.ndarray, size: np.ndarray) -> np.ndarray:
             return resize(decode(data, self.orientation), *size)

@@ -1,4 +1,4 @@
-"""uint8 pictures to what the encoder takes, through a table: the same bits on every device."""
+"""uint8 images to what the encoder takes, through a table: the same bits on every device."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def byte_table(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dty
 
 @lru_cache(maxsize=8)
 def whole_views(count: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """(starts, widths, picks) for `gather_views` that show each of `count` stored (size, size, 3) pictures as it is."""
+    """(starts, widths, picks) for `gather_views` that show each of `count` stored (size, size, 3) images as it is."""
     rows = torch.arange(count, device=device)
     picks = torch.zeros(count, 4, dtype=torch.int64, device=device)
     picks[:, 0] = rows

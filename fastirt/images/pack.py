@@ -1,9 +1,9 @@
-"""`fastirt pack`: resize every picture of a data set once and write them as one packed store.
+"""`fastirt pack`: resize every image of a data set once and write them as one packed store.
 
 What re-encoding costs: 150 photos of 348×348 (grocery81) at 256×256, decoded again and compared with the resized
 pixels, in levels of 255 (the JPEG of the original is another loss that both ways of reading share):
 
-    quality  subsampling   mean abs difference   maximum   KB a picture
+    quality  subsampling   mean abs difference   maximum   KB an image
          90        4:2:0                  2.32        73             21
          95        4:2:0                  1.72        62             30
          95        4:4:4                  1.26        19             37     the default
@@ -51,12 +51,12 @@ __all__ = ["PackedStore", "pack"]
 
 QUALITY, SUBSAMPLING = 95, "4:4:4"
 SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
-CHUNK = 16  # pictures per task of the process pool
+CHUNK = 16  # images per task of the process pool
 
 
 @dataclass(frozen=True)
 class Packed:
-    """One picture on its way from a worker to the file; `reason` instead of data for a bad one."""
+    """One image on its way from a worker to the file; `reason` instead of data for a bad one."""
 
     data: bytes
     height: int
@@ -93,7 +93,7 @@ def pack(
     """Writes all splits of the catalogue to the packed store `out` and returns its path.
 
     The file appears under its name only when it is complete (written beside it as `out`.partial, then renamed), and
-    has the same bytes under any number of workers (processes; None: one a core). Pictures that cannot be read are recorded in the store, named in a
+    has the same bytes under any number of workers (processes; None: one a core). Images that cannot be read are recorded in the store, named in a
     warning, and never stop the packing. Raises UserError on options out of range and when the file cannot be written.
     """
     recipe = _recipe(orientation, resize, resize_size, quality, subsampling)
@@ -137,27 +137,27 @@ def _write_body(
     bad = []
     offset = PROLOGUE.size
     often = 0.1 if sys.stderr.isatty() else 10.0  # seconds
-    with closing(_packed(paths, recipe, workers)) as pictures:
-        bar = tqdm(pictures, total=len(paths), desc="pack", unit="img", mininterval=often, disable=not progress)
-        for row, picture in enumerate(bar):
+    with closing(_packed(paths, recipe, workers)) as all_packed:
+        bar = tqdm(all_packed, total=len(paths), desc="pack", unit="img", mininterval=often, disable=not progress)
+        for row, packed in enumerate(bar):
             index[row] = (
                 offset,
-                len(picture.data),
-                zlib.crc32(picture.data),
+                len(packed.data),
+                zlib.crc32(packed.data),
                 index["label"][row],
-                picture.height,
-                picture.width,
-                picture.source_size,
-                picture.source_mtime,
-                picture.source_crc,
+                packed.height,
+                packed.width,
+                packed.source_size,
+                packed.source_mtime,
+                packed.source_crc,
             )
-            file.write(picture.data)
-            offset += len(picture.data)
-            if picture.reason:
-                bad.append([row, picture.reason])
-                logging.getLogger("fastirt").warning(f"bad picture {paths[row]}: {picture.reason}")
+            file.write(packed.data)
+            offset += len(packed.data)
+            if packed.reason:
+                bad.append([row, packed.reason])
+                logging.getLogger("fastirt").warning(f"bad image {paths[row]}: {packed.reason}")
     if len(bad) == len(paths):
-        raise UserError(f"{catalog.root}: none of the {len(paths):,} pictures could be read: the first is {paths[0]}")
+        raise UserError(f"{catalog.root}: none of the {len(paths):,} images could be read: the first is {paths[0]}")
     header = {
         "dataset": catalog.dataset,
         "splits": [[split.name, len(split)] for split in catalog.splits()],
@@ -180,7 +180,7 @@ def _write_body(
 
 
 def _packed(paths: list[str], recipe: Recipe, workers: int) -> Iterator[Packed]:
-    """The pictures in order; a process pool keeps a bounded number of tasks ahead."""
+    """The images in order; a process pool keeps a bounded number of tasks ahead."""
     if workers <= 1 or len(paths) <= CHUNK:
         yield from (_encode(path, recipe) for path in paths)
         return
@@ -195,9 +195,9 @@ def _packed(paths: list[str], recipe: Recipe, workers: int) -> Iterator[Packed]:
         while done < len(paths):
             while len(tasks) < 4 * workers and (chunk := next(ahead, None)) is not None:
                 tasks.append(pool.submit(_encode_all, chunk, recipe))
-            for picture in tasks.popleft().result():
+            for packed in tasks.popleft().result():
                 done += 1
-                yield picture
+                yield packed
     except BrokenProcessPool:
         raise UserError(f"pack: a worker process died (memory?), near {paths[done]}: use fewer --workers") from None
     finally:
@@ -213,7 +213,7 @@ def _encode_all(paths: list[str], recipe: Recipe) -> list[Packed]:
 
 
 def _encode(path: str, recipe: Recipe) -> Packed:
-    """One file, checked, resized and encoded; never raises on a bad picture."""
+    """One file, checked, resized and encoded; never raises on a bad image."""
     size, modified = source_stat(path)
     source_crc = 0
     try:

@@ -1,9 +1,9 @@
-"""The packed store: all pictures of a data set, resized once, in one memory-mapped file.
+"""The packed store: all images of a data set, resized once, in one memory-mapped file.
 
     prologue   96 bytes: magic, format version, file size, then (offset, length, CRC32) of the three sections below,
                and its own CRC32
-    pictures   JPEG files, one after the other, in catalogue order: train, query (or test), gallery
-    index      one ENTRY per picture
+    images   JPEG files, one after the other, in catalogue order: train, query (or test), gallery
+    index      one ENTRY per image
     names      relative paths, each ended by a NUL byte
     header     JSON: from what the store was made
 
@@ -61,7 +61,7 @@ class PackedStore:
 
     @classmethod
     def open(cls, path: str | Path) -> PackedStore:
-        """Maps the file and verifies all but the pictures, whose checksums are verified as they are read.
+        """Maps the file and verifies all but the images, whose checksums are verified as they are read.
 
         Raises UserError for a file that is missing, foreign, of another version, half-written, truncated or corrupt.
         """
@@ -104,7 +104,7 @@ class PackedStore:
         self._check_sources([path for split in catalog.splits() for path in split.paths])
 
     def split(self, split: Split) -> PackedSplit:
-        """The picture source for a split of the catalogue; raises UserError if the store has another such split."""
+        """The image source for a split of the catalogue; raises UserError if the store has another such split."""
         start = 0
         for name, count in self.header["splits"]:
             if name == split.name:
@@ -121,7 +121,7 @@ class PackedStore:
             or not np.array_equal(self.index["label"][start : start + count], split.labels)
             or not all(path.endswith(tail) for path, tail in zip(split.paths, tails))
         ):
-            raise UserError(f"{self.path}: its split {name} holds other pictures than the data set's: {REPACK_HINT}")
+            raise UserError(f"{self.path}: its split {name} holds other images than the data set's: {REPACK_HINT}")
         return PackedSplit(self, split, start)
 
     def _difference(self, catalog: Catalog) -> str:
@@ -129,7 +129,7 @@ class PackedStore:
         splits = [[split.name, len(split)] for split in catalog.splits()]
         if splits != self.header["splits"]:
             mine, theirs = (", ".join(f"{n} {name}" for name, n in s) for s in (self.header["splits"], splits))
-            return f"the store has {mine} pictures, the data set {theirs}"
+            return f"the store has {mine} images, the data set {theirs}"
         row = 0
         for split in catalog.splits():
             for path, label in zip(relative_names(catalog, split), split.labels):
@@ -153,7 +153,7 @@ class PackedStore:
                 )
             if modified != self.index["source_mtime"][row]:
                 changed.append(row)
-        # A copied data set has new times and the same pictures; a picture edited in place has other bytes.
+        # A copied data set has new times and the same images; an image edited in place has other bytes.
         for row in changed[:: max(1, -(-len(changed) // MAX_CHECKSUMS))]:
             try:
                 crc = zlib.crc32(Path(paths[row]).read_bytes())
@@ -164,7 +164,7 @@ class PackedStore:
 
 
 class PackedSplit:
-    """A picture source: row i of a split to its encoded bytes."""
+    """An image source: row i of a split to its encoded bytes."""
 
     def __init__(self, store: PackedStore, split: Split, start: int):
         self.store, self._split, self._start = store, split, start
@@ -173,17 +173,17 @@ class PackedSplit:
         return len(self._split)
 
     def path(self, row: int) -> str:
-        """The file that the picture was made from."""
+        """The file that the image was made from."""
         return self._split.paths[row]
 
     def size(self, row: int) -> tuple[int, int]:
-        """(height, width) in pixels, as stored; (0, 0) for a bad picture."""
+        """(height, width) in pixels, as stored; (0, 0) for a bad image."""
         entry = self.store.index[self._start + row]
         return int(entry["height"]), int(entry["width"])
 
     def read(self, row: int) -> np.ndarray:
         """(length,) uint8, a read-only view of the file: the JPEG. Raises BadImage on a wrong checksum, and for a
-        picture that could not be packed."""
+        image that could not be packed."""
         entry = self.store.index[self._start + row]
         length = int(entry["length"])
         if length == 0:

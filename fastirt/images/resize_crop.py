@@ -1,6 +1,6 @@
-"""Resize and crop, as PIL and torchvision do it: the whole picture is resized, then a square of S whole pixels is cut out.
+"""Resize and crop, as PIL and torchvision do it: the whole image is resized, then a square of S whole pixels is cut out.
 
-So what is cut can be kept: a picture is resized once, and every later view of it is a crop of the same pixels.
+So what is cut can be kept: an image is resized once, and every later view of it is a crop of the same pixels.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def resized_sizes(sizes: list[tuple[int, int]], config: InputConfig) -> np.ndarr
 def crop_corners(
     resized: np.ndarray, size: int, x: np.ndarray | None = None, y: np.ndarray | None = None
 ) -> np.ndarray:
-    """(B, 2) int64 (top, left) of the crops in resized pictures (B, 2), for draws x, y (None: centre)."""
+    """(B, 2) int64 (top, left) of the crops in resized images (B, 2), for draws x, y (None: centre)."""
     corners = np.empty((len(resized), 2), np.int64)
     for i, (height, width) in enumerate(resized.tolist()):
         corners[i, 0] = crop_offset(height, size, None if y is None else y[i])

@@ -1,4 +1,4 @@
-"""Where encoded pictures come from: files. A packed store has the same three methods."""
+"""Where encoded images come from: files. A packed store has the same three methods."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fastirt.images.formats.header_check import MAX_BYTES, BadImage
 
 
 class ImageSource(Protocol):
-    """Encoded pictures by row of a split."""
+    """Encoded images by row of a split."""
 
     def __len__(self) -> int: ...
 
     def path(self, row: int) -> str:
-        """The picture's name in messages."""
+        """The image's name in messages."""
 
     def read(self, row: int) -> np.ndarray:
         """(bytes,) uint8, encoded; raises BadImage where it cannot be read, UserError where none can any more. The loader checks
@@ -25,7 +25,7 @@ class ImageSource(Protocol):
 
 
 class FileSource:
-    """One file a picture. `root` is the folder that holds them all: if it goes away, no picture is to blame."""
+    """One file an image. `root` is the folder that holds them all: if it goes away, no image is to blame."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._paths = paths
@@ -49,6 +49,6 @@ class FileSource:
         except OSError as error:
             if self.root and not os.path.isdir(self.root):
                 raise UserError(
-                    f"{self.root}: the folder of the pictures is gone ({error.strerror}): bring it back, then go on with --resume"
+                    f"{self.root}: the folder of the images is gone ({error.strerror}): bring it back, then go on with --resume"
                 ) from None
             raise BadImage(path, (error.strerror or type(error).__name__).lower()) from None

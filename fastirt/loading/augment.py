@@ -1,4 +1,4 @@
-"""The random part of a training picture's view: where it is cropped, and whether it is flipped."""
+"""The random part of a training image's view: where it is cropped, and whether it is flipped."""
 
 from __future__ import annotations
 

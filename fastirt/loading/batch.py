@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @dataclass
 class Batch:
     """images (B, S, S, 3) uint8 and labels (B,) int64 on the device; indices (B,) int64 rows of the split; rows from `valid` on are
-    padding: black, with label and index -1. Where pictures are cached, `views` says which and how cropped, and images is None.
+    padding: black, with label and index -1. Where images are cached, `views` says which and how cropped, and images is None.
     With many ranks this is one's slice; `whole` is then the rows of the batch of all."""
 
     images: torch.Tensor | None

@@ -39,7 +39,7 @@ def make_cache(
     where = "host" if where == "device" and "device" not in places else where
     smallest = len(source) * input.resize_size**2 * 3
     mine = {place: free_memory(place, device) for place in places}
-    if "host" in mine and ranks.is_distributed:  # each rank of a node keeps all pictures
+    if "host" in mine and ranks.is_distributed:  # each rank of a node keeps all images
         mine["host"] //= ranks.local_world_size
     everyone = ranks.gather_json(mine)  # before any of them takes its share
     room = {place: min(other.get(place, 0) for other in everyone) for place in places}
@@ -56,9 +56,9 @@ def make_cache(
             return None
     elif needed > 0.95 * room[where]:
         raise ranks.shared_error(
-            f"--cache {where}: {needed / 2**30:.1f} GiB of pictures, {room[where] / 2**30:.1f} GiB are free: use --cache auto or none"
+            f"--cache {where}: {needed / 2**30:.1f} GiB of images, {room[where] / 2**30:.1f} GiB are free: use --cache auto or none"
         )
-    log.info("cache: %d pictures, %.2f GiB in %s memory", len(source), needed / 2**30, _NAMES[where])
+    log.info("cache: %d images, %.2f GiB in %s memory", len(source), needed / 2**30, _NAMES[where])
     return ImageCache(shapes, device, where)
 
 
@@ -67,7 +67,7 @@ _NAMES = {"device": "the device's", "host": "the host's"}
 
 def _say_none(needed: int, room: dict[str, int]) -> None:
     free = ", ".join(f"{_NAMES[place]} has {bytes / 2**30:.1f} GiB free" for place, bytes in room.items())
-    log.info("cache: none, %.1f GiB of pictures are too much (%s): every epoch decodes anew", needed / 2**30, free)
+    log.info("cache: none, %.1f GiB of images are too much (%s): every epoch decodes anew", needed / 2**30, free)
 
 
 def free_memory(place: str, device: torch.device) -> int:
@@ -102,7 +102,7 @@ def _text(path: str) -> str:
 def image_shapes(
     source: ImageSource, input: InputConfig, bad: frozenset[int] = frozenset(), ranks: Ranks = SINGLE_PROCESS
 ) -> np.ndarray:
-    """(P, 2) int64 (height, width) after the resize; (0, 0) for bad pictures. Reads file headers only where they decide."""
+    """(P, 2) int64 (height, width) after the resize; (0, 0) for bad images. Reads file headers only where they decide."""
     count, side = len(source), input.resize_size
     if input.resize == "square":
         shapes = np.full((count, 2), side, np.int64)

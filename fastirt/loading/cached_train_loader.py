@@ -32,103 +32,101 @@ LOG_INTERVAL_S = 15.0  # seconds
 
 
 class CachedTrainLoader(TrainLoader):
-    """`TrainLoader` whose batches are views of cached pictures: the same pictures, crops, flips and pixels.
+    """`TrainLoader` whose batches are views of cached images: the same images, crops, flips and pixels.
 
-    Each batch also brings in as many pictures as the batch of all ranks has rows, in catalogue order, so the cache, which every rank has to
-    itself, is full before the first epoch ends, however pictures are drawn. `fill` does all of that at once. Pictures found unreadable on the way count as bad.
+    Each batch also brings in as many images as the batch of all ranks has rows, in catalogue order, so the cache, which every rank has to
+    itself, is full before the first epoch ends, however images are drawn. `fill` does all of that at once. Images found unreadable on the way count as bad.
     """
 
     def __init__(self, *given: Any, cache: ImageCache, **named: Any) -> None:
         super().__init__(*given, **named)
         self._cache = cache
-        self._next = 0  # every picture before this one is there, or bad
+        self._next = 0  # every image before this one is there, or bad
         self._said = time.monotonic()
 
     def fill(self) -> Iterator[int]:
-        """Decode every picture, in catalogue order; yields the number of rows passed after each batch of them."""
+        """Decode every image, in catalogue order; yields the number of rows passed after each batch of them."""
         self.close()
-        self._pictures.open()
+        self._reader.open()
         try:
             reading: dict[int, Future[Encoded]] = {}
             while self._next < len(self._cache.valid):
-                with self._pictures.on_stream():
+                with self._reader.on_stream():
                     self._bring(self._ahead(()), self._start, reading)
-                    self._pictures.agree()
-                    reading = self._pictures.start_reading(self._ahead(()))
+                    self._reader.agree()
+                    reading = self._reader.start_reading(self._ahead(()))
                 yield self._next
         finally:
             self.close()
 
     def _finish(self, step: int, reading: dict[int, "Future[Encoded]"]) -> Batch:
-        pictures, cache = self._pictures, self._cache
+        reader, cache = self._reader, self._cache
         while True:
-            whole = self._sampler.batch(step, pictures.bad)
+            whole = self._sampler.batch(step, reader.bad)
             rows = whole[self._slice]
             missing = self._missing(rows)
             lost = self._bring(missing + self._ahead(missing), step, reading)
             reading.clear()
-            lost = (lost | pictures.agree()).intersection(whole.tolist())
+            lost = (lost | reader.agree()).intersection(whole.tolist())
             if not lost:
                 break
             self._name_lost_classes(sorted(lost))
-        following = self._missing(self._sampler.batch(step + 1, pictures.bad)[self._slice])
-        reading.update(pictures.start_reading(following + self._ahead(following)))
+        following = self._missing(self._sampler.batch(step + 1, reader.bad)[self._slice])
+        reading.update(reader.start_reading(following + self._ahead(following)))
         crops = draw_crops(self._seed, step, self._whole)[self._slice]
-        size = pictures.input.input_size
+        size = reader.input.input_size
         corners = crop_corners(cache.shapes[rows], size, crops.x, crops.y)
         picks = torch.from_numpy(np.column_stack([rows, corners, crops.flip]).astype(np.int64))
-        return pictures.batch(ImageViews(cache, picks, size), pictures.labels[rows], rows, step, len(rows), whole)
+        return reader.batch(ImageViews(cache, picks, size), reader.labels[rows], rows, step, len(rows), whole)
 
     def _missing(self, rows: np.ndarray) -> list[int]:
         return [row for row in dict.fromkeys(rows.tolist()) if not self._cache.valid[row]]
 
     def _ahead(self, missing: Sequence[int]) -> list[int]:
-        """The next pictures in catalogue order, as many as a batch of all ranks has rows."""
-        return next_missing(self._cache, self._next, self._whole, self._pictures.bad, missing)
+        """The next images in catalogue order, as many as a batch of all ranks has rows."""
+        return next_missing(self._cache, self._next, self._whole, self._reader.bad, missing)
 
     def _bring(self, rows: list[int], step: int, reading: dict[int, "Future[Encoded]"]) -> set[int]:
         """Read, decode and keep these rows; returns those that turned out to be bad."""
-        pictures, cache = self._pictures, self._cache
+        reader, cache = self._reader, self._cache
         if not rows and self._next == len(cache.valid):
             return set()
-        reading = {**reading, **pictures.start_reading(row for row in rows if row not in reading)}
-        encoded, bad = pictures.finish_reading(reading, rows, step)
+        reading = {**reading, **reader.start_reading(row for row in rows if row not in reading)}
+        encoded, bad = reader.finish_reading(reading, rows, step)
         lost = set(bad)
-        for row, shape in pictures.resized(encoded).items():
+        for row, shape in reader.resized(encoded).items():
             if shape != tuple(cache.shapes[row]):
-                pictures.mark_bad(row, "has another size than when the run began", step)
+                reader.mark_bad(row, "has another size than when the run began", step)
                 lost.add(row)
         todo = [row for row in encoded if row not in lost]
         while todo:
-            count = pictures.first_part([encoded[row] for row in todo])
+            count = reader.first_part([encoded[row] for row in todo])
             chunk, todo = todo[:count], todo[count:]
             try:
-                decoded = pictures.decode_whole([encoded[row] for row in chunk])
+                decoded = reader.decode_whole([encoded[row] for row in chunk])
             except Undecodable as error:
                 for i, reason in error.reasons.items():
-                    pictures.mark_bad(chunk[i], reason, step)
+                    reader.mark_bad(chunk[i], reason, step)
                     lost.add(chunk[i])
                 todo = [row for row in chunk if row not in lost] + todo
                 continue
-            for row, picture in zip(chunk, decoded):
-                cache.put(row, picture)
-            pictures.wait()
+            for row, image in zip(chunk, decoded):
+                cache.put(row, image)
+            reader.wait()
             cache.valid[chunk] = True
         self._advance()
         return lost
 
     def _advance(self) -> None:
         """Move `_next` past what is there or bad, and say how far it has come."""
-        valid, bad, before = self._cache.valid, self._pictures.bad, self._next
+        valid, bad, before = self._cache.valid, self._reader.bad, self._next
         while self._next < len(valid) and (valid[self._next] or self._next in bad):
             self._next += 1
         now, total = time.monotonic(), len(valid)
         if before < self._next == total:
-            log.info(
-                "cache: full, %d pictures%s", valid.sum(), f", {total - valid.sum()} bad" if not valid.all() else ""
-            )
+            log.info("cache: full, %d images%s", valid.sum(), f", {total - valid.sum()} bad" if not valid.all() else "")
         elif now - self._said > LOG_INTERVAL_S:
-            log.info("cache: %d of %d pictures", valid.sum(), total)
+            log.info("cache: %d of %d images", valid.sum(), total)
             self._said = now
 
 

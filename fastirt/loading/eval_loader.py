@@ -45,49 +45,49 @@ class EvalLoader(_Loader):
             raise UserError(f"--eval-batch-size {batch_size}: must be at least 1")
         batches = max(1, -(-len(split) // batch_size))
         size = max(1, -(-len(split) // batches))
-        self._pictures = ImageReader(split, size, input, device, store, csv_path, (), ranks)
+        self._reader = ImageReader(split, size, input, device, store, csv_path, (), ranks)
 
     def __len__(self) -> int:
         """Number of batches of all ranks, if none is lost."""
-        return -(-len(self._pictures.split) // self._pictures.batch_size)
+        return -(-len(self._reader.split) // self._reader.batch_size)
 
     @property
     def own(self) -> range:
         """This rank's batches."""
-        ranks = self._pictures.ranks
+        ranks = self._reader.ranks
         return range(len(self) * ranks.rank // ranks.world_size, len(self) * (ranks.rank + 1) // ranks.world_size)
 
     def agree(self) -> None:
         """Name what any rank could not read. Called by all ranks, after the last batch."""
-        self._pictures.agree("control")
+        self._reader.agree("control")
 
     def _batches(self) -> Iterator[Batch]:
-        pictures, size = self._pictures, self._pictures.batch_size
+        reader, size = self._reader, self._reader.batch_size
 
         def start(step: int) -> dict[int, "Future[Encoded]"]:
-            rows = range(step * size, min((step + 1) * size, len(pictures.split)))
-            return pictures.start_reading(row for row in rows if row not in pictures.bad)
+            rows = range(step * size, min((step + 1) * size, len(reader.split)))
+            return reader.start_reading(row for row in rows if row not in reader.bad)
 
         following = start(self.own.start) if self.own else {}
         for step in self.own:
             reading, following = following, start(step + 1) if step + 1 in self.own else {}
-            encoded, _ = pictures.finish_reading(reading, reading, step)
+            encoded, _ = reader.finish_reading(reading, reading, step)
             while encoded:
                 try:
-                    images = pictures.decode(list(encoded.values()))
+                    images = reader.decode(list(encoded.values()))
                 except Undecodable as error:
                     rows = list(encoded)
                     for i, reason in error.reasons.items():
                         encoded.pop(rows[i])
-                        pictures.mark_bad(rows[i], reason, step)
+                        reader.mark_bad(rows[i], reason, step)
                 else:
                     yield self._padded(images, np.fromiter(encoded, np.int64), step)
                     break
 
     def _padded(self, images: torch.Tensor, rows: np.ndarray, step: int) -> Batch:
-        missing = self._pictures.batch_size - len(rows)
+        missing = self._reader.batch_size - len(rows)
         if missing:
             images = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
         pad = np.full(missing, -1, np.int64)
-        labels = np.concatenate([self._pictures.labels[rows], pad])
-        return self._pictures.batch(images, labels, np.concatenate([rows, pad]), step, len(rows))
+        labels = np.concatenate([self._reader.labels[rows], pad])
+        return self._reader.batch(images, labels, np.concatenate([rows, pad]), step, len(rows))

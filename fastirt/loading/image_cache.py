@@ -1,4 +1,4 @@
-"""The decoded cache: each picture of a split is decoded and resized once, and stays in memory as uint8.
+"""The decoded cache: each image of a split is decoded and resized once, and stays in memory as uint8.
 
 A training view of it is then a crop, which the step's input kernel takes from here (`fastirt.kernels.gather_views`).
 """
@@ -21,7 +21,7 @@ log = logging.getLogger("fastirt")
 
 
 class ImageCache:
-    """Room for the pictures of a split, one after the other in catalogue order, and a valid bit for each.
+    """Room for the images of a split, one after the other in catalogue order, and a valid bit for each.
 
     pixels (bytes,) uint8, on the device or in (page-locked) host memory; starts, widths (P,) int64 on the device; shapes
     (P, 2) int64 (height, width) after the resize, (0, 0) for one that cannot be read; valid (P,) bool.
@@ -42,18 +42,18 @@ class ImageCache:
                 weakref.finalize(self, _unlock, self.pixels)
         except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
             raise UserError(
-                f"--cache {place}: {starts[-1] / 2**30:.1f} GiB of pictures do not fit: use --cache auto or none"
+                f"--cache {place}: {starts[-1] / 2**30:.1f} GiB of images do not fit: use --cache auto or none"
             ) from error
         self.starts = torch.from_numpy(self._starts).to(device)
         self.widths = torch.from_numpy(np.ascontiguousarray(shapes[:, 1])).to(device)
 
-    def put(self, row: int, picture: Tensor) -> None:
-        """Copy a picture (H, W, 3) uint8 to its place, without waiting; `valid[row]` is the caller's to set once it is there."""
+    def put(self, row: int, image: Tensor) -> None:
+        """Copy an image (H, W, 3) uint8 to its place, without waiting; `valid[row]` is the caller's to set once it is there."""
         height, width = self.shapes[row].tolist()
-        if tuple(picture.shape) != (height, width, 3):
-            raise ValueError(f"picture {row} is {tuple(picture.shape)}, the cache has room for {(height, width, 3)}")
+        if tuple(image.shape) != (height, width, 3):
+            raise ValueError(f"image {row} is {tuple(image.shape)}, the cache has room for {(height, width, 3)}")
         start = int(self._starts[row])
-        self.pixels[start : start + picture.numel()].copy_(picture.reshape(-1), non_blocking=True)
+        self.pixels[start : start + image.numel()].copy_(image.reshape(-1), non_blocking=True)
 
 
 def _lock(pixels: Tensor) -> None:
@@ -71,15 +71,15 @@ def _unlock(pixels: Tensor) -> None:
 
 @dataclass
 class ImageViews:
-    """Crops of cached pictures: picks (B, 4) int64 on the device, as `gather_views` takes them; S = `size`."""
+    """Crops of cached images: picks (B, 4) int64 on the device, as `gather_views` takes them; S = `size`."""
 
-    pictures: ImageCache
+    cache: ImageCache
     picks: Tensor
     size: int
 
     def pixels(self) -> Tensor:
         """(B, S, S, 3) uint8 on the device."""
-        cache, device = self.pictures, self.picks.device
+        cache, device = self.cache, self.picks.device
         out = torch.empty(len(self.picks), self.size, self.size, 3, dtype=torch.uint8, device=device)
         identity = torch.arange(256, dtype=torch.uint8, device=device)[:, None].repeat(1, 3)
         return gather_views(out, cache.pixels, cache.starts, cache.widths, self.picks, identity)

@@ -33,7 +33,7 @@ PREFETCH = 2  # batches ready ahead of the step
 
 
 class ImageReader:
-    """Rows of a split as decoded pictures; what both loaders share."""
+    """Rows of a split as decoded images; what both loaders share."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class ImageReader:
             images = self._upload(images)
         else:
             images, views = None, dataclasses.replace(images, picks=self._upload(images.picks))
-            if views.pictures.remote:  # across the bus now, while an earlier step runs
+            if views.cache.remote:  # across the bus now, while an earlier step runs
                 images, views = views.pixels(), None
         self.wait()
         return Batch(images, tensor, indices, step, valid, views, whole)
@@ -196,30 +196,30 @@ class ImageReader:
 class _Loader:
     """Runs `_batches` in the background, one run at a time."""
 
-    _pictures: ImageReader
+    _reader: ImageReader
     _running: "weakref.ref[Prefetch[Batch]] | None" = None  # weak: a consumer that leaves its loop ends the run
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
-        self._pictures.open()
+        self._reader.open()
         batches = Prefetch(self._on_stream(), PREFETCH)
         self._running = weakref.ref(batches)
-        return self._owned(batches) if self._pictures.device.type == "cuda" else batches
+        return self._owned(batches) if self._reader.device.type == "cuda" else batches
 
     @property
     def bad(self) -> set[int]:
         """Rows of the split known to be unreadable."""
-        return set(self._pictures.bad)
+        return set(self._reader.bad)
 
     def close(self) -> None:
         """Stops the background thread and frees what it used. Iterating again starts afresh."""
         running = self._running() if self._running is not None else None
         if running is not None:
             running.close()
-        self._pictures.close()
+        self._reader.close()
 
     def _on_stream(self) -> Iterator[Batch]:
-        with self._pictures.on_stream():
+        with self._reader.on_stream():
             yield from self._batches()
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""Which pictures make batch `step`: a pure function of (seed, step, set of bad pictures).
+"""Which images make batch `step`: a pure function of (seed, step, set of bad images).
 
-A bad picture is replaced by walking an order that is fixed before anything is known to be bad, so a batch depends on which
-pictures are bad and never on when that was found out: a resumed run and an uninterrupted one draw the same batches.
+A bad image is replaced by walking an order that is fixed before anything is known to be bad, so a batch depends on which
+images are bad and never on when that was found out: a resumed run and an uninterrupted one draw the same batches.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ShuffledStream:
         self._epochs: dict[int, np.ndarray] = {}
 
     def batch(self, step: int, bad: Collection[int] = frozenset()) -> np.ndarray:
-        """(B,) int64 rows. Raises UserError where every picture is bad."""
+        """(B,) int64 rows. Raises UserError where every image is bad."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, offsets = np.divmod(positions, len(self.labels))
         rows = np.empty(self.batch_size, np.int64)
@@ -52,19 +52,19 @@ class ShuffledStream:
         return self._epochs[epoch]
 
     def _replacement(self, step: int, position: int, row: int, bad: Collection[int]) -> int:
-        """Another picture of its class; where there is none, any other picture."""
+        """Another image of its class; where there is none, any other image."""
         random = generator(self.seed, REPLACE, step, position)
         for candidates in (self._members[self.labels[row]], np.arange(len(self.labels))):
             for candidate in random.permutation(candidates):
                 if int(candidate) not in bad:
                     return int(candidate)
-        raise UserError("no training picture can be read: see bad_pictures.csv")
+        raise UserError("no training image can be read: see bad_pictures.csv")
 
 
 class ClassBalanced:
-    """batch_size / m distinct classes a batch, m pictures of each, as pytorch-metric-learning's MPerClassSampler draws them.
+    """batch_size / m distinct classes a batch, m images of each, as pytorch-metric-learning's MPerClassSampler draws them.
 
-    Pictures of a class are distinct; where it has fewer than m (readable) ones, they repeat in turn.
+    Images of a class are distinct; where it has fewer than m (readable) ones, they repeat in turn.
     """
 
     def __init__(self, labels: np.ndarray, batch_size: int, m: int, seed: int) -> None:
@@ -73,7 +73,7 @@ class ClassBalanced:
         self._classes = np.array(sorted(self._members), np.int64)
 
     def batch(self, step: int, bad: Collection[int] = frozenset()) -> np.ndarray:
-        """(B,) int64 rows, class by class. Raises UserError where fewer classes than needed have a picture left."""
+        """(B,) int64 rows, class by class. Raises UserError where fewer classes than needed have an image left."""
         needed = self.batch_size // self.m
         groups: list[np.ndarray] = []
         for label in generator(self.seed, CLASSES, step).permutation(self._classes):
@@ -83,7 +83,7 @@ class ClassBalanced:
             if len(groups) == needed:
                 return np.concatenate(groups)
         raise UserError(
-            f"only {len(groups)} classes have a readable picture, a batch of {self.batch_size} with m = {self.m} needs {needed}: "
+            f"only {len(groups)} classes have a readable image, a batch of {self.batch_size} with m = {self.m} needs {needed}: "
             "see bad_pictures.csv"
         )
 
@@ -97,7 +97,7 @@ class ClassBalanced:
 
 
 def make_sampler(labels: np.ndarray, batch_size: int, m: int, seed: int) -> ShuffledStream | ClassBalanced:
-    """m = 0: shuffled epochs, else m pictures per class. Raises UserError for what cannot be drawn."""
+    """m = 0: shuffled epochs, else m images per class. Raises UserError for what cannot be drawn."""
     labels = np.asarray(labels, np.int64)
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: must be at least 1")
@@ -115,7 +115,7 @@ def make_sampler(labels: np.ndarray, batch_size: int, m: int, seed: int) -> Shuf
         )
     if (sizes < m).any():
         logging.getLogger("fastirt").warning(
-            "%d of %d classes have fewer than m = %d pictures: theirs repeat within a batch",
+            "%d of %d classes have fewer than m = %d images: theirs repeat within a batch",
             (sizes < m).sum(),
             len(sizes),
             m,

@@ -58,7 +58,7 @@ def create_model(
 
 
 def check_model(vit: nn.Module, config: ModelConfig, input_size: int) -> None:
-    """Raise UserError unless the encoder can use the model: tokens of patches, pooled as asked, for pictures of this size."""
+    """Raise UserError unless the encoder can use the model: tokens of patches, pooled as asked, for images of this size."""
     patch_size = getattr(getattr(vit, "patch_embed", None), "patch_size", None)
     if not isinstance(patch_size, tuple) or not hasattr(vit, "num_prefix_tokens") or not hasattr(vit, "blocks"):
         raise UserError(_not_plain(config.model))
@@ -110,7 +110,7 @@ def _check_tokens(vit: nn.Module, config: ModelConfig, input_size: int) -> None:
         shape = _token_shape(vit, config, input_size)
     except Exception as error:  # whatever a model raises for a size that it does not take
         raise UserError(
-            f"--model {config.model}: cannot run on RGB pictures of --input-size {input_size}: {first_line(error)}"
+            f"--model {config.model}: cannot run on RGB images of --input-size {input_size}: {first_line(error)}"
         ) from error
     if len(shape) != 3 or shape[2] != vit.num_features or shape[1] <= vit.num_prefix_tokens:
         raise UserError(_not_plain(config.model))

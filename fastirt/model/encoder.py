@@ -1,4 +1,4 @@
-"""A timm vision transformer as an encoder: picture to unit vector; and its momentum twin."""
+"""A timm vision transformer as an encoder: image to unit vector; and its momentum twin."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GEM_EPS = 1e-6
 
 
 class Encoder(nn.Module):
-    """`forward`: (B, 3, S, S) float pictures to (B, D) float32 embeddings of length 1.
+    """`forward`: (B, 3, S, S) float images to (B, D) float32 embeddings of length 1.
 
     `vit` is the timm model without a classifier; `mean` and `std` are what it was trained with; `embed_dim` is D.
     """
@@ -68,7 +68,7 @@ class Encoder(nn.Module):
 
 
 def normalization_constants(config: Config, encoder: Encoder) -> tuple[Sequence[float], Sequence[float]]:
-    """(mean, std) of pictures in [0, 1]: the model's own, or ImageNet's."""
+    """(mean, std) of images in [0, 1]: the model's own, or ImageNet's."""
     if config.input.normalization == "imagenet":
         return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     return encoder.mean, encoder.std

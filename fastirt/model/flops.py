@@ -26,7 +26,7 @@ PROBE_SECONDS = 0.3  # the fastest of the products in this time: a CPU first has
 
 
 def training_flops(encoder: Encoder, twin: bool = False) -> int:
-    """Floating-point operations for one picture in a training step: forward, twice that for the backward, and the twin's forward.
+    """Floating-point operations for one image in a training step: forward, twice that for the backward, and the twin's forward.
 
     Products only, attention included, counted on the meta device. DeiT-S at 224: 27.6 G. 0 for a model that cannot be counted.
     """

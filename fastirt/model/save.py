@@ -15,7 +15,7 @@ from fastirt.model.weights.timm_line import loading_line
 def save_model(encoder: Encoder, path: Path, config: Config) -> None:
     """The timm model's weights as .safetensors, which the line of `loading_line` loads in plain timm.
 
-    The file's metadata holds that line, and says how pictures get to the model, so that an evaluation of the file alone
+    The file's metadata holds that line, and says how images get to the model, so that an evaluation of the file alone
     feeds it as the run did.
     """
     own = dataclasses.replace(config, model=encoder.config).replace(input_size=encoder.input_size)

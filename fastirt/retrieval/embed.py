@@ -1,4 +1,4 @@
-"""Pictures of a split to embeddings."""
+"""Images of a split to embeddings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastirt.model.precision import autocast
 
 
 class Embeddings(NamedTuple):
-    """vectors (N, D) float32 on the CPU, of length 1; rows (N,) int64: their rows of the split (unreadable pictures are left out)."""
+    """vectors (N, D) float32 on the CPU, of length 1; rows (N,) int64: their rows of the split (unreadable images are left out)."""
 
     vectors: Tensor
     rows: Tensor
@@ -76,7 +76,7 @@ def embed(
 
 def _check(found: Embeddings, paths: Sequence[str], name: str) -> None:
     if not len(found.rows):
-        raise UserError(f"{name}: no picture could be read")
+        raise UserError(f"{name}: no image could be read")
     broken = ~torch.isfinite(found.vectors).all(dim=1)
     if broken.any():
         first = paths[int(found.rows[broken][0])]

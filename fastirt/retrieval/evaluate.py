@@ -32,7 +32,7 @@ def evaluate(
     progress: bool = True,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """The content of `metrics.json`. stores: picture sources by split name, where a packed store is read. Unreadable pictures are
+    """The content of `metrics.json`. stores: image sources by split name, where a packed store is read. Unreadable images are
     named in the log and in `csv_path`, left out, and counted as `bad`. Many ranks share the embedding, rank 0 searches, on all GPUs
     of its node, and all return the same. Raises UserError for a K larger than the gallery before anything is embedded, and for
     embeddings that are not finite."""

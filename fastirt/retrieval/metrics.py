@@ -28,7 +28,7 @@ def retrieval_metrics(
 
     query (Q, D), gallery (G, D) float32; labels (Q,), (G,) int64, not negative. same: query i is gallery row i, left out of its own
     neighbours. own: (Q,) int64, the gallery row that is left out of each query's neighbours, -1 for none.
-    R is the number of gallery pictures of the query's class; queries with R = 0 are left out and counted as unmatched.
+    R is the number of gallery images of the query's class; queries with R = 0 are left out and counted as unmatched.
     Recall@K: share of queries with at least one of their class among the K nearest (Jegou et al. 2011 as used by the paper);
     R-precision and MAP@R: Musgrave et al. 2020, section 3.2. backend, device, gpus: see `search`. Raises UserError for empty
     sets, negative labels, a K below 1 or above what a query can be compared with, and where no query has a match.
@@ -42,7 +42,7 @@ def retrieval_metrics(
         relevant = relevant - ((own >= 0) & (gallery_labels[own] == query_labels)).long()
     matched = relevant > 0
     if not matched.any():
-        raise UserError("no query has a picture of its class in the gallery")
+        raise UserError("no query has an image of its class in the gallery")
     depth = max([*ks, int(relevant.max())])
     hits = {k: 0 for k in ks}
     precision = average = torch.zeros((), dtype=torch.float64)
@@ -90,6 +90,6 @@ def _check(
     reachable = len(gallery) - excludes
     if ks and ks[-1] > reachable:
         raise UserError(
-            f"--rank {ks[-1]}: the gallery has only {reachable} pictures{' beside the query' if excludes else ''}: "
+            f"--rank {ks[-1]}: the gallery has only {reachable} images{' beside the query' if excludes else ''}: "
             f"use K of at most {reachable}"
         )

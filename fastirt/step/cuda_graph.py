@@ -63,7 +63,7 @@ class Capture:
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()  # what the warm-up took: the graph has a pool of its own
         try:
-            # thread_local: the threads that decode pictures go on calling CUDA meanwhile.
+            # thread_local: the threads that decode images go on calling CUDA meanwhile.
             self._graph = captured(body, self.device, stream=self._stream, capture_error_mode="thread_local")
         except torch.OutOfMemoryError:
             raise

@@ -28,7 +28,7 @@ class StepInput:
 
     def copy_batch(self, batch: Batch) -> bool:
         """Copy what is new of a batch into place, without waiting; True where the places themselves are new."""
-        layout = (len(batch), batch.size, None if batch.views is None else batch.views.pictures)
+        layout = (len(batch), batch.size, None if batch.views is None else batch.views.cache)
         moved = layout != self._layout
         if moved:
             self._layout = layout
@@ -57,8 +57,8 @@ class StepInput:
         self.labels = torch.empty(count, dtype=torch.int64, device=device)
         self._bytes = None
         if batch.views is not None:
-            pictures = batch.views.pictures
-            self._pixels, self._starts, self._widths = pictures.pixels, pictures.starts, pictures.widths
+            cache = batch.views.cache
+            self._pixels, self._starts, self._widths = cache.pixels, cache.starts, cache.widths
             self._picks = torch.empty(count, 4, dtype=torch.int64, device=device)
         elif device.type == "cuda":
             self._pixels = torch.empty(count * size * size * 3, dtype=torch.uint8, device=device)

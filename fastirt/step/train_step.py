@@ -95,7 +95,7 @@ class TrainStep(nn.Module):
             self._compare_all = GlobalLoss(self.objective, ranks)
 
     def forward(self, batch: Batch) -> None:
-        """One step on this rank's slice of a batch: uint8 pictures (B, S, S, 3), or views of cached ones, with labels (B,), on the device."""
+        """One step on this rank's slice of a batch: uint8 images (B, S, S, 3), or views of cached ones, with labels (B,), on the device."""
         self.on_phase_end("start")
         config, step = self.config, batch.step
         with_memory = self.memory is not None and step >= config.memory.memory_start
@@ -180,7 +180,7 @@ class TrainStep(nn.Module):
         written, against = None, ()
         if self._with_memory:
             written = self.memory.enqueue(self._keys(embeddings, images), labels)
-            # The twin's view of a picture is a positive like any other; without a twin, it would be the anchor itself.
+            # The twin's view of an image is a positive like any other; without a twin, it would be the anchor itself.
             own_slots = written.slots if self.twin is None else None
             against = (self.memory.embeddings, self.memory.labels, own_slots)
         self.on_phase_end("forward")

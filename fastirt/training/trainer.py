@@ -199,7 +199,7 @@ class Trainer:
         return path
 
     def _load(self, path: Path) -> list[int]:
-        """Restore everything from a checkpoint; returns the bad pictures. Raises UserError where it belongs to another run."""
+        """Restore everything from a checkpoint; returns the bad images. Raises UserError where it belongs to another run."""
         state = checkpoint.load(path)
         compatible(Config.from_dict(state["config"]), self.config, path)
         if state["catalog"] != self.digest:
@@ -298,7 +298,7 @@ class Trainer:
             report.write_text(json.dumps({"step": first_bad + 1, "pictures": paths}, indent=1))
         last = f"last good checkpoint: {self.last_good}" if self.last_good else "no checkpoint was saved before it"
         raise self.ranks.shared_error(
-            f"non-finite loss or gradient first in step {first_bad + 1}, no update since; its pictures: {', '.join(paths[:3])}"
+            f"non-finite loss or gradient first in step {first_bad + 1}, no update since; its images: {', '.join(paths[:3])}"
             f"{f' and {len(paths) - 3} more' if len(paths) > 3 else ''} (all in {report}); {last}; "
             "try a lower --lr, --clip-grad, or --precision fp32"
         )

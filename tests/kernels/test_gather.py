@@ -1,4 +1,4 @@
-"""ImageViews of stored pictures: kernel and plain twin give the same bits, and both what slicing gives."""
+"""ImageViews of stored images: kernel and plain twin give the same bits, and both what slicing gives."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # there in the interpre
 
 
 def stored(sizes, seed=0, device=DEVICE):
-    """(pixels, starts, widths, list of pictures) for sizes (H, W)."""
+    """(pixels, starts, widths, list of images) for sizes (H, W)."""
     generator = torch.Generator().manual_seed(seed)
     pictures = [torch.randint(0, 256, (h, w, 3), dtype=torch.uint8, generator=generator) for h, w in sizes]
     lengths = torch.tensor([0, *(p.numel() for p in pictures)])
@@ -62,7 +62,7 @@ def test_special_entries_keep_their_bits():
 
 
 def test_bytes_further_than_2_to_the_31():
-    """As in a cache of more than 2 GiB; only the last picture is ever touched."""
+    """As in a cache of more than 2 GiB; only the last image is ever touched."""
     near, _, _, (picture,) = stored([(4, 5)])
     far = torch.empty(2**31 + 7 + picture.numel(), dtype=torch.uint8, device=DEVICE)
     far[-picture.numel() :] = near

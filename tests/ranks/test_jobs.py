@@ -75,14 +75,14 @@ def assert_same_weights(found: Path, expected: Path) -> None:
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory) -> Path:
-    """Pictures with two bad ones in the training split, one of them a class to itself, and one in the test split: 23 others there."""
+    """Images with two bad ones in the training split, one of them a class to itself, and one in the test split: 23 others there."""
     root = tmp_path_factory.mktemp("mixed")
     write_images(root / "train", 9, 6)
     write_images(root / "test", 6, 4, seed=1)
     for name in ("train/class03/2.jpg", "test/class02/1.jpg"):
         (root / name).write_bytes((root / name).read_bytes()[:200])
     (root / "train/class09").mkdir()
-    (root / "train/class09/0.jpg").write_bytes(b"no picture")
+    (root / "train/class09/0.jpg").write_bytes(b"no image")
     return root
 
 
@@ -104,12 +104,12 @@ def test_two_ranks_run_as_one(runs):
         line.rpartition(",")[0] for line in bad[1]
     )
     text = (runs / "two.txt").read_text()
-    assert text.count("bad picture:") == 3 and text.count("step 20/20") == 1 and text.count("| this run") == 1
+    assert text.count("bad image:") == 3 and text.count("step 20/20") == 1 and text.count("| this run") == 1
     assert json.loads((runs / "two/log.jsonl").read_text().splitlines()[0])["wire_mb"] > 0
 
 
 def test_evaluation_is_the_same_on_any_number_of_ranks(runs, tmp_path):
-    """One picture more than fits: 24 pictures in batches of 5 on 1, 2 and 3 ranks."""
+    """One image more than fits: 24 images in batches of 5 on 1, 2 and 3 ranks."""
     expected = json.loads((runs / "one/metrics.json").read_text())
     for size in (2, 3):
         output = job(size, "-m", "fastirt", "evaluate", str(runs / "one"))
@@ -204,8 +204,8 @@ def test_a_data_folder_that_disappears_is_no_bad_picture(runs, mixed, tmp_path):
     data = Path(shutil.copytree(mixed, tmp_path / "data"))
     command = arguments(data, tmp_path / "run", "--cache", "none", "--resume")
     output = job(2, *faulty("gone", 7, 1, *command), code=1)
-    assert re.search(r"error: .*/data.*: the folder of the pictures is gone \(.*\): bring it back", output), output
-    assert output.count("bad picture:") == 2  # the two of the training split
+    assert re.search(r"error: .*/data.*: the folder of the images is gone \(.*\): bring it back", output), output
+    assert output.count("bad image:") == 2  # the two of the training split
     (tmp_path / "moved").rename(data)
     job(2, "-m", "fastirt", *command)
     assert_same_curve(tmp_path / "run", runs / "two")

@@ -30,7 +30,7 @@ NORMS = ({}, {"fc_norm": False}, {"fc_norm": True}, {"use_fc_norm": False}, {"us
 def loading_line(encoder: Encoder, path: Path) -> Optional[str]:
     """`model = timm.create_model(…, checkpoint_path=path).eval(); z = F.normalize(…, dim=1)`, or None where no such line is exact.
 
-    With `timm` and `torch.nn.functional as F` imported, and x (B, 3, S, S) normalised as the run normalised its pictures, z
+    With `timm` and `torch.nn.functional as F` imported, and x (B, 3, S, S) normalised as the run normalised its images, z
     (B, D) is what the encoder gives for x, to 1e-5. Depends on the architecture alone; leaves the random state as it was.
     """
     config = dataclasses.replace(encoder.config, weights="scratch", drop=0.0, drop_path=0.0)
