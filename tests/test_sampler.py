@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fastirt.config.random_streams import Purpose, drop_path_stream, stream, torch_seed
 from fastirt.errors import UserError
 from fastirt.loading.augment import draw_crops
 from fastirt.loading.sampler import make_sampler
@@ -93,3 +94,16 @@ def test_crops_belong_to_positions():
     x, flip = np.concatenate([c.x for c in many]), np.concatenate([c.flip for c in many])
     assert 0 <= x.min() < 0.01 and 0.99 < x.max() < 1 and abs(flip.mean() - 0.5) < 0.03
     assert not np.array_equal(draw_crops(5, 10, 64).x, crops.x)
+
+
+def test_streams_are_what_stored_checkpoints_go_on_to_draw():
+    """Values of version 0.1.0: another number here would make a resumed run another run."""
+    assert (
+        stream(7, Purpose.SHUFFLE, 3).integers(0, 1000, 4).tolist()
+        == np.random.default_rng([7, 101, 3]).integers(0, 1000, 4).tolist()
+    )
+    key = np.array([7, 0x57], dtype=np.uint64)
+    philox = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, 5]))
+    assert drop_path_stream(7, 5, "student").random() == philox.random()
+    assert torch_seed(7, 5, 0) == int(np.random.SeedSequence([7, 5]).generate_state(1)[0])
+    assert torch_seed(7, 5, 2) == int(np.random.SeedSequence([7, 5, 2]).generate_state(1)[0])

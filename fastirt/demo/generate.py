@@ -15,7 +15,8 @@ from typing import Any, Iterator
 
 from tqdm import tqdm
 
-from fastirt.demo.product import JPEG, make_product, stream
+from fastirt.config.random_streams import stream
+from fastirt.demo.product import JPEG, make_product
 from fastirt.demo.scene import is_large, take_photo
 from fastirt.errors import UserError
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from fastirt.config.random_streams import stream
+
 SIDE = 512  # pixels of the front view
 PALETTE, SHAPE, CLASS, VIEW, JPEG = 1, 2, 3, 4, 5  # what a random stream is for
 TEXTURES = ("plain", "stripes", "checks", "dots", "waves", "triangles", "rings", "bricks")
@@ -20,11 +22,6 @@ class Product:
     front: Image.Image  # RGBA, SIDE x SIDE, transparent outside the silhouette
     aspect: float  # width / height
     palette: np.ndarray  # (3, 3) uint8
-
-
-def stream(seed: int, *what: int) -> np.random.Generator:
-    """An independent random stream for each purpose."""
-    return np.random.default_rng([seed, *what])
 
 
 def make_product(seed: int, number: int) -> Product:

@@ -7,7 +7,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fastirt.demo.product import SIDE, VIEW, Product, stream
+from fastirt.config.random_streams import stream
+from fastirt.demo.product import SIDE, VIEW, Product
 
 CAST = (
     0.36  # standard deviation of the log gain of each colour: with less, a colour histogram finds half of the products

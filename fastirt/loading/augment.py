@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastirt.loading.sampler import CROPS, generator
+from fastirt.config.random_streams import Purpose, stream
 
 
 @dataclass(frozen=True)
@@ -23,5 +23,5 @@ class Crops:
 
 def draw_crops(seed: int, step: int, batch_size: int) -> Crops:
     """A function of (seed, step, position): row i is the same under any batch size. Flips have p = 0.5."""
-    draws = generator(seed, CROPS, step).random((batch_size, 3))
+    draws = stream(seed, Purpose.CROPS, step).random((batch_size, 3))
     return Crops(draws[:, 0], draws[:, 1], draws[:, 2] < 0.5)

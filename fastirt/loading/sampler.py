@@ -11,14 +11,8 @@ from typing import Collection
 
 import numpy as np
 
+from fastirt.config.random_streams import Purpose, stream
 from fastirt.errors import UserError
-
-SHUFFLE, REPLACE, CLASSES, MEMBERS, CROPS = range(101, 106)  # one stream of random numbers for each purpose
-
-
-def generator(seed: int, *counters: int) -> np.random.Generator:
-    """Random numbers that are a function of (seed, counters)."""
-    return np.random.default_rng([seed & (2**64 - 1), *counters])
 
 
 class ShuffledStream:
@@ -48,12 +42,12 @@ class ShuffledStream:
         if epoch not in self._epochs:
             while len(self._epochs) > 1:  # a batch can straddle two epochs
                 self._epochs.pop(min(self._epochs))
-            self._epochs[epoch] = generator(self.seed, SHUFFLE, epoch).permutation(len(self.labels))
+            self._epochs[epoch] = stream(self.seed, Purpose.SHUFFLE, epoch).permutation(len(self.labels))
         return self._epochs[epoch]
 
     def _replacement(self, step: int, position: int, row: int, bad: Collection[int]) -> int:
         """Another image of its class; where there is none, any other image."""
-        random = generator(self.seed, REPLACE, step, position)
+        random = stream(self.seed, Purpose.REPLACE, step, position)
         for candidates in (self._members[self.labels[row]], np.arange(len(self.labels))):
             for candidate in random.permutation(candidates):
                 if int(candidate) not in bad:
@@ -76,7 +70,7 @@ class ClassBalanced:
         """(B,) int64 rows, class by class. Raises UserError where fewer classes than needed have an image left."""
         needed = self.batch_size // self.m
         groups: list[np.ndarray] = []
-        for label in generator(self.seed, CLASSES, step).permutation(self._classes):
+        for label in stream(self.seed, Purpose.CLASSES, step).permutation(self._classes):
             group = self._group(step, int(label), bad)
             if len(group):
                 groups.append(group)
@@ -89,7 +83,7 @@ class ClassBalanced:
 
     def _group(self, step: int, label: int, bad: Collection[int]) -> np.ndarray:
         """m rows of a class: the first m of a fixed order, bad ones replaced by the next good ones. Empty if all are bad."""
-        order = [int(row) for row in generator(self.seed, MEMBERS, step, label).permutation(self._members[label])]
+        order = [int(row) for row in stream(self.seed, Purpose.MEMBERS, step, label).permutation(self._members[label])]
         group, spare = order[: self.m], iter(row for row in order[self.m :] if row not in bad)
         group = [row if row not in bad else next(spare, None) for row in group]
         good = [row for row in group if row is not None]

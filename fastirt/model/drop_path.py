@@ -9,7 +9,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-STREAMS = {"student": 0x57, "twin": 0x7A}
+from fastirt.config.random_streams import drop_path_stream
 
 
 class MaskTable:
@@ -32,9 +32,7 @@ class MaskTable:
         """Draw for the global batch and keep the rows first .. first + count; the device buffer keeps its address."""
         if not self.rates:
             return
-        generator = np.random.Generator(
-            np.random.Philox(key=np.array([seed, STREAMS[stream]], dtype=np.uint64), counter=[0, 0, 0, step])
-        )
+        generator = drop_path_stream(seed, step, stream)
         keep = 1 - np.asarray(self.rates, dtype=np.float32)
         chosen = generator.random((batch_size, len(keep)), dtype=np.float32)[
             first : None if count is None else first + count

@@ -6,11 +6,11 @@ import contextlib
 import logging
 from typing import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastirt.config.options import Config
+from fastirt.config.random_streams import torch_seed
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.loading.batch import Batch
 from fastirt.model.bf16_copy import Bf16Copy
@@ -108,18 +108,9 @@ class TrainStep(nn.Module):
         if rate != self._rate:
             set_learning_rate(self.optimizer, rate)
             self._rate = rate
-        # For dropout of any kind, the one random thing that depends on the number of ranks:
-        torch.manual_seed(
-            int(
-                np.random.SeedSequence(
-                    [config.run.seed, step, *([self.ranks.rank] if self.ranks.rank else [])]
-                ).generate_state(1)[0]
-            )
-        )
-        whole, (first, count) = (
-            len(batch) * self.ranks.world_size,
-            self.ranks.batch_slice(len(batch) * self.ranks.world_size),
-        )
+        torch.manual_seed(torch_seed(config.run.seed, step, self.ranks.rank))
+        whole = len(batch) * self.ranks.world_size
+        first, count = self.ranks.batch_slice(whole)
         self._student[0].draw_masks(config.run.seed, step, whole, "student", first, count)
         if self.twin is not None and with_memory:
             self._teacher[0].draw_masks(config.run.seed, step, whole, "twin", first, count)
