@@ -125,7 +125,7 @@ def _several(names: list[str], words: list[str]) -> dict[str, argparse.Namespace
 
 
 def _allow_recompiling() -> None:
-    """Of the code that contenders share, each of which is compiled anew; dynamo's default of 8 would leave the last ones eager."""
+    """Each contender recompiles shared code; beyond dynamo's default limit of 8 the last ones would silently run eager."""
     config = torch._dynamo.config
     for limit in ("recompile_limit", "accumulated_recompile_limit"):
         setattr(config, limit, max(1 << 16, getattr(config, limit)))

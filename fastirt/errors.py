@@ -1,4 +1,4 @@
-"""What is said to users, in one line, and what is not their fault."""
+"""User-facing errors: one line, no traceback."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def user_message(error: BaseException) -> Optional[str]:
             f"({first_line(error)})"
         )
     if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
-        return f"{error.filename or 'a file'}: {error.strerror}: mend that (training goes on from its last checkpoint with --resume)"
+        return f"{error.filename or 'a file'}: {error.strerror}: fix that, then resume from the last checkpoint with --resume"
     return None
 
 

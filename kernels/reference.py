@@ -1,7 +1,14 @@
 """Plain PyTorch reference of the objective: it states what every faster implementation computes.
 
-Sources: El-Nouby et al. 2021 (arXiv 2102.05644), equations 1 and 2, for `anchor_sum` and KoLeo;
-pytorch-metric-learning's ContrastiveLoss with its default reducer for `nonzero_mean`.
+With s_ij the inner product of row i and column j, both of unit length, and margin β:
+
+    contrastive = 1/N Σ_i ( Σ_{j: y_j = y_i} (1 - s_ij)  +  Σ_{j: y_j ≠ y_i} max(0, s_ij - β) )
+    koleo       = -1/N Σ_i log ρ_i,   ρ_i = min_{j ≠ i} ‖z_i - z_j‖
+
+    loss = contrastive(batch, batch) + contrastive(batch, memory) + λ koleo(batch)
+
+These are equations 1 and 2 of El-Nouby et al. 2021 (arXiv 2102.05644), here `anchor_sum`. `nonzero_mean` divides the two sums
+by the numbers of their non-zero terms instead, as pytorch-metric-learning's ContrastiveLoss with its default reducer does.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ EXIT_DELAY = 2.0  # seconds that survivors leave to torchrun to see which rank d
 
 
 class PeerLost(UserError):
-    """Another rank ended, or cannot be reached. Whoever sees this saves nothing and leaves."""
+    """Another rank ended or cannot be reached. Handlers must exit without saving a checkpoint."""
 
 
 class ReportedByMainRank(UserError):
-    """Rank 0 failed and says why."""
+    """Raised on other ranks when rank 0 reports the error."""
 
 
 def _alive(pid: int) -> bool:

@@ -13,8 +13,10 @@ from fastirt.errors import user_message
 
 
 def as_rank(command: str, work: Callable[[Ranks], int]) -> int:
-    """The exit code of `work`. One of many ranks that fails says so in one line and ends at once: waiting for the others, or
-    taking down what they still use, could hang."""
+    """The exit code of `work`.
+
+    In a distributed job a failing rank prints one line and exits immediately; tearing down shared process groups could hang.
+    """
     ranks = Ranks.from_environment()
     if not ranks.is_distributed:
         return work(ranks)

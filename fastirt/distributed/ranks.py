@@ -1,6 +1,6 @@
-"""torchrun: which rank this process is, what ranks tell each other, and what is said when one is gone.
+"""Process groups under torchrun: identity, collectives, and reporting lost ranks.
 
-A process that torchrun did not start is the only rank, and nothing here does anything. Three groups keep apart what must not wait for
+Without torchrun there is one rank, and every collective is a no-op. Three groups keep apart what must not wait for
 each other: `data` (NCCL on GPUs, gloo on CPUs) for the step's tensors, `control` (gloo) for the host's decisions, `input` (gloo)
 for the thread that makes batches.
 """
@@ -136,7 +136,7 @@ class Ranks:
         return self.is_distributed or "TORCHELASTIC_RUN_ID" in os.environ
 
     def shared_error(self, message: str) -> UserError:
-        """An error that all ranks raise alike, and rank 0 alone says."""
+        """An error that every rank raises and only rank 0 prints."""
         return UserError(message) if self.is_main else ReportedByMainRank(message)
 
     # Tensors of the step, by the data group.
@@ -229,11 +229,10 @@ class Ranks:
             dist.barrier(group=self._control)
 
     def poll_stop_signal(self, signal: int) -> int:
-        """The largest signal that any rank had when they last exchanged them (with one rank: now). Called once a step, and waits for no
-        device.
+        """Largest stop signal of any rank as of the previous exchange (with one rank: now). Called once a step.
 
-        They do so at every step, many ranks more rarely; the exchange begun here is read at the next one, when it has long arrived, so that all
-        ranks stop at the same step.
+        Exchanges are asynchronous and read one interval later, so the host never blocks and all ranks stop at the same step.
+        Large jobs exchange every `stop_check_interval` steps.
         """
         if not self.is_distributed:
             return signal
@@ -249,10 +248,10 @@ class Ranks:
         self._stops = (flag, dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._control, async_op=True))
         return agreed
 
-    # When a rank is gone.
+    # When a rank is lost.
 
     def as_peer_lost(self, error: BaseException) -> Optional[PeerLost]:
-        """What an exception of a collective means, naming the rank that is gone; None where it is no such exception."""
+        """The lost rank behind an exception of a collective, named; None for any other exception."""
         text = str(error)
         if not self.is_distributed or isinstance(error, UserError):
             return None
@@ -261,11 +260,12 @@ class Ranks:
         gone = self._gone()
         if gone:
             who = ", ".join(f"rank {rank} (pid {self._peers[rank]['pid']})" for rank in gone)
-            return PeerLost(f"{who} is gone; rank {self.rank} saves nothing and leaves: --resume goes on")
+            return PeerLost(f"{who} exited unexpectedly; rank {self.rank} stops without saving: continue with --resume")
         elsewhere = sorted({peer["host"] for peer in self._peers} - {socket.gethostname()})
         where = f", perhaps on {' or '.join(elsewhere)}" if elsewhere else ""
         return PeerLost(
-            f"another rank is gone{where}; rank {self.rank} saves nothing and leaves: --resume goes on ({first_line(error)})"
+            f"another rank exited unexpectedly{where}; rank {self.rank} stops without saving: "
+            f"continue with --resume ({first_line(error)})"
         )
 
     def _gone(self) -> list[int]:

@@ -17,8 +17,10 @@ POLL = 0.02  # seconds
 
 
 def rendezvous(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Store:
-    """A part of `store` for these `size` processes alone. Each says hello with a fresh word; rank 0's welcome lists the words that it has
-    heard; a rank whose word is in it nods, and once all have nodded to the same welcome, they go. Raises RuntimeError after `timeout`.
+    """A part of `store` for these `size` processes alone.
+
+    Each rank publishes a fresh token; rank 0 publishes an invitation that lists the tokens it has seen; a rank that finds its
+    token acknowledges; when all have acknowledged the same invitation, rank 0 publishes `go`. Raises RuntimeError after `timeout`.
     """
     store = dist.PrefixStore("fastirt", store)
     word, end = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()

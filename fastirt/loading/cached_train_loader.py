@@ -34,8 +34,8 @@ LOG_INTERVAL_S = 15.0  # seconds
 class CachedTrainLoader(TrainLoader):
     """`TrainLoader` whose batches are views of cached images: the same images, crops, flips and pixels.
 
-    Each batch also brings in as many images as the batch of all ranks has rows, in catalogue order, so the cache, which every rank has to
-    itself, is full before the first epoch ends, however images are drawn. `fill` does all of that at once. Images found unreadable on the way count as bad.
+    Besides its own images every batch decodes one global batch's worth of further images, in catalogue order, so each rank's
+    private cache is full by the end of the first epoch. `fill` does all of that at once. Unreadable images on the way are bad.
     """
 
     def __init__(self, *given: Any, cache: ImageCache, **named: Any) -> None:

@@ -60,7 +60,7 @@ class ImageReader:
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def open(self) -> None:
-        """Makes what `close` takes down. In the consumer's thread, so that libraries are imported before the other one starts."""
+        """Create what `close` releases. Call it from the consumer's thread: DALI must be imported before the worker thread starts."""
         size, orientation = self.input.input_size, self.input.orientation
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="fastirt-read")
         if self.input.loader == "pil":
@@ -110,7 +110,7 @@ class ImageReader:
         return images[0] if len(images) == 1 else torch.cat(images)
 
     def mark_bad(self, row: int, reason: str, step: int) -> None:
-        """Takes a row out of use and names it; on many ranks it is named when they `agree`."""
+        """Mark a row bad and report it (distributed: at the next `agree`)."""
         self.bad |= {row}
         if self.ranks.is_distributed:
             self._found.append((row, reason, step))
@@ -118,7 +118,7 @@ class ImageReader:
             self.registry.add(self.source.path(row), reason, step)
 
     def agree(self, thread: str = "input") -> set[int]:
-        """Tell the other ranks which rows were found bad since the last call, and hear of theirs: all new ones. Called by all ranks."""
+        """All-gather newly found bad rows; returns their union. A collective call."""
         if not self.ranks.is_distributed:
             return set()
         found, self._found = self._found, []

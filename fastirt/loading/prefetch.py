@@ -28,7 +28,7 @@ class Prefetch(Generic[T]):
         self._halt = weakref.finalize(self, _halt, self._thread, stop)
         atexit.register(
             self._halt
-        )  # last registered runs first: before what the libraries that the thread uses take down
+        )  # atexit is last in, first out: stop the thread before the libraries it uses shut down
 
     def __iter__(self) -> "Prefetch[T]":
         return self

@@ -1,4 +1,4 @@
-"""What the host learns of a step without waiting for the device."""
+"""Asynchronous device-to-host copies of step metrics."""
 
 from __future__ import annotations
 

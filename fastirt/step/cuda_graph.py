@@ -74,7 +74,10 @@ class Capture:
 
 
 def captured(body: Callable[[], Any], device: torch.device, **options: Any) -> torch.cuda.CUDAGraph:
-    """`body` as a CUDA graph; options are torch.cuda.graph's. Where it breaks, everything is as it was, and the error is body's own."""
+    """`body` as a CUDA graph; options are torch.cuda.graph's.
+
+    If the capture fails, stream and allocator are restored, and the exception raised by `body` propagates.
+    """
     graph, pool, cause = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), None
 
     def watched() -> None:
@@ -86,13 +89,11 @@ def captured(body: Callable[[], Any], device: torch.device, **options: Any) -> t
             raise
 
     try:
-        # The outer stream puts the current one back, which torch.cuda.graph does not do where the capture's end fails too.
+        # `torch.cuda.graph` leaves its own stream current if ending the capture fails; the outer context restores ours.
         with torch.cuda.stream(torch.cuda.current_stream(device)), torch.cuda.graph(graph, pool=pool, **options):
             watched()
     except Exception as error:
-        with contextlib.suppress(
-            RuntimeError
-        ):  # nor does it tell the allocator, which would keep every block that is freed
+        with contextlib.suppress(RuntimeError):  # it also leaves the allocator routing frees to the graph's pool
             torch._C._cuda_endAllocateToPool(device.index or 0, pool)
         raise cause or error
     return graph

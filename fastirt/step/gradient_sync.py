@@ -29,8 +29,11 @@ class GradientSync:
         return self.reducer(images)
 
     def _stabilize_buckets(self, images: Tensor) -> None:
-        """Two passes for nothing: after them the reducer deals its buckets out anew, and where an element stands in a bucket decides in
-        which order the ranks' gradients are added. A run that starts again would else differ from one that never stopped."""
+        """Run two throw-away backward passes so that DDP finishes rebuilding its buckets.
+
+        The layout of the buckets fixes the order in which gradients are summed: without this a resumed run is not
+        bit-identical to one that never stopped.
+        """
         self._is_stable, wire = True, self.ranks.bytes_moved
         with torch.random.fork_rng([images.device] if images.is_cuda else []):
             for _ in range(2):

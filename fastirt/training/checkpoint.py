@@ -125,7 +125,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def delete_newer(path: Path) -> None:
-    """Remove the checkpoints past `path` in its folder: they belong to a future that will be lived again."""
+    """Delete the checkpoints newer than `path` in its folder; resuming recomputes those steps."""
     for later in path.parent.glob("step_*.safetensors"):
         if later.name > path.name:
             _remove(later)

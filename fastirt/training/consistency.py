@@ -67,7 +67,7 @@ def check_ranks_in_sync(ranks: Ranks, step_module: TrainStep, step: int) -> None
     if step_module.memory is not None:
         ring = step_module.memory
         held["memory"] = [ring.pointer] if step_module.sharded else ring.state_dict().values()
-    ranks.barrier()  # one that is gone is noticed here, not by waiting for a device that waits for it
+    ranks.barrier()  # detects a lost rank on the host; synchronizing the device first would hang in its collective
     mine = {name: int(checksum(tensors)) for name, tensors in held.items()}
     everyone = ranks.gather_json(mine)
     for name in mine:

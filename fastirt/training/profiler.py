@@ -62,8 +62,8 @@ class Marks:
 class Profile:
     """Follows a run's batches, traces `steps` of them and then says where their time went.
 
-    A captured step is one launch, so with the graph engine it is captured anew with events between its phases, for as many further steps.
-    Of many ranks all follow, and the first one speaks (`logs`).
+    With the graph engine the step is captured again with timing events between its phases and measured for another `steps`
+    steps, because a captured step is one launch. All ranks run this; only rank 0 logs.
     """
 
     def __init__(self, steps: int, module: TrainStep, folder: Path, logs: bool = True) -> None:

@@ -35,10 +35,10 @@ def compatible(saved: Config, now: Config, path: Path) -> None:
 
 
 def _restarted(flags: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
-    """The flags as they were meant when torchrun starts the same command again after a failure (--max-restarts): go on.
+    """Rewrite the flags for a torchrun restart (--max-restarts): resume from this job's folder.
 
-    Without --output-dir the folder is then named after the job, so that the next attempt finds it. An agent counts its own ranks' failures
-    alone, so the largest count is taken; the run's folder remembers its job, since an attempt may also have been refused a folder of another.
+    Without --output-dir the folder is named after the job, so that the next attempt finds it. Restart counts are per agent, so
+    their maximum is used; `config.json` records the job's id, so another job's folder is never resumed.
     """
     mine = [os.environ.get(f"TORCHELASTIC_{name}") for name in ("RUN_ID", "MAX_RESTARTS", "RESTART_COUNT")]
     everyone = ranks.gather_json(mine)

@@ -12,8 +12,9 @@ class Interrupted(Exception):
 
 
 class StopSignal:
-    """While active, remembers the first SIGTERM or SIGINT in `signal`; a second one falls through to the default action, unless
-    `ignore_repeats`: torchrun and batch systems send several to each rank, and kill by themselves what does not end.
+    """While active, remembers the first SIGTERM or SIGINT in `signal`.
+
+    A second signal terminates the process, unless `ignore_repeats`: launchers send several and escalate to SIGKILL themselves.
 
     Inside `with stopper.interruptible():` the signal raises Interrupted at once.
     """

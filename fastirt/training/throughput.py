@@ -13,10 +13,10 @@ from fastirt.training.run_log import T
 
 
 class InputWait:
-    """How long the device stood still for want of a batch.
+    """Time the device idled waiting for input, in seconds.
 
-    On a CPU that is the time until a batch is there. A GPU works behind the host, which may wait for a batch while the device is busy: there
-    no more counts than the gap, on the device's own clock, between the end of a step and the moment at which the next batch was there.
+    CPU: time blocked in `next`. GPU: the smaller of the host's wait and the gap on the device's own clock between the end of a
+    step and the arrival of the next batch, because the host runs ahead of the device.
     """
 
     def __init__(self, device: torch.device) -> None:

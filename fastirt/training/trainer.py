@@ -172,7 +172,7 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of the present step; refuses to save past a non-finite one, or one at which ranks differ."""
-        self.ranks.barrier()  # one that is gone is noticed here, not by waiting for a device that waits for it
+        self.ranks.barrier()  # detects a lost rank on the host; synchronizing the device first would hang in its collective
         self._finish_log_row(wait=True)
         self._check(self.async_metrics.first_bad_step(wait=True))
         check_ranks_in_sync(self.ranks, self.step_module, self.step)
@@ -222,7 +222,7 @@ class Trainer:
         return state["bad"]
 
     def _load_memory(self, module: dict[str, Any], shards: Optional[list[dict[str, Any]]], path: Path) -> None:
-        """Deal the memory of a checkpoint out anew: from one file or many, to this rank's part of it."""
+        """Re-shard the memory of a checkpoint (one file or several) to this rank's slots."""
         ring = self.step_module.memory
         if ring is None:
             return
@@ -234,7 +234,7 @@ class Trainer:
                 module[name] = module[name][ring.first : ring.first + len(ring)]
 
     def _told_to_stop(self, stopper: StopSignal) -> bool:
-        """Whether any rank was; all ranks hear it at the same step, and likewise of a non-finite one."""
+        """True once any rank got a stop signal or a non-finite loss; all ranks return True at the same step."""
         signal = self.ranks.poll_stop_signal(NON_FINITE if self._first_bad >= 0 else stopper.signal or 0)
         if signal == NON_FINITE:
             self._check(self.async_metrics.first_bad_step(wait=True))
@@ -281,7 +281,7 @@ class Trainer:
         return True
 
     def _poll_device(self) -> None:
-        """Act on what the device has said so far, without waiting for it."""
+        """Poll device flags and metrics without synchronizing."""
         self._first_bad = self.async_metrics.first_bad_step()
         if not self.ranks.is_distributed:  # many ranks hear of it at different steps: see `_told_to_stop`
             self._check(self._first_bad)
@@ -304,7 +304,7 @@ class Trainer:
         )
 
     def _start_log_row(self) -> None:
-        """Begin a log row; it is written when its numbers have arrived."""
+        """Start the asynchronous copy of the metrics; the row is written when it completes."""
         self._finish_log_row(wait=True)
         self._speed = self.speed.read(self.config.optim.max_iter - self.step)
         lr = learning_rate(self.step - 1, self.config.optim)

@@ -17,7 +17,7 @@ def _scan(
     """Column tiles [first, last) against one tile of rows."""
     pos_sum = tl.zeros((BM,), tl.float32)
     neg_sum = tl.zeros((BM,), tl.float32)
-    everything = tl.zeros((BM,), tl.float32)
+    finite_probe = tl.zeros((BM,), tl.float32)
     pos_count = tl.zeros((BM,), tl.int32)
     neg_count = tl.zeros((BM,), tl.int32)
     best = tl.full((BM,), float("-inf"), tl.float32)
@@ -28,7 +28,7 @@ def _scan(
         chunks = load_chunks(cols_ptr, cols_stride, tile * BN, col_labels >= 0, 0, D, BN, BD, CHUNKS, PRECISION)
         s = similarity(rows, chunks, BM, BN, CHUNKS, PRECISION)
         if PAIRS:
-            everything += tl.sum(s, 1)
+            finite_probe += tl.sum(s, 1)
             positive, negative = active_pairs(s, row_labels, col_labels, own, cols, margin, NONZERO)
             pos_sum += tl.sum(tl.where(positive, 1.0 - s, 0.0), 1)
             neg_sum += tl.sum(tl.where(negative, s - margin, 0.0), 1)
@@ -44,8 +44,8 @@ def _scan(
             closer = tile_best > best  # strictly: the lowest index wins a tie
             best = tl.where(closer, tile_best, best)
             best_col = tl.where(closer, tile * BN + where, best_col)
-    # Any value that is not finite has made `everything` inf or NaN, whichever pairs it is in: it must show in the loss.
-    return pos_sum + everything * 0.0, neg_sum, pos_count, neg_count, best, best_col
+    # Propagate non-finite similarities of any pair, counted or not, into the loss.
+    return pos_sum + finite_probe * 0.0, neg_sum, pos_count, neg_count, best, best_col
 
 
 @triton.jit
