@@ -21,7 +21,8 @@ fi
 stamp=$(cksum < setup.py)
 if [ "$(cat .venv/.installed 2>/dev/null)" != "$stamp" ]; then
     echo "installing fastirt and what it needs (about 6 GB, a few minutes)"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+    # --use-pep517: where `wheel` is installed, pip would link the folder instead, which hides kernels/
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable ".[dev]"
     echo "$stamp" > .venv/.installed
 fi
 . .venv/bin/activate
