@@ -25,9 +25,9 @@ from fastirt.model.weights.timm_line import NO_LINE, loading_line
 from fastirt.objective.cross_batch_memory import memory_size
 from fastirt.retrieval.evaluate import evaluate
 from fastirt.retrieval.report import table, write_metrics
-from fastirt.run_config import ARCHITECTURE, _described, _fresh, _ready, _with_flags
+from fastirt.run_config import ARCHITECTURE, described_by_file, finalized, fresh_config, with_flags
 from fastirt.training.consistency import check_same_setup
-from fastirt.training.resume import _restarted, _resume_from
+from fastirt.training.resume import after_restart, checkpoint_to_resume
 from fastirt.training.run_folder import holds_images_of, read_config, run_folder, write_config
 from fastirt.training.trainer import Trainer
 
@@ -41,16 +41,18 @@ def train(flags: dict[str, Any], ranks: Ranks) -> int:
     """`fastirt train`: returns the exit code. Raises UserError for anything the user can mend."""
     device = choose_device(flags.get("device"), ranks)
     ranks.start(device)
-    flags = _restarted(flags, ranks)
-    found = ranks.run_on_main(lambda: str(_resume_from(flags) or ""))
+    flags = after_restart(flags, ranks)
+    found = ranks.run_on_main(lambda: str(checkpoint_to_resume(flags) or ""))
     resume = Path(found) if found else None
     if resume:
         folder = resume.parent.parent
-        config = _with_flags(read_config(folder, resume), folder, flags)
+        config = with_flags(read_config(folder, resume), folder, flags)
     else:
-        described = _described(flags)
-        config = _fresh({**{name: described[name] for name in ARCHITECTURE & set(described)}, **flags}, "train", ranks)
-    config = _ready(config, device, ranks.world_size)
+        described = described_by_file(flags)
+        config = fresh_config(
+            {**{name: described[name] for name in ARCHITECTURE & set(described)}, **flags}, "train", ranks
+        )
+    config = finalized(config, device, ranks.world_size)
     log.info("train: %s, %s%s", config.method, config.describe_input(), f"; resumes {resume}" if resume else "")
     catalog, store = _data(config, ranks, training=config.optim.max_iter > 0)
     _fits(config, catalog)
@@ -128,18 +130,18 @@ def evaluate_model(run: Optional[Path], flags: dict[str, Any], ranks: Ranks) -> 
         stored = read_config(run)
         if flags.get("method", stored.method) != stored.method:
             raise UserError(f"--method {flags['method']}: {run} is a run of {stored.method}: leave --method out")
-        config = _with_flags(stored, run, {"weights": str(run / "model.safetensors"), **flags})
+        config = with_flags(stored, run, {"weights": str(run / "model.safetensors"), **flags})
         place = f"; {run}, which ran on {stored.run.device}, now on"
     else:
         if run is not None and "weights" in flags:
             raise UserError(f"{run} and --weights {flags['weights']}: two models to evaluate: leave one of them out")
         flags = {**flags, "weights": str(run)} if run is not None else flags
-        described = _described(flags)
-        config = _fresh({**described, **flags}, "evaluate", ranks)
+        described = described_by_file(flags)
+        config = fresh_config({**described, **flags}, "evaluate", ranks)
         place = "; on"
     device = choose_device(flags.get("device"), ranks)
     ranks.start(device)
-    config = _ready(config, device)
+    config = finalized(config, device)
     unused = [f"--{name.replace('_', '-')}" for name in flags if name in TRAINING_OPTIONS and name != "max_iter"]
     if unused and ranks.is_main:
         log.warning("evaluate: %s: for training alone, changes nothing here", ", ".join(unused))

@@ -27,14 +27,14 @@ log = logging.getLogger("fastirt")
 ARCHITECTURE = {"model", "model_kwargs", "pooling", "input_size"}
 
 
-def _with_flags(stored: Config, folder: Path, flags: dict[str, Any]) -> Config:
+def with_flags(stored: Config, folder: Path, flags: dict[str, Any]) -> Config:
     """The configuration of an earlier run in `folder`, with the flags of now on top."""
     resize_size = scaled_resize(flags, stored.input.input_size, stored.input.resize_size)
     own = {"output_dir": str(folder), "device": None, "resize_size": resize_size}
     return stored.replace(**{**own, **flags, "resume": None})
 
 
-def _fresh(flags: dict[str, Any], command: str, ranks: Ranks) -> Config:
+def fresh_config(flags: dict[str, Any], command: str, ranks: Ranks) -> Config:
     """The configuration that the flags mean. The images of a packed store are resized already: unless a recipe is named, theirs counts."""
     config = resolve(flags, command)
     if config.data.packed is None or "recipe" in flags:
@@ -50,7 +50,7 @@ def _fresh(flags: dict[str, Any], command: str, ranks: Ranks) -> Config:
     return config.replace(**taken)
 
 
-def _ready(config: Config, device: torch.device, ranks: int = 1) -> Config:
+def finalized(config: Config, device: torch.device, ranks: int = 1) -> Config:
     """Checked, with the device and what follows from it filled in."""
     validate(config, ranks)
     precision = config.model.precision
@@ -74,7 +74,7 @@ def _file_of_weights(weights: Optional[str]) -> Optional[Path]:
     return file if file is not None and file.exists() else None
 
 
-def _described(flags: dict[str, Any]) -> dict[str, Any]:
+def described_by_file(flags: dict[str, Any]) -> dict[str, Any]:
     """What the model file that the flags name says of itself, as flags; nothing for others. Raises UserError where another model was asked for."""
     weights = flags.get("weights")
     file = _file_of_weights(weights)

@@ -15,7 +15,7 @@ from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import UserError
 from fastirt.loading import cache_budget
 from fastirt.training.consistency import check_ranks_in_sync, checksum
-from fastirt.training.resume import _restarted
+from fastirt.training.resume import after_restart
 
 CPU = torch.device("cpu")
 
@@ -140,7 +140,7 @@ def test_what_a_restart_goes_on_from(tmp_path, monkeypatch):
     def flags(attempt, most=3, **given):
         for name, value in (("RUN_ID", "7"), ("MAX_RESTARTS", most), ("RESTART_COUNT", attempt)):
             monkeypatch.setenv(f"TORCHELASTIC_{name}", str(value))
-        return _restarted(given, SINGLE_PROCESS)
+        return after_restart(given, SINGLE_PROCESS)
 
     def goes_on(folder):
         return {"output_dir": str(folder), "resume": ""}
@@ -157,4 +157,4 @@ def test_what_a_restart_goes_on_from(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(UserError, match="pass --output-dir too"):
         monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
-        _restarted({}, SINGLE_PROCESS)
+        after_restart({}, SINGLE_PROCESS)

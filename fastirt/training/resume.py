@@ -34,7 +34,7 @@ def compatible(saved: Config, now: Config, path: Path) -> None:
         raise UserError(f"{path}: belongs to another configuration (saved, now): {'; '.join(different)}")
 
 
-def _restarted(flags: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+def after_restart(flags: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """Rewrite the flags for a torchrun restart (--max-restarts): resume from this job's folder.
 
     Without --output-dir the folder is named after the job, so that the next attempt finds it. Restart counts are per agent, so
@@ -62,7 +62,7 @@ def _restarted(flags: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     return {**flags, "output_dir": str(folder), "resume": ""} if attempts and ranks.run_on_main(goes_on) else flags
 
 
-def _resume_from(flags: dict[str, Any]) -> Optional[Path]:
+def checkpoint_to_resume(flags: dict[str, Any]) -> Optional[Path]:
     """The checkpoint to go on from, or None. `--resume` alone means --output-dir, where nothing yet is a fresh start."""
     if "resume" not in flags:
         return None
