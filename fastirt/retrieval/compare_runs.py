@@ -28,12 +28,12 @@ def _weights(options: Options) -> str:
     return "/".join(Path(weights).parts[-2:]) if weights else "timm"
 
 
-def _trains(name: str) -> Callable[[Options], str]:
-    """An option that says nothing of a run without training."""
-    return lambda options: _text(options[name]) if options["max_iter"] else ""
-
-
-def _plain(name: str) -> Callable[[Options], str]:
+def _column(name: str) -> Callable[[Options], str]:
+    """The cell of an option; empty where it says nothing of a run without training."""
+    if name == "weights":
+        return _weights
+    if name in TRAINING_OPTIONS and name != "max_iter":
+        return lambda options: _text(options[name]) if options["max_iter"] else ""
     return lambda options: _text(options[name])
 
 
@@ -43,54 +43,42 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-# Columns that are shown where runs differ in them; every other option that changes figures follows, under its own name.
-COLUMNS: dict[str, Callable[[Options], str]] = {
-    "data set": _dataset,
-    "model": _plain("model"),
-    "weights": _weights,
-    "pooling": _plain("pooling"),
-    "size": _plain("input_size"),
-    "recipe": _plain("recipe"),
-    "λ": _trains("lambda_reg"),
-    "margin": _trains("margin"),
-    "memory": _trains("memory_ratio"),
-    "momentum": _trains("encoder_momentum"),
-    "batch": _trains("batch_size"),
-    "m": _trains("m"),
-    "lr": _trains("lr"),
-    "steps": _plain("max_iter"),
-    "seed": _plain("seed"),
+# Options whose column comes first, and its name; every other option that changes figures follows, under its own name.
+LABELS = {
+    "model": "model",
+    "weights": "weights",
+    "pooling": "pooling",
+    "input_size": "size",
+    "recipe": "recipe",
+    "lambda_reg": "λ",
+    "margin": "margin",
+    "memory_ratio": "memory",
+    "encoder_momentum": "momentum",
+    "batch_size": "batch",
+    "m": "m",
+    "lr": "lr",
+    "max_iter": "steps",
+    "seed": "seed",
+    "momentum": "SGD momentum",
 }
-# Options that are no columns: they have one above, or change nothing that is measured but rounding.
-NAMED = {
-    "method",
-    "recipe",
-    "dataset",
-    "data_path",
-    "model",
-    "weights",
-    "pooling",
-    "input_size",
-    "lambda_reg",
-    "margin",
-    "memory_ratio",
-}
-NAMED |= {"encoder_momentum", "batch_size", "m", "lr", "max_iter", "seed", "eval_split", "rank"}
+# Options that are no columns: they are shown elsewhere, or change nothing that is measured but rounding.
+SHOWN_ELSEWHERE = {"method", "dataset", "data_path", "eval_split", "rank"}
 UNMEASURED = {"packed", "loader", "num_workers", "pin_mem", "cache", "max_bad", "loss_impl", "loss_precision", "engine"}
 UNMEASURED |= {"memory_sharded", "eval_freq", "eval_batch_size", "search", *(f.name for f in fields(RunConfig))}
 
 
 def _columns() -> dict[str, Callable[[Options], str]]:
-    rest = [name for name in flatten(Config().to_dict()) if name not in NAMED | UNMEASURED]
-    named = {name: "SGD momentum" if name == "momentum" else name.replace("_", " ") for name in rest}
-    return COLUMNS | {named[name]: (_trains if name in TRAINING_OPTIONS else _plain)(name) for name in rest}
+    """Columns by name, shown where runs differ in them."""
+    rest = [name for name in flatten(Config().to_dict()) if name not in {*LABELS, *SHOWN_ELSEWHERE, *UNMEASURED}]
+    labels = LABELS | {name: name.replace("_", " ") for name in rest}
+    return {"data set": _dataset} | {label: _column(name) for name, label in labels.items()}
 
 
 def compare_runs(folders: Sequence[Path], sort: Optional[str] = None) -> str:
     """A Markdown table with one row a run folder: method, whatever tells the runs apart, and metrics in per cent.
 
-    Runs without metrics have empty cells. sort: the name of a column; numbers fall, then text rises, and what has no value comes last. Raises UserError for a folder
-    that is no run's and for a column that is not there.
+    Runs without metrics have empty cells. sort: the name of a column; numbers fall, then text rises, and what has no value
+    comes last. Raises UserError for a folder that is no run's and for a column that is not there.
     """
     options = [_options(folder) for folder in folders]
     # A run without a test split has none, and one that is not finished has none yet.
