@@ -105,9 +105,9 @@ tests kernels 50 tests/kernels/test_torch.py tests/kernels/test_gather.py tests/
 bench cache-attention-loss 45 cache attention loss --rows 64 256 --slots 59551 --dtype tf32 bf16
 tests gpu 45 tests/test_gpu.py tests/test_cache.py tests/test_step.py -k "test_gpu or test_cache and not training_ends or on_the_kernels"
 tests ranks 30 tests/ranks/test_on_gpu.py
-bench train 30 train --steps 120 --pictures 480
+bench train 30 train --steps 120 --images 480
 bench step-256 25 step --batch-size 256 --repeats 3 --only "+ bf16 autocast" "+ torch.compile" "+ CUDA graph" "public recipe"
-bench input-retrieval 10 input retrieval --repeats 2 --pictures 240
+bench input-retrieval 10 input retrieval --repeats 2 --images 240
 stages+=("bench-max-autotune: not run: minutes of compiling: python -m benchmarks step --batch-size 64 --only '+ CUDA graph' 'graph, max-autotune'")
 
 summarise

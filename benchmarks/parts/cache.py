@@ -22,7 +22,9 @@ IN_HOST = 4000  # pictures page-locked beside a GPU: as good as any number, and 
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pictures", type=int, help="in the cache (default: 59551 on a GPU, 2000 on a CPU)")
+    parser.add_argument(
+        "--images", "--pictures", type=int, help="in the cache (default: 59551 on a GPU, 2000 on a CPU)"
+    )
     parser.add_argument("--side", type=int, default=256, help="of a cached picture")
     parser.add_argument("--crop", type=int, default=224)
     parser.add_argument("--batch-size", type=int, nargs="+", help="(default: 64 256; on a CPU 64)")
@@ -50,7 +52,7 @@ def fill(pixels: torch.Tensor) -> None:
 
 def run(args: argparse.Namespace, results: Results) -> None:
     device, on_gpu = results.device, results.device.type == "cuda"
-    count = args.pictures or (200 if args.quick else 59551 if on_gpu else 2000)
+    count = args.images or (200 if args.quick else 59551 if on_gpu else 2000)
     for place in ("device", "host") if on_gpu else ("host",):
         pictures = min(count, IN_HOST) if on_gpu and place == "host" else count
         try:

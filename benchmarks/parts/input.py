@@ -33,7 +33,7 @@ LIMIT, LIMIT_PACKED = "decode alone", "decode alone, packed"
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-path", type=Path, help="class folders of pictures (default: rendered, 500 x 375)")
-    parser.add_argument("--pictures", type=int, help="how many to render (default: 480)")
+    parser.add_argument("--images", "--pictures", type=int, help="how many to render (default: 480)")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--batches", type=int, help="in a round (default: 4 x workers, at least 6)")
     parser.add_argument("--workers", type=int, default=public_recipe.cores(), help="threads or processes each")
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
     batch_size = min(args.batch_size, 8) if args.quick else args.batch_size
     batches, rounds = args.batches or max(6, 4 * args.workers), args.repeats or (2 if args.quick else 5)
     with tempfile.TemporaryDirectory() as folder:
-        root = args.data_path or rendered(Path(folder), args.pictures or (64 if args.quick else 480))
+        root = args.data_path or rendered(Path(folder), args.images or (64 if args.quick else 480))
         catalog = load_dataset("folder", str(root))
         store = Path(folder) / "store"
         pack(catalog, store, resize="shorter", resize_size=RESIZE, progress=False)

@@ -30,7 +30,7 @@ LOGGED = 5  # steps between readings, of which the first two thirds are warm-up
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-path", type=Path, help="class folders of pictures (default: rendered, 500 x 375)")
-    parser.add_argument("--pictures", type=int, help="how many to render (default: 960; on a CPU 120)")
+    parser.add_argument("--images", "--pictures", type=int, help="how many to render (default: 960; on a CPU 120)")
     parser.add_argument("--model", help="timm name (default: deit_small_patch16_224; on a CPU vit_tiny_patch16_224)")
     parser.add_argument("--batch-size", type=int, help="(default: 64; on a CPU 8)")
     parser.add_argument("--steps", type=int, help="(default: 300; on a CPU 90, in a quick run 15)")
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
         steps=args.steps or (300 if on_gpu else 15 if args.quick else 90),
     )
     with tempfile.TemporaryDirectory() as folder:
-        root = args.data_path or rendered(Path(folder), args.pictures or (960 if on_gpu else 96 if args.quick else 120))
+        root = args.data_path or rendered(Path(folder), args.images or (960 if on_gpu else 96 if args.quick else 120))
         ways = {"fastirt": [], "fastirt, no cache": ["--cache", "none"]}
         if on_gpu:  # a CPU's defaults are these
             ways["fastirt, eager fp32"] = ["--engine", "eager", "--precision", "fp32"]
