@@ -86,15 +86,12 @@ def _train_in(
         return evaluate(model, catalog, measured, device, stores=store, csv_path=bad, ranks=ranks)
 
     if config.optim.max_iter > 0:
-        mean, std = normalization_constants(config, encoder)
         trainer = Trainer(
             encoder,
             catalog,
             config,
             folder,
             device,
-            mean=mean,
-            std=std,
             evaluate=measure if catalog.query is not None else None,
             store=store and store["train"],
             resume=resume,

@@ -1,4 +1,4 @@
-"""The encoder: pooling, descriptors, drop path, twin, and models it refuses."""
+"""The encoder: pooling, descriptors, drop path, keys, and models it refuses."""
 
 import copy
 
@@ -12,7 +12,7 @@ from fastirt.config.options import Config, ModelConfig
 from fastirt.errors import UserError
 from fastirt.model.build import build_encoder
 from fastirt.model.drop_path import MaskedDropPath
-from fastirt.model.momentum_encoder import make_twin, momentum_update
+from fastirt.model.momentum_encoder import make_momentum_encoder, momentum_update
 from fastirt.model.save import save_model
 from fastirt.model.weights.load import read_model_metadata
 
@@ -82,7 +82,7 @@ def test_drop_path_masks_belong_to_positions_and_follow_the_law():
     assert abs((whole == 0).float().mean().item() - 0.4) < 0.03
     encoder.draw_masks(1, 7, 4096, first=100, count=50)
     assert torch.equal(encoder.table.masks, whole[:, 100:150])
-    for other in [(2, 7, "student"), (1, 8, "student"), (1, 7, "twin")]:
+    for other in [(2, 7, "encoder"), (1, 8, "encoder"), (1, 7, "momentum_encoder")]:
         encoder.draw_masks(other[0], other[1], 4096, stream=other[2])
         assert not torch.equal(encoder.table.masks, whole)
     x = torch.ones(4096, 2, 3)
@@ -104,14 +104,14 @@ def test_the_mask_buffer_keeps_its_address():
 @pytest.mark.parametrize("hold", [None, False, True])
 def test_momentum_update(hold):
     encoder = build(drop_path=0.2)
-    twin = make_twin(encoder)
-    assert twin.training and not any(p.requires_grad for p in twin.parameters()) and twin.table is not encoder.table
+    keys = make_momentum_encoder(encoder)
+    assert keys.training and not any(p.requires_grad for p in keys.parameters()) and keys.table is not encoder.table
     with torch.no_grad():
         for p in encoder.parameters():
             p.add_(torch.randn_like(p))
-    before = copy.deepcopy(twin.state_dict())
-    momentum_update(twin, encoder, 0.9, None if hold is None else torch.tensor(hold))
-    for name, value in twin.state_dict().items():
+    before = copy.deepcopy(keys.state_dict())
+    momentum_update(keys, encoder, 0.9, None if hold is None else torch.tensor(hold))
+    for name, value in keys.state_dict().items():
         expected = before[name] if hold else 0.9 * before[name] + 0.1 * encoder.state_dict()[name]
         torch.testing.assert_close(value, expected)
 

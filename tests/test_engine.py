@@ -10,7 +10,7 @@ from fastirt.errors import UserError
 from fastirt.step.cuda_graph import CaptureFailed
 from fastirt.step.engine import choose_engine, compiled
 from fastirt.step.optimizer import load_optimizer, optimizer_state
-from fastirt.step.train_step import LOSS_NAMES
+from fastirt.step.step_counters import LOSS_NAMES
 from fastirt.training import checkpoint
 from test_step import config_with, make_batch, make_step
 
@@ -31,15 +31,15 @@ def run(step, first, last):
     """The logged values of each step, (steps, 5)."""
     curve = []
     for number in range(first, last):
-        before = step.sums.clone()
+        before = step.counters.sums.clone()
         step(batch_on(number))
-        curve.append(step.sums - before)
+        curve.append(step.counters.sums - before)
     return torch.stack(curve)
 
 
 @pytest.mark.compile
 @pytest.mark.parametrize("engine", FAST)
-@pytest.mark.parametrize("settings", [FULL, dict(contrastive="nonzero_mean", drop=0.1)], ids=["twin", "plain"])
+@pytest.mark.parametrize("settings", [FULL, dict(contrastive="nonzero_mean", drop=0.1)], ids=["momentum", "plain"])
 def test_fifty_steps_agree_with_eager(engine, settings):
     """The arithmetic is the same in another order: what differs is rounding, which AdamW amplifies where gradients are tiny.
 
@@ -51,14 +51,14 @@ def test_fifty_steps_agree_with_eager(engine, settings):
     steps = {}
     for name in ("eager", engine):
         step = make_step(config_with(engine=name, memory_start=2, **settings), device=DEVICE)
-        start = [w.detach().clone() for w in step.weights]
+        start = [w.detach().clone() for w in step.networks.weights]
         steps[name] = (step, run(step, 0, 50), start)
     (eager, expected, start), (fast, found, _) = steps.values()
     torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-5)
-    moved = torch.stack([(w - s).norm() for w, s in zip(eager.weights, start)]).norm()
-    apart = torch.stack([(w - v).norm() for w, v in zip(eager.weights, fast.weights)]).norm()
+    moved = torch.stack([(w - s).norm() for w, s in zip(eager.networks.weights, start)]).norm()
+    apart = torch.stack([(w - v).norm() for w, v in zip(eager.networks.weights, fast.networks.weights)]).norm()
     assert apart < 0.1 * moved, (apart, moved)
-    assert (found[3:, LOSS_NAMES.index("contrastive_memory")] > 0).all() and fast.first_bad_step == -1
+    assert (found[3:, LOSS_NAMES.index("contrastive_memory")] > 0).all() and fast.counters.first_bad_step == -1
     assert torch.equal(eager.memory.labels, fast.memory.labels) and eager.memory.pointer == fast.memory.pointer
     assert not counters["graph_break"]
 
@@ -113,7 +113,7 @@ def test_a_captured_step_is_one_launch_and_never_waits():
         torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()
     assert sum(event.count for event in profile.key_averages() if event.key == "cudaGraphLaunch") == 1
-    assert step.first_bad_step == -1
+    assert step.counters.first_bad_step == -1
 
 
 @needs_gpu
@@ -121,9 +121,9 @@ def test_a_captured_step_holds_after_a_bad_one():
     step = make_step(config_with(engine="graph", **FULL), device="cuda")
     run(step, 0, 6)
     step.memory.embeddings[0, 0] = float("nan")
-    before = [w.detach().clone() for w in step.weights]
+    before = [w.detach().clone() for w in step.networks.weights]
     run(step, 6, 8)
-    assert step.first_bad_step == 6 and all(torch.equal(w, b) for w, b in zip(step.weights, before))
+    assert step.counters.first_bad_step == 6 and all(torch.equal(w, b) for w, b in zip(step.networks.weights, before))
 
 
 class Breaks:
@@ -143,14 +143,14 @@ class Breaks:
 def test_a_step_that_cannot_be_captured_goes_on_without(caplog):
     """Where nobody asked for the graph; else it is said."""
     plain, step = (make_step(config_with(engine="auto", **FULL)) for _ in range(2))
-    step.capture, step.config = Breaks(), config_with(engine="graph", **FULL)
+    step.engine.capture, step.engine.may_fall_back = Breaks(), False
     with pytest.raises(CaptureFailed):
         step(make_batch(0))
-    step.config = plain.config
+    step.engine.may_fall_back = True
     for number in range(3):
         plain(make_batch(number))
         step(make_batch(number))
-    assert torch.equal(step.sums, plain.sums) and step.engine == "compile"
+    assert torch.equal(step.counters.sums, plain.counters.sums) and step.engine.name == "compile"
     assert caplog.text.count("going on without the graph") == 1
 
 
@@ -158,14 +158,18 @@ def test_a_step_that_cannot_be_captured_goes_on_without(caplog):
 @pytest.mark.parametrize("engine", ["auto", "graph"])
 def test_a_broken_capture_names_the_cause_and_leaves_the_stream_as_it_was(engine, caplog):
     step = make_step(config_with(engine=engine, **FULL), device="cuda")
-    step.mark = lambda phase: torch.cuda.synchronize() if phase == "objective" else None
+    step.on_phase_end = lambda phase: torch.cuda.synchronize() if phase == "objective" else None
     before = torch.cuda.current_stream()
     if engine == "graph":
         with pytest.raises(CaptureFailed, match="not permitted|capturing"):
             run(step, 0, 6)
     else:
         curve = run(step, 0, 8)
-        assert step.engine == "compile" and torch.isfinite(curve).all() and "going on without the graph" in caplog.text
+        assert (
+            step.engine.name == "compile"
+            and torch.isfinite(curve).all()
+            and "going on without the graph" in caplog.text
+        )
     assert torch.cuda.current_stream() == before
     held = (
         torch.cuda.memory_allocated()

@@ -52,12 +52,12 @@ def test_batches_are_complete_when_they_arrive(pictures):
 )
 def test_the_step_never_waits_for_the_gpu(engine, precision):
     from fastirt.model.build import build_encoder
-    from fastirt.step.train_step import TrainStep
+    from fastirt.step.train_step import build_train_step
 
     config = config_with(
         precision=precision, engine=engine, encoder_momentum=0.9, clip_grad=1.0, drop_path=0.2, drop=0.1
     )
-    step = TrainStep(build_encoder(config.model, 16), config, 20, (0.5,) * 3, (0.5,) * 3, GPU)
+    step = build_train_step(build_encoder(config.model, 16), config, 20, GPU)
     batches = [make_batch(number) for number in range(8)]
     batches = [dataclasses.replace(b, images=b.images.to(GPU), labels=b.labels.to(GPU)) for b in batches]
     for batch in batches[:5]:
@@ -69,7 +69,7 @@ def test_the_step_never_waits_for_the_gpu(engine, precision):
             step(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert step.first_bad_step.item() == -1
+    assert step.counters.first_bad_step.item() == -1
 
 
 @pytest.mark.parametrize("k", [5, 2500])

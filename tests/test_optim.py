@@ -79,7 +79,7 @@ def test_a_checkpoint_keeps_nothing_of_the_engine(vit):
         weight.grad = torch.ones_like(weight)
     first.step()
     state = optimizer_state(first)
-    assert not set(optim.OF_THE_ENGINE) & set(state["param_groups"][0])
+    assert not set(optim.ENGINE_KEYS) & set(state["param_groups"][0])
     for group in second.param_groups:
         group["lr"] = torch.tensor(0.25)
     load_optimizer(second, state)

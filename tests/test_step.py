@@ -13,7 +13,8 @@ from fastirt.kernels.reference import koleo, pair_loss
 from fastirt.loading.batch import Batch
 from fastirt.model.build import build_encoder
 from fastirt.step.optimizer import learning_rate
-from fastirt.step.train_step import LOSS_NAMES, TrainStep
+from fastirt.step.step_counters import LOSS_NAMES
+from fastirt.step.train_step import build_train_step
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
@@ -35,7 +36,7 @@ def config_with(**flat):
 def make_step(config, train_size=20, device="cpu"):
     torch.manual_seed(0)
     encoder = build_encoder(config.model, config.input.input_size)
-    return TrainStep(encoder, config, train_size, MEAN, STD, torch.device(device))
+    return build_train_step(encoder, config, train_size, torch.device(device))
 
 
 def make_batch(step, size=8):
@@ -54,10 +55,10 @@ def snapshot(step):
 
 
 @pytest.mark.parametrize("contrastive", ["anchor_sum", "nonzero_mean"])
-@pytest.mark.parametrize("twin", [None, 0.9])
-def test_ten_steps_equal_the_arithmetic_written_out(contrastive, twin):
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_ten_steps_equal_the_arithmetic_written_out(contrastive, momentum):
     config = config_with(
-        contrastive=contrastive, encoder_momentum=twin, memory_start=2, clip_grad=0.5, sched="cosine", warmup_iter=3
+        contrastive=contrastive, encoder_momentum=momentum, memory_start=2, clip_grad=0.5, sched="cosine", warmup_iter=3
     )
     step = make_step(config)
     torch.manual_seed(0)
@@ -77,7 +78,7 @@ def test_ten_steps_equal_the_arithmetic_written_out(contrastive, twin):
         own = torch.arange(8)
         loss = pair_loss(z, batch.labels, z, batch.labels, self_cols=own, reduction=contrastive) + 0.7 * koleo(z)
         if number >= 2:
-            stored = (z if twin is None else keys(x)).detach()
+            stored = (z if momentum is None else keys(x)).detach()
             where = [(slots + i) % 20 for i in range(8)]
             for i, slot in enumerate(where):
                 ring[slot] = (stored[i], int(batch.labels[i]))
@@ -89,7 +90,7 @@ def test_ten_steps_equal_the_arithmetic_written_out(contrastive, twin):
                 batch.labels,
                 cols,
                 col_labels,
-                self_cols=torch.tensor(where) if twin is None else None,
+                self_cols=torch.tensor(where) if momentum is None else None,
                 reduction=contrastive,
             )
         for group in adamw.param_groups:
@@ -102,13 +103,13 @@ def test_ten_steps_equal_the_arithmetic_written_out(contrastive, twin):
             for k, q in zip(keys.parameters(), encoder.parameters()):
                 k.copy_(0.9 * k + 0.1 * q)
 
-    assert step.steps_summed == 10 and step.first_bad_step == -1
+    assert step.counters.steps_summed == 10 and step.counters.first_bad_step == -1
     for (name, ours), theirs in zip(step.encoder.named_parameters(), encoder.parameters()):
         torch.testing.assert_close(
             ours, theirs, rtol=1e-4, atol=2e-5, msg=name
         )  # AdamW turns rounding of tiny gradients into lr-sized steps
-    if twin is not None:
-        for ours, theirs in zip(step.twin.parameters(), keys.parameters()):
+    if momentum is not None:
+        for ours, theirs in zip(step.networks.momentum_encoder.parameters(), keys.parameters()):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
     assert step.memory.labels.tolist() == [entry[1] for entry in ring]
 
@@ -121,12 +122,12 @@ def test_a_non_finite_step_changes_nothing_and_stays_flagged(opt, precision, whe
         step(make_batch(number))
     before = snapshot(step)
     if where == "loss":
-        original, step.objective.lambda_reg = step.objective.lambda_reg, float("nan")
+        original, step.forward_pass.objective.lambda_reg = step.forward_pass.objective.lambda_reg, float("nan")
     else:
-        handle = step._student[0].vit.cls_token.register_hook(lambda grad: grad * float("inf"))
+        handle = step.networks.compute_encoder.vit.cls_token.register_hook(lambda grad: grad * float("inf"))
     step(make_batch(3))
     if where == "loss":
-        step.objective.lambda_reg = original
+        step.forward_pass.objective.lambda_reg = original
     else:
         handle.remove()
     step(make_batch(4))  # finite again, yet still held
@@ -172,9 +173,9 @@ def test_bf16_autocast_keeps_float32_weights_and_learns():
     batch = make_batch(0)
     losses = []
     for number in range(12):
-        step.sums.zero_()
+        step.counters.sums.zero_()
         step(Batch(batch.images, batch.labels, batch.indices, number, 8))
-        losses.append(step.sums[LOSS_NAMES.index("contrastive_batch")].item())
+        losses.append(step.counters.sums[LOSS_NAMES.index("contrastive_batch")].item())
     assert all(p.dtype == torch.float32 for p in step.encoder.parameters())
     assert step.memory.embeddings.dtype == torch.bfloat16
     assert losses[-1] < losses[0]
@@ -188,17 +189,22 @@ def test_bf16_weights_follow_autocast_over_fp32_masters(engine):
     for precision in ("bf16", "bf16-weights"):
         how = engine if precision == "bf16-weights" else "eager"
         step = make_step(config_with(precision=precision, encoder_momentum=0.9, drop_path=0.2, engine=how))
-        start = [w.detach().clone() for w in step.weights]
+        start = [w.detach().clone() for w in step.networks.weights]
         curve = []
         for number in range(6):
-            before = step.sums.clone()
+            before = step.counters.sums.clone()
             step(make_batch(number))
-            curve.append(step.sums - before)
+            curve.append(step.counters.sums - before)
         curves.append(torch.stack(curve))
-        assert all(w.dtype == torch.float32 for w in [*step.encoder.parameters(), *step.twin.parameters()])
-        assert all(not torch.equal(w, s) for w, s in zip(step.weights, start)) and step.first_bad_step == -1
+        assert all(
+            w.dtype == torch.float32 for w in [*step.encoder.parameters(), *step.networks.momentum_encoder.parameters()]
+        )
+        assert (
+            all(not torch.equal(w, s) for w, s in zip(step.networks.weights, start))
+            and step.counters.first_bad_step == -1
+        )
     assert {name.split(".")[0] for name in step.state_dict()} == {"encoder", "twin", "memory", "first_bad_step", "sums"}
-    copy = step.bf16_copies[0]
+    copy = step.networks.bf16_copies[0]
     copy.copy_weights()
     assert all(
         torch.equal(w, m.to(torch.bfloat16)) for w, m in zip(copy.encoder.parameters(), step.encoder.parameters())
@@ -233,10 +239,10 @@ def test_training_on_the_kernels_follows_the_reference(contrastive):
         step = make_step(config_with(contrastive=contrastive, loss_impl=impl, memory_start=2), device=device)
         curve = []
         for number in range(8):
-            before = step.sums.clone()
+            before = step.counters.sums.clone()
             batch = make_batch(number)
             step(dataclasses.replace(batch, images=batch.images.to(device), labels=batch.labels.to(device)))
-            curve.append(step.sums - before)
+            curve.append(step.counters.sums - before)
         curves.append(torch.stack(curve))
-        assert step.first_bad_step == -1 and (curves[-1][3:, LOSS_NAMES.index("contrastive_memory")] > 0).all()
+        assert step.counters.first_bad_step == -1 and (curves[-1][3:, LOSS_NAMES.index("contrastive_memory")] > 0).all()
     torch.testing.assert_close(curves[0], curves[1], rtol=2e-4, atol=1e-6)

@@ -25,7 +25,7 @@ from benchmarks.results import Results, figure_of
 from fastirt.config.options import Config
 from fastirt.distributed.ranks import Ranks
 from fastirt.model.build import build_encoder
-from fastirt.step.train_step import TrainStep
+from fastirt.step.train_step import build_train_step
 
 MODELLED = (8, 64, 512)
 BACKWARD = 2 / 3  # share of a step's arithmetic during which gradients can travel
@@ -186,7 +186,7 @@ def main(layout: str, kind: str, effort: str) -> None:
     )  # fmt: skip
     torch.manual_seed(0)
     encoder = build_encoder(config.model, side)
-    module = TrainStep(encoder, config, slots, (0.5,) * 3, (0.5,) * 3, device, ranks)
+    module = build_train_step(encoder, config, slots, device, ranks)
     stream, steps = batches(side, count, device), (20 if on_gpu else 4) if full else 2
     seconds = []
     for number in range(8 if full else 3):
@@ -205,9 +205,9 @@ def main(layout: str, kind: str, effort: str) -> None:
             pictures_a_rank=count,
             slots=slots,
             ranks=ranks.world_size,
-            engine=module.engine,
+            engine=module.engine.name,
         )
-        gradients = sum(p.numel() * 4 for p in module.weights)
+        gradients = sum(p.numel() * 4 for p in module.networks.weights)
         found = dict(
             seconds=seconds, pictures=count * ranks.world_size, wire=module.bytes_moved, gradient_bytes=gradients
         )

@@ -20,8 +20,7 @@ from fastirt.config.options import Config
 from fastirt.loading.batch import Batch
 from fastirt.model.build import build_encoder
 from fastirt.model.flops import training_flops
-from fastirt.step.engine import compiled
-from fastirt.step.train_step import TrainStep
+from fastirt.step.train_step import TrainStep, build_train_step
 
 # The waterfall, each row on top of the one before: name, what `Config.replace` is given.
 WATERFALL: dict[str, dict[str, Any]] = {
@@ -89,12 +88,7 @@ def ours(changes: dict[str, Any], sizes: dict[str, Any], device: torch.device) -
     encoder = build_encoder(config.model, sizes["input_size"])
     if transform is not None:
         transform(encoder)
-    module = TrainStep(encoder, config, sizes["slots"], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), device)
-    if inductor:
-        module._embed, module._embed_keys, module._compare = (
-            compiled(function, **inductor)
-            for function in (module._run_encoder, module._run_encoder, module._run_objective)
-        )
+    module = build_train_step(encoder, config, sizes["slots"], device, compile_options=inductor)
     if "max_grad_norm" in module.optimizer.defaults:  # timm's LAMB: its own clipping off, as apex's is
         module.optimizer.defaults["max_grad_norm"] = None
     stream = batches(sizes["input_size"], sizes["batch_size"], device)

@@ -21,7 +21,7 @@ class Purpose(IntEnum):
     CROPS = 105
 
 
-DROP_PATH = {"student": 0x57, "twin": 0x7A}  # of the encoder and of the momentum encoder
+DROP_PATH = {"encoder": 0x57, "momentum_encoder": 0x7A}
 
 
 def stream(seed: int, *counters: int) -> np.random.Generator:

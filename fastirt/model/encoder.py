@@ -1,4 +1,4 @@
-"""A timm vision transformer as an encoder: image to unit vector; and its momentum twin."""
+"""A timm vision transformer as an encoder: image to unit vector."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ class Encoder(nn.Module):
         seed: int,
         step: int,
         batch_size: int,
-        stream: str = "student",
+        stream: str = "encoder",
         first: int = 0,
         count: Optional[int] = None,
     ) -> None:
         """Set the drop-path masks of this step, a function of (seed, step, position in the global batch of `batch_size`).
 
-        first, count: the slice of the global batch that this model sees. stream: `student` or `twin`. Costs nothing without drop path.
+        first, count: the slice of the global batch that this model sees. stream: a key of `random_streams.DROP_PATH`. Costs nothing without drop path.
         """
         device = next(self.vit.parameters()).device
         self.table.draw(seed, step, batch_size, stream, device, first, count)

@@ -11,21 +11,28 @@ from torch import Tensor
 from fastirt.model.encoder import Encoder
 
 
-def make_twin(encoder: Encoder) -> Encoder:
-    """A copy that is moved by `momentum_update` alone. It stays in training mode, drop path included, as the public code's does."""
-    twin = copy.deepcopy(encoder).requires_grad_(False)
-    return twin.train()
+def make_momentum_encoder(encoder: Encoder) -> Encoder:
+    """A copy that only `momentum_update` moves.
+
+    It stays in training mode, drop path included, as in the public re-implementation.
+    """
+    return copy.deepcopy(encoder).requires_grad_(False).train()
 
 
 @torch.no_grad()
-def momentum_update(twin: Encoder, encoder: Encoder, momentum: float, hold: Optional[Tensor] = None) -> None:
-    """twin <- momentum * twin + (1 - momentum) * encoder; not where the 0-d bool tensor `hold` is true. No synchronisation."""
-    theirs, ours = list(twin.parameters()), list(encoder.parameters())
-    if hold is None:
-        torch._foreach_lerp_(theirs, ours, 1 - momentum)
+def momentum_update(
+    momentum_encoder: Encoder, encoder: Encoder, momentum: float, skip: Optional[Tensor] = None
+) -> None:
+    """momentum_encoder <- momentum * momentum_encoder + (1 - momentum) * encoder (He et al. 2020, eq. 2).
+
+    Where the 0-d bool tensor `skip` is true nothing moves. No synchronization.
+    """
+    keys, queries = list(momentum_encoder.parameters()), list(encoder.parameters())
+    if skip is None:
+        torch._foreach_lerp_(keys, queries, 1 - momentum)
     else:
-        moved = torch._foreach_sub(ours, theirs)
-        torch._foreach_mul_(moved, (1 - momentum) * (~hold).float())
-        torch._foreach_add_(theirs, moved)
-    for mine, other in zip(twin.buffers(), encoder.buffers()):
-        mine.copy_(other)
+        moved = torch._foreach_sub(queries, keys)
+        torch._foreach_mul_(moved, (1 - momentum) * (~skip).float())
+        torch._foreach_add_(keys, moved)
+    for key, query in zip(momentum_encoder.buffers(), encoder.buffers()):
+        key.copy_(query)

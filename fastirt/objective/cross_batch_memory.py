@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
 
 from fastirt.config.options import Config
+from fastirt.distributed.ranks import Ranks
 
 
 class Replaced(NamedTuple):
@@ -93,3 +94,16 @@ class CrossBatchMemory(nn.Module):
 def memory_size(config: Config, train_size: int) -> int:
     """Slots of the memory: the stated share of the training set, rounded down."""
     return int(train_size * config.memory.memory_ratio)
+
+
+def build_memory(
+    config: Config, train_size: int, dim: int, device: torch.device, ranks: Ranks
+) -> Optional[CrossBatchMemory]:
+    """The memory that `config` describes, or this rank's shard of it; None where it has no slots."""
+    size = memory_size(config, train_size)
+    if not size:
+        return None
+    dtype = torch.bfloat16 if config.memory.memory_dtype == "bf16" else torch.float32
+    if not (config.memory.memory_sharded and ranks.is_distributed):
+        return CrossBatchMemory(size, dim, dtype, device)
+    return CrossBatchMemory(size, dim, dtype, device, shard=ranks.rank, num_shards=ranks.world_size)

@@ -82,14 +82,19 @@ class RetrievalLoss(nn.Module):
         )
 
 
-def _objective(config: Config, dim: int, dtype: torch.dtype, device: torch.device) -> RetrievalLoss:
-    """Raises UserError where the implementation asked for cannot run."""
-    given = config.objective
-    precision = given.loss_precision
+def build_objective(config: Config, dim: int, dtype: torch.dtype, device: torch.device) -> RetrievalLoss:
+    """The loss that `config` describes, for unit vectors of `dim` numbers that a model of `dtype` computes.
+
+    Raises UserError where the implementation asked for cannot run.
+    """
+    options = config.objective
+    precision = options.loss_precision
     if precision == "auto":
         precision = "tf32" if dtype == torch.bfloat16 else "fp32"
     try:
-        choose(given.loss_impl, torch.empty(0, dim, device=device))
+        choose(options.loss_impl, torch.empty(0, dim, device=device))
     except ValueError as error:
         raise UserError(f"--loss-impl: {error}") from None
-    return RetrievalLoss(given.margin, given.contrastive, given.lambda_reg, given.loss_impl, precision, normalize=False)
+    return RetrievalLoss(
+        options.margin, options.contrastive, options.lambda_reg, options.loss_impl, precision, normalize=False
+    )

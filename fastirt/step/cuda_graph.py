@@ -42,6 +42,11 @@ class Capture:
     def forget(self) -> None:
         self._graph, self._calls = None, 0
 
+    def release(self) -> None:
+        """Free the graph, once the device has run it."""
+        torch.cuda.synchronize(self.device)
+        self.forget()
+
     def __call__(self, body: Callable[[], None]) -> None:
         if not self.enabled or self._calls < self.warm_up:
             self._calls += 1

@@ -19,7 +19,7 @@ APEX_BUILD = (
     "git clone https://github.com/NVIDIA/apex && cd apex && "
     "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v --no-build-isolation ."
 )
-OF_THE_ENGINE = ("lr", "fused", "foreach", "capturable")  # settings of a group that belong to how it runs
+ENGINE_KEYS = ("lr", "fused", "foreach", "capturable")  # settings of a group that belong to how it runs
 
 
 def capturable(name: str) -> bool:
@@ -122,14 +122,14 @@ def clip_gradients(weights: Sequence[Tensor], largest: float | None) -> Tensor:
     return norm
 
 
-def step_unless(optimizer: torch.optim.Optimizer, hold: Tensor) -> None:
-    """`optimizer.step()`, which leaves every weight as it was where the 0-d bool tensor `hold` is true; no synchronisation.
+def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
+    """`optimizer.step()`, which leaves every weight as it was where the 0-d bool tensor `skip` is true; no synchronisation.
 
     torch's fused optimisers skip by themselves (the hook that GradScaler uses); any other is undone. The state of those
     others is not: a held step ends the run.
     """
     if all(group.get("fused") for group in optimizer.param_groups):
-        optimizer.grad_scale, optimizer.found_inf = None, hold.float()
+        optimizer.grad_scale, optimizer.found_inf = None, skip.float()
         optimizer.step()
         return
     weights = [p for group in optimizer.param_groups for p in group["params"]]
@@ -138,13 +138,13 @@ def step_unless(optimizer: torch.optim.Optimizer, hold: Tensor) -> None:
     optimizer.step()
     with torch.no_grad():
         for p, old in zip(weights, before):
-            p.copy_(torch.where(hold, old, p))
+            p.copy_(torch.where(skip, old, p))
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """`state_dict` without what belongs to the engine, so that a checkpoint fits any engine."""
     state = optimizer.state_dict()
-    groups = [{k: v for k, v in group.items() if k not in OF_THE_ENGINE} for group in state["param_groups"]]
+    groups = [{k: v for k, v in group.items() if k not in ENGINE_KEYS} for group in state["param_groups"]]
     return {**state, "param_groups": groups}
 
 
@@ -153,7 +153,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
     The optimiser keeps its own engine settings, whatever engine wrote the state.
     """
-    own = [{k: group[k] for k in OF_THE_ENGINE if k in group} for group in optimizer.param_groups]
+    own = [{k: group[k] for k in ENGINE_KEYS if k in group} for group in optimizer.param_groups]
     groups = [{**saved, **mine} for saved, mine in zip(state["param_groups"], own, strict=True)]
     optimizer.load_state_dict({**state, "param_groups": groups})
     for group in optimizer.param_groups:

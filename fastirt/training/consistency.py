@@ -58,15 +58,15 @@ def check_same_setup(ranks: Ranks, config: Config, catalog: Catalog, encoder: En
 
 
 def check_ranks_in_sync(ranks: Ranks, step_module: TrainStep, step: int) -> None:
-    """Raises UserError on all ranks where one's weights, twin or memory are not the bits of rank 0's. Waits for the device."""
+    """Raises UserError on all ranks where one's weights, momentum encoder or memory are not the bits of rank 0's. Waits for the device."""
     if not ranks.is_distributed:
         return
-    held = {"weights": step_module.encoder.state_dict().values()}
-    if step_module.twin is not None:
-        held["momentum twin"] = step_module.twin.state_dict().values()
+    held: dict[str, Iterable[Tensor]] = {"weights": step_module.encoder.state_dict().values()}
+    if (keys := step_module.networks.momentum_encoder) is not None:
+        held["momentum encoder"] = keys.state_dict().values()
     if step_module.memory is not None:
-        ring = step_module.memory
-        held["memory"] = [ring.pointer] if step_module.sharded else ring.state_dict().values()
+        tensors = step_module.memory.state_dict()
+        held["memory"] = [tensors["pointer"]] if step_module.memory.num_shards > 1 else tensors.values()
     ranks.barrier()  # detects a lost rank on the host; synchronizing the device first would hang in its collective
     mine = {name: int(checksum(tensors)) for name, tensors in held.items()}
     everyone = ranks.gather_json(mine)

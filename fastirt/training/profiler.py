@@ -69,7 +69,7 @@ class Profile:
     def __init__(self, steps: int, module: TrainStep, folder: Path, logs: bool = True) -> None:
         self.steps, self.module, self.path, self.logs = steps, module, folder / TRACE, logs
         # Steps before the first that is traced: compilation and capture are over.
-        self.skipped = 2 + (module.capture.warm_up if module.capture is not None else WARM_UP)
+        self.skipped = 2 + (module.engine.capture.warm_up if module.engine.capture is not None else WARM_UP)
 
     def follow(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The same batches; the consumer does a step with each. Where they end too soon nothing is said but that."""
@@ -78,7 +78,7 @@ class Profile:
         # Read at the profiler's first use: without it, it prints its own events, and an error where there is no GPU.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         traced = torch.profiler.profile(acc_events=True)
-        plain, captured = module.on_phase_end, module.capture is not None and module.capture.enabled
+        plain, captured = module.on_phase_end, module.engine.is_captured
         marks = Marks(module.device, captured)
         traced.start()
         try:
@@ -87,10 +87,10 @@ class Profile:
             traced.stop()
         if captured and wall:
             module.on_phase_end = marks
-            module.capture.forget()
-            yield from itertools.islice(batches, module.capture.warm_up + 1)  # the last of them is captured
+            module.engine.forget()
+            yield from itertools.islice(batches, module.engine.capture.warm_up + 1)  # the last of them is captured
             yield from self._measure(batches, marks)
-            module.capture.forget()
+            module.engine.forget()
         module.on_phase_end = plain
         if self.logs and not marks.milliseconds():
             log.warning(
@@ -127,7 +127,7 @@ class Profile:
     def _say(self, wall: float, waited: float, phases: dict[str, float]) -> None:
         rows = {"input wait": waited, **phases}
         rows["other"] = max(0.0, wall - sum(rows.values()))
-        log.info("profile: %.2f ms a step (%s engine, %d steps)", wall, self.module.engine, self.steps)
+        log.info("profile: %.2f ms a step (%s engine, %d steps)", wall, self.module.engine.name, self.steps)
         for name, spent in rows.items():
             log.info("profile: %-10s %9.2f ms  %5.1f %%", name, spent, 100 * spent / wall)
         log.info(

@@ -24,7 +24,7 @@ from fastirt.model.flops import peak_flops, training_flops
 from fastirt.model.save import save_model
 from fastirt.step.async_metrics import AsyncMetrics
 from fastirt.step.optimizer import learning_rate, load_optimizer, optimizer_state
-from fastirt.step.train_step import TrainStep
+from fastirt.step.train_step import build_train_step
 from fastirt.training import checkpoint
 from fastirt.training.consistency import check_ranks_in_sync
 from fastirt.training.profiler import Profile
@@ -55,8 +55,6 @@ class Trainer:
         folder: Path,
         device: torch.device,
         *,
-        mean: tuple,
-        std: tuple,
         evaluate: Optional[Evaluate],
         store: Any = None,
         resume: Optional[Path] = None,
@@ -68,7 +66,7 @@ class Trainer:
         self.metrics: dict[str, Any] = {}
         self._lock: Optional[IO[str]] = None
         ranks.run_on_main(self._take_lock)
-        self.step_module = TrainStep(encoder, config, len(catalog.train), mean, std, device, ranks)
+        self.step_module = build_train_step(encoder, config, len(catalog.train), device, ranks)
         self.best: dict[str, Any] = {}
         self.step, self.store = 0, store
         self.last_good: Optional[Path] = None
@@ -88,7 +86,7 @@ class Trainer:
             csv_path=folder / "bad_pictures.csv",
             ranks=ranks,
         )
-        self.async_metrics = AsyncMetrics(self.step_module, device)
+        self.async_metrics = AsyncMetrics(self.step_module.counters)
         self._first_bad = -1
 
     def run(self) -> int:
@@ -99,8 +97,8 @@ class Trainer:
         redo = self.last_good is not None and (self._due(config.eval.eval_freq) or self.step == total)
         self.log: RunLog | NoLog = NoLog()
         self.ranks.run_on_main(lambda: self._open_log(board, redo))
-        flops = training_flops(self.encoder, self.step_module.twin is not None)
-        peak = peak_flops(self.device, self.step_module.dtype) * self.ranks.world_size
+        flops = training_flops(self.encoder, self.step_module.networks.momentum_encoder is not None)
+        peak = peak_flops(self.device, self.step_module.networks.dtype) * self.ranks.world_size
         self.speed = Throughput(config.optim.batch_size, flops, peak, self.device)
         with StopSignal(ignore_repeats=self.ranks.has_agent) as stopper:
             try:
@@ -138,7 +136,7 @@ class Trainer:
             save_model(self.encoder, self.folder / "model.safetensors", config)
         if not self._evaluate(stopper):
             return self._stop(stopper)
-        self.step_module.release()
+        self.step_module.engine.release()
         return 0
 
     def _take_lock(self) -> None:
@@ -178,8 +176,8 @@ class Trainer:
         check_ranks_in_sync(self.ranks, self.step_module, self.step)
         path = self.folder / "checkpoints" / f"step_{self.step:08d}.safetensors"
         module, shards = self.step_module.state_dict(), None
-        if self.step_module.sharded:
-            ring = self.step_module.memory
+        ring = self.step_module.memory
+        if ring is not None and ring.num_shards > 1:
             slots = {name: module.pop(f"memory.{name}") for name in ("embeddings", "labels")}
             written = checkpoint.save_shard(path, self.ranks.rank, self.ranks.world_size, ring.first, slots)
             shards = self.ranks.gather_json(written)
@@ -190,7 +188,7 @@ class Trainer:
             "module": module,
             "memory_shards": shards,
             "optimizer": optimizer_state(self.step_module.optimizer),
-            "counted": self.step_module.steps_summed,
+            "counted": self.step_module.counters.steps_summed,
             "best": self.best,
             "bad": sorted(int(i) for i in self.loader.bad),
         }
@@ -217,7 +215,7 @@ class Trainer:
         self.step, self.best, self.last_good = state["step"], state["best"], path
         if path.parent.resolve() == (self.folder / "checkpoints").resolve():
             self.ranks.run_on_main(lambda: checkpoint.delete_newer(path))
-        self.step_module.steps_summed = state["counted"]
+        self.step_module.counters.steps_summed = state["counted"]
         log.info("resumed %s at step %d", path, self.step)
         return state["bad"]
 
@@ -229,7 +227,7 @@ class Trainer:
         if shards is not None:
             found = checkpoint.load_shards(path, shards, ring.first, len(ring))
             module |= {f"memory.{name}": value for name, value in found.items()}
-        elif self.step_module.sharded:
+        elif ring.num_shards > 1:
             for name in ("memory.embeddings", "memory.labels"):
                 module[name] = module[name][ring.first : ring.first + len(ring)]
 

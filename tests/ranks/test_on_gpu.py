@@ -9,7 +9,7 @@ from ranks.steps import steps
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU = torch.device("cuda:0")
-NAMES = ["anchor_sum", "twin, nonzero_mean", "sharded", "compile", "graph"]
+NAMES = ["anchor_sum", "momentum, nonzero_mean", "sharded", "compile", "graph"]
 
 
 @pytest.mark.parametrize("size", [1, 2])

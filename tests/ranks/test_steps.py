@@ -1,4 +1,4 @@
-"""N ranks compute what one rank with the same global batch computes: losses, gradients, weights, twin, memory."""
+"""N ranks compute what one rank with the same global batch computes: losses, gradients, weights, momentum encoder, memory."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from fastirt.distributed.ranks import Ranks
 from fastirt.errors import UserError
 from fastirt.step.engine import choose_engine
-from fastirt.step.train_step import LOSS_NAMES
+from fastirt.step.step_counters import LOSS_NAMES
 from ranks.launch import run
 from ranks.steps import STEPS, VARIANTS, steps
 
@@ -65,7 +65,7 @@ def test_ranks_compute_what_one_computes(tmp_path, size, names, alone):
 
 
 def wire_by_hand(ranks: int, one: dict[str, torch.Tensor], sharded: bool) -> int:
-    """Bytes that a rank of a batch of 16 sends and receives in a step without a twin: the labels, embeddings (48 floats), and eight sums
+    """Bytes that a rank of a batch of 16 sends and receives in a step without a momentum encoder: the labels, embeddings (48 floats), and eight sums
     and counts with a distance and a neighbour a row, of each to each; in shards the gradients of each rank's rows from every other;
     the weights' gradients by a ring, there and back."""
     rows = 16 // ranks
