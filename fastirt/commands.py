@@ -42,7 +42,7 @@ def train(flags: dict[str, Any], ranks: Ranks) -> int:
     device = choose_device(flags.get("device"), ranks)
     ranks.start(device)
     flags = after_restart(flags, ranks)
-    found = ranks.run_on_main(lambda: str(checkpoint_to_resume(flags) or ""))
+    found = ranks.host.run_on_main(lambda: str(checkpoint_to_resume(flags) or ""))
     resume = Path(found) if found else None
     if resume:
         folder = resume.parent.parent
@@ -97,12 +97,12 @@ def _train_in(
             resume=resume,
             ranks=ranks,
         )
-        ranks.run_on_main(lambda: write_config(folder, config, catalog, trainer.digest))
+        ranks.host.run_on_main(lambda: write_config(folder, config, catalog, trainer.digest))
         if code := trainer.run():
             return code
         metrics = trainer.metrics
     else:
-        ranks.run_on_main(lambda: write_config(folder, config, catalog, catalog_digest(catalog)))
+        ranks.host.run_on_main(lambda: write_config(folder, config, catalog, catalog_digest(catalog)))
         if ranks.is_main:
             save_model(encoder, folder / "model.safetensors", config)
         metrics = measure(encoder.to(device, memory_format=torch.channels_last))
@@ -158,12 +158,12 @@ def evaluate_model(run: Optional[Path], flags: dict[str, Any], ranks: Ranks) -> 
         if ranks.is_main:
             _report(metrics, config, folder)
 
-    if of_run and ranks.run_on_main(lambda: _are_the_runs_own(run, flags, catalog)):
+    if of_run and ranks.host.run_on_main(lambda: _are_the_runs_own(run, flags, catalog)):
         measure_in(Path(os.path.abspath(run)))
         return 0
     with run_folder(config.replace(output_dir=flags.get("output_dir")), True, ranks) as folder:
         written = config.replace(output_dir=str(folder))
-        ranks.run_on_main(lambda: write_config(folder, written, catalog, catalog_digest(catalog)))
+        ranks.host.run_on_main(lambda: write_config(folder, written, catalog, catalog_digest(catalog)))
         measure_in(folder)
     return 0
 

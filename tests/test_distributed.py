@@ -1,4 +1,4 @@
-"""What one rank makes of what the others say; here they say what a test has them say."""
+"""How one rank acts on what the other ranks send; here a test writes what they send."""
 
 import json
 from types import SimpleNamespace
@@ -9,8 +9,9 @@ import torch.distributed as dist
 from torch import nn
 
 from fastirt.config.options import InputConfig
-from fastirt.distributed import ranks as distributed
+from fastirt.distributed import backend
 from fastirt.distributed.failures import ReportedByMainRank
+from fastirt.distributed.host_channel import HostChannel
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import UserError
 from fastirt.loading import cache_budget
@@ -20,33 +21,39 @@ from fastirt.training.resume import after_restart
 CPU = torch.device("cpu")
 
 
-class Told(Ranks):
-    """One of several ranks; `answers` turns its own word into everyone's."""
+class ScriptedChannel(HostChannel):
+    """`answers` turns this rank's value into the values of all ranks."""
 
-    def __init__(self, size, answers, rank=0):
-        super().__init__(rank, size)
+    def __init__(self, rank, world_size, answers):
+        super().__init__(rank, world_size)
         self.answers = answers
 
-    def gather_json(self, value, thread="control"):
+    def gather_json(self, value):
         return self.answers(value)
 
     def barrier(self): ...
 
 
+def ranks_with(world_size, answers, rank=0):
+    ranks = Ranks(rank, world_size)
+    ranks.host = ScriptedChannel(rank, world_size, answers)
+    return ranks
+
+
 @pytest.mark.parametrize("odd, size", [(0, 3), (2, 3), (1, 2), (4, 5)])
 def test_the_rank_that_differs_is_blamed(odd, size):
     """By majority, so also rank 0; of two it is rank 1."""
-    module = SimpleNamespace(encoder=nn.Linear(3, 2), twin=None, memory=None)
+    module = SimpleNamespace(encoder=nn.Linear(3, 2), networks=SimpleNamespace(momentum_encoder=None), memory=None)
 
     def answers(mine):
         return [{name: value + (rank == odd) for name, value in mine.items()} for rank in range(size)]
 
     with pytest.raises(UserError, match=f"step 7: weights of rank {odd} no longer equal") as caught:
-        check_ranks_in_sync(Told(size, answers), module, 7)
+        check_ranks_in_sync(ranks_with(size, answers), module, 7)
     assert not isinstance(caught.value, ReportedByMainRank)
     with pytest.raises(ReportedByMainRank):
-        check_ranks_in_sync(Told(size, answers, rank=1), module, 7)
-    check_ranks_in_sync(Told(size, lambda mine: [mine] * size), module, 7)
+        check_ranks_in_sync(ranks_with(size, answers, rank=1), module, 7)
+    check_ranks_in_sync(ranks_with(size, lambda mine: [mine] * size), module, 7)
 
 
 def test_a_checksum_sees_order_kind_and_place(monkeypatch):
@@ -64,7 +71,7 @@ def test_a_checksum_sees_order_kind_and_place(monkeypatch):
 
 
 def test_many_ranks_exchange_signals_more_rarely(monkeypatch):
-    assert [Ranks(0, size).stop_check_interval for size in (1, 7, 8, 32, 64, 512)] == [1, 1, 2, 5, 8, 8]
+    assert [HostChannel(0, size).stop_check_interval for size in (1, 7, 8, 32, 64, 512)] == [1, 1, 2, 5, 8, 8]
     exchanged = []
 
     def all_reduce(flag, **_):
@@ -73,9 +80,9 @@ def test_many_ranks_exchange_signals_more_rarely(monkeypatch):
         return SimpleNamespace(wait=lambda: None)
 
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
-    ranks = Ranks(0, 8)
-    assert [ranks.poll_stop_signal(0) for _ in range(8)] == [0, 0, 0, 0, 0, 15, 0, 0]
-    assert len(exchanged) == 4 and SINGLE_PROCESS.poll_stop_signal(15) == 15
+    channel = HostChannel(0, 8)
+    assert [channel.poll_stop_signal(0) for _ in range(8)] == [0, 0, 0, 0, 0, 15, 0, 0]
+    assert len(exchanged) == 4 and SINGLE_PROCESS.host.poll_stop_signal(15) == 15
 
 
 @pytest.mark.parametrize(
@@ -94,9 +101,9 @@ def test_all_ranks_choose_the_same_backend(monkeypatch, caplog, gpus, expected):
         store = dist.HashStore()
         for other, gpu in enumerate(gpus):
             store.set(f"gpu/{other}", gpu)
-        monkeypatch.setattr(distributed, "device_identity", lambda device, rank=rank: gpus[rank])
+        monkeypatch.setattr(backend, "device_identity", lambda device, rank=rank: gpus[rank])
         try:
-            chosen.append(Ranks(rank, 3)._choose_backend(store, CPU))
+            chosen.append(backend.choose_backend(store, rank, 3, CPU))
         except UserError as error:
             chosen.append("elsewhere" if isinstance(error, ReportedByMainRank) else str(error))
     if expected in ("gloo", "nccl"):
@@ -117,7 +124,7 @@ def test_the_cache_is_where_all_ranks_have_room(monkeypatch):
             return [mine, dict(zip(("device", "host"), rooms)) if isinstance(mine, dict) else mine]
 
         made.clear()
-        cache_budget.make_cache("auto", source, config, gpu, ranks=Told(2, answers))
+        cache_budget.make_cache("auto", source, config, gpu, ranks=ranks_with(2, answers))
         assert made == ([expected] if expected else [])
 
 

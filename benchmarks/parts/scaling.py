@@ -190,7 +190,7 @@ def main(layout: str, kind: str, effort: str) -> None:
     stream, steps = batches(side, count, device), (20 if on_gpu else 4) if full else 2
     seconds = []
     for number in range(8 if full else 3):
-        ranks.barrier()
+        ranks.host.barrier()
         start = time.perf_counter()
         for _ in range(steps):
             module(next(stream))
@@ -212,7 +212,11 @@ def main(layout: str, kind: str, effort: str) -> None:
             seconds=seconds, pictures=count * ranks.world_size, wire=module.bytes_moved, gradient_bytes=gradients
         )
         found["gradients_wire"] = 4 * (ranks.world_size - 1) * gradients // ranks.world_size
-        print(json.dumps({**found, "dim": encoder.embed_dim, "backend": ranks.backend or "alone", "params": params}))
+        print(
+            json.dumps(
+                {**found, "dim": encoder.embed_dim, "backend": ranks.collectives.backend or "alone", "params": params}
+            )
+        )
     ranks.close()
 
 

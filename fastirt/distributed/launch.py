@@ -7,7 +7,7 @@ import sys
 import traceback
 from typing import Callable
 
-from fastirt.distributed.failures import PeerLost, ReportedByMainRank
+from fastirt.distributed.failures import PeerLost, ReportedByMainRank, exit_now
 from fastirt.distributed.ranks import Ranks
 from fastirt.errors import user_message
 
@@ -44,4 +44,4 @@ def as_rank(command: str, work: Callable[[Ranks], int]) -> int:
             traceback.print_exception(error)
         else:
             print(f"fastirt {command}: rank {ranks.rank}: error: {told}", file=sys.stderr)
-    return ranks.exit_now(code, linger)
+    return exit_now(code, linger)

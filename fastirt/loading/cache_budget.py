@@ -41,14 +41,14 @@ def make_cache(
     mine = {place: free_memory(place, device) for place in places}
     if "host" in mine and ranks.is_distributed:  # each rank of a node keeps all images
         mine["host"] //= ranks.local_world_size
-    everyone = ranks.gather_json(mine)  # before any of them takes its share
+    everyone = ranks.host.gather_json(mine)  # before any of them takes its share
     room = {place: min(other.get(place, 0) for other in everyone) for place in places}
     fits = [place for place in places if smallest <= AUTO_MEMORY_FRACTION[place] * room[place]]
     if where == "auto" and not fits:
         _say_none(smallest, room)
         return None
     shapes = image_shapes(source, input, bad, ranks)
-    needed = max(ranks.gather_json(int(shapes.prod(1).sum()) * 3))  # one may not see a file that another sees
+    needed = max(ranks.host.gather_json(int(shapes.prod(1).sum()) * 3))  # one may not see a file that another sees
     if where == "auto":
         where = next((place for place in fits if needed <= AUTO_MEMORY_FRACTION[place] * room[place]), "none")
         if where == "none":

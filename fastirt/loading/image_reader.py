@@ -123,7 +123,8 @@ class ImageReader:
             return set()
         found, self._found = self._found, []
         new: dict[int, tuple[str, int]] = {}
-        for told in self.ranks.gather_json(found, thread):
+        channel = self.ranks.loader_host if thread == "input" else self.ranks.host
+        for told in channel.gather_json(found):
             for row, reason, step in told:
                 new.setdefault(row, (reason, step))
         self.bad |= new.keys()

@@ -69,7 +69,7 @@ class _Whole(torch.autograd.Function):
 
         # One exchange: sums and counts are added in the order of ranks, so every rank has the same bits.
         message = torch.cat([torch.stack([n.double() for n in numbers]), rho.double(), index.double()])
-        found = ranks.gather(message[None]).wait()
+        found = ranks.collectives.gather(message[None]).wait()
         numbers = found[:, : len(numbers)].sum(0)
         rho = found[:, len(numbers) :][:, :count].reshape(-1).float()
         index = found[:, len(numbers) + count :].reshape(-1).long()
@@ -104,7 +104,7 @@ class _Whole(torch.autograd.Function):
                 *rows, memory.embeddings, memory.labels, scale_pos=against * scales[2], scale_neg=against * scales[3],
                 self_slots=memory.slots, **options,
             )  # fmt: skip
-            gradient = gradient + (ctx.ranks.scatter_sum(part) if memory.sharded else part)
+            gradient = gradient + (ctx.ranks.collectives.scatter_sum(part) if memory.sharded else part)
         gradient = gradient + koleo_grad(
             own, whole, rho, index, scale=koleo * share, row_offset=first, impl=ctx.loss.impl
         )

@@ -67,10 +67,10 @@ def embed(
         loader.close()
     loader.agree()
     own = torch.cat(vectors).float().cpu() if vectors else torch.empty(0, encoder.embed_dim)  # one copy, at the end
-    all_vectors = ranks.gather_rows(own)
-    all_rows = ranks.gather_rows(torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64))
+    all_vectors = ranks.host.gather_rows(own)
+    all_rows = ranks.host.gather_rows(torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64))
     found = None if all_vectors is None else Embeddings(all_vectors, all_rows)
-    ranks.run_on_main(lambda: _check(found, paths, name))
+    ranks.host.run_on_main(lambda: _check(found, paths, name))
     return found
 
 

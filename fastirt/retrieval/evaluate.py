@@ -65,7 +65,7 @@ def evaluate(
 
     query = embeddings(catalog.query)
     gallery = query if catalog.gallery is None else embeddings(catalog.gallery)
-    return ranks.run_on_main(lambda: _measure(query, gallery, catalog, config, device, ranks))
+    return ranks.host.run_on_main(lambda: _measure(query, gallery, catalog, config, device, ranks))
 
 
 def _measure(

@@ -83,7 +83,7 @@ def choose_engine(name: str, device: torch.device, opt: str, ranks: Ranks = SING
         return "graph" if capturable(opt) and not ranks.is_distributed else "compile"
     if name == "graph" and device.type != "cuda":
         raise UserError(f"--engine graph: needs a GPU, the device is {device}: use --engine compile or eager")
-    if name == "graph" and ranks.is_distributed and ranks.backend != "nccl":
+    if name == "graph" and ranks.is_distributed and ranks.collectives.backend != "nccl":
         raise UserError("--engine graph: gloo cannot be captured in a CUDA graph, only NCCL can: use --engine compile")
     if name == "graph" and not capturable(opt):
         raise UserError(

@@ -83,12 +83,12 @@ class DistributedForwardPass(ForwardPass):
             self._embed = GradientSync(networks.compute_encoder, self._embed, ranks)
 
     def embed(self, images: Tensor, labels: Tensor) -> Embedded:
-        pending_labels = self.ranks.gather(labels)
+        pending_labels = self.ranks.collectives.gather(labels)
         embeddings = self._embed(self.networks.compute_encoder, images)
-        pending = self.ranks.gather(embeddings)
+        pending = self.ranks.collectives.gather(embeddings)
         keys = None
         if self.with_memory and self.networks.compute_momentum_encoder is not None:
-            keys = self.ranks.gather(self._keys(embeddings, images)).wait()
+            keys = self.ranks.collectives.gather(self._keys(embeddings, images)).wait()
         whole, all_labels = pending.wait(), pending_labels.wait()
         replaced, shard = None, None
         if self.with_memory:

@@ -20,7 +20,7 @@ class GradientSync:
         self.reducer = DistributedDataParallel(
             module, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
         )
-        self.reducer.register_comm_hook(None, ranks.sum_bucket)
+        self.reducer.register_comm_hook(None, ranks.collectives.sum_bucket)
         self._is_stable = False
 
     def __call__(self, _: Encoder, images: Tensor) -> Tensor:
@@ -34,13 +34,13 @@ class GradientSync:
         The layout of the buckets fixes the order in which gradients are summed: without this a resumed run is not
         bit-identical to one that never stopped.
         """
-        self._is_stable, wire = True, self.ranks.bytes_moved
+        self._is_stable, wire = True, self.ranks.collectives.bytes_moved
         with torch.random.fork_rng([images.device] if images.is_cuda else []):
             for _ in range(2):
                 self.reducer(images).sum().backward()
         for weight in self.reducer.parameters():
             weight.grad = None
-        self.ranks.bytes_moved = wire
+        self.ranks.collectives.bytes_moved = wire
 
 
 class _EmbedModule(nn.Module):

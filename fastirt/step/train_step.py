@@ -77,7 +77,7 @@ class TrainStep:
 
     def body(self) -> None:
         """The step on what `__call__` put in place: device work only, the same for every step of a run."""
-        moved = self.ranks.bytes_moved
+        moved = self.ranks.collectives.bytes_moved
         self.networks.begin_step()
         images, labels = self.input.build_images(), self.input.labels
         self.on_phase_end("copy")
@@ -88,7 +88,7 @@ class TrainStep:
         losses.total.backward()
         self.networks.collect_gradients()
         self.on_phase_end("backward")
-        self.bytes_moved = self.ranks.bytes_moved - moved
+        self.bytes_moved = self.ranks.collectives.bytes_moved - moved
         self._update(losses, embedded)
         self.on_phase_end("optimizer")
 

@@ -44,7 +44,7 @@ def check_same_setup(ranks: Ranks, config: Config, catalog: Catalog, encoder: En
         "data set": catalog_digest(catalog)[:12],
     }
     mine["weights"] = f"{int(checksum(encoder.state_dict().values())) % 2**64:016x}"
-    everyone = ranks.gather_json({name: str(value) for name, value in mine.items()})
+    everyone = ranks.host.gather_json({name: str(value) for name, value in mine.items()})
     for rank, theirs in enumerate(everyone):
         different = [
             f"{name} ({theirs.get(name)} instead of {value})"
@@ -67,9 +67,9 @@ def check_ranks_in_sync(ranks: Ranks, step_module: TrainStep, step: int) -> None
     if step_module.memory is not None:
         tensors = step_module.memory.state_dict()
         held["memory"] = [tensors["pointer"]] if step_module.memory.num_shards > 1 else tensors.values()
-    ranks.barrier()  # detects a lost rank on the host; synchronizing the device first would hang in its collective
+    ranks.host.barrier()  # detects a lost rank on the host; synchronizing the device first would hang in its collective
     mine = {name: int(checksum(tensors)) for name, tensors in held.items()}
-    everyone = ranks.gather_json(mine)
+    everyone = ranks.host.gather_json(mine)
     for name in mine:
         most = Counter(theirs[name] for theirs in everyone).most_common(1)[0][0]  # of two: rank 0's
         for rank, theirs in enumerate(everyone):

@@ -41,7 +41,7 @@ def after_restart(flags: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     their maximum is used; `config.json` records the job's id, so another job's folder is never resumed.
     """
     mine = [os.environ.get(f"TORCHELASTIC_{name}") for name in ("RUN_ID", "MAX_RESTARTS", "RESTART_COUNT")]
-    everyone = ranks.gather_json(mine)
+    everyone = ranks.host.gather_json(mine)
     job, most, attempts = mine[0], *(max(int(other[i] or 0) for other in everyone) for i in (1, 2))
     if not job or not most:
         return flags
@@ -59,7 +59,7 @@ def after_restart(flags: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
             "resume" not in flags or checkpoint.latest(folder) is not None
         )
 
-    return {**flags, "output_dir": str(folder), "resume": ""} if attempts and ranks.run_on_main(goes_on) else flags
+    return {**flags, "output_dir": str(folder), "resume": ""} if attempts and ranks.host.run_on_main(goes_on) else flags
 
 
 def checkpoint_to_resume(flags: dict[str, Any]) -> Optional[Path]:

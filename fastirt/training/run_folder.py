@@ -31,7 +31,7 @@ def run_folder(config: Config, fresh: bool, ranks: Ranks) -> Iterator[Path]:
     comes before the first log row. `fresh`: a folder that holds a run is refused. Raises UserError.
     """
     made: list[Path] = []
-    folder = Path(ranks.run_on_main(lambda: str(_open(config, fresh, made))))
+    folder = Path(ranks.host.run_on_main(lambda: str(_open(config, fresh, made))))
     try:
         yield folder
     except BaseException:

@@ -65,7 +65,7 @@ class Trainer:
         self.digest = catalog_digest(catalog)
         self.metrics: dict[str, Any] = {}
         self._lock: Optional[IO[str]] = None
-        ranks.run_on_main(self._take_lock)
+        ranks.host.run_on_main(self._take_lock)
         self.step_module = build_train_step(encoder, config, len(catalog.train), device, ranks)
         self.best: dict[str, Any] = {}
         self.step, self.store = 0, store
@@ -74,7 +74,7 @@ class Trainer:
         if resume is not None:
             bad = self._load(resume)
         self.recent: deque[tuple[int, np.ndarray]] = deque(
-            maxlen=2 * max(config.run.logging_freq, ranks.stop_check_interval) + 8
+            maxlen=2 * max(config.run.logging_freq, ranks.host.stop_check_interval) + 8
         )
         self.loader = train_loader(
             catalog,
@@ -96,7 +96,7 @@ class Trainer:
         # Resumed at a step whose evaluation may not have ended: it is done again.
         redo = self.last_good is not None and (self._due(config.eval.eval_freq) or self.step == total)
         self.log: RunLog | NoLog = NoLog()
-        self.ranks.run_on_main(lambda: self._open_log(board, redo))
+        self.ranks.host.run_on_main(lambda: self._open_log(board, redo))
         flops = training_flops(self.encoder, self.step_module.networks.momentum_encoder is not None)
         peak = peak_flops(self.device, self.step_module.networks.dtype) * self.ranks.world_size
         self.speed = Throughput(config.optim.batch_size, flops, peak, self.device)
@@ -170,7 +170,7 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of the present step; refuses to save past a non-finite one, or one at which ranks differ."""
-        self.ranks.barrier()  # detects a lost rank on the host; synchronizing the device first would hang in its collective
+        self.ranks.host.barrier()  # detects a lost rank on the host; synchronizing the device first would hang in its collective
         self._finish_log_row(wait=True)
         self._check(self.async_metrics.first_bad_step(wait=True))
         check_ranks_in_sync(self.ranks, self.step_module, self.step)
@@ -180,7 +180,7 @@ class Trainer:
         if ring is not None and ring.num_shards > 1:
             slots = {name: module.pop(f"memory.{name}") for name in ("embeddings", "labels")}
             written = checkpoint.save_shard(path, self.ranks.rank, self.ranks.world_size, ring.first, slots)
-            shards = self.ranks.gather_json(written)
+            shards = self.ranks.host.gather_json(written)
         state = {
             "step": self.step,
             "config": self.config.to_dict(),
@@ -192,7 +192,7 @@ class Trainer:
             "best": self.best,
             "bad": sorted(int(i) for i in self.loader.bad),
         }
-        self.ranks.run_on_main(lambda: checkpoint.save(path, state, self.config.run.keep))
+        self.ranks.host.run_on_main(lambda: checkpoint.save(path, state, self.config.run.keep))
         self.last_good = path
         return path
 
@@ -214,7 +214,7 @@ class Trainer:
             raise UserError(f"{path}: does not fit this model: {' '.join(str(error).split())[:300]}") from error
         self.step, self.best, self.last_good = state["step"], state["best"], path
         if path.parent.resolve() == (self.folder / "checkpoints").resolve():
-            self.ranks.run_on_main(lambda: checkpoint.delete_newer(path))
+            self.ranks.host.run_on_main(lambda: checkpoint.delete_newer(path))
         self.step_module.counters.steps_summed = state["counted"]
         log.info("resumed %s at step %d", path, self.step)
         return state["bad"]
@@ -233,7 +233,7 @@ class Trainer:
 
     def _told_to_stop(self, stopper: StopSignal) -> bool:
         """True once any rank got a stop signal or a non-finite loss; all ranks return True at the same step."""
-        signal = self.ranks.poll_stop_signal(NON_FINITE if self._first_bad >= 0 else stopper.signal or 0)
+        signal = self.ranks.host.poll_stop_signal(NON_FINITE if self._first_bad >= 0 else stopper.signal or 0)
         if signal == NON_FINITE:
             self._check(self.async_metrics.first_bad_step(wait=True))
         if signal:
