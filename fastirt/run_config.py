@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 
@@ -19,12 +19,36 @@ from fastirt.model.precision import resolve_precision
 from fastirt.model.save import description
 from fastirt.model.weights.load import read_model_metadata
 from fastirt.training import checkpoint
+from fastirt.training.resume import after_restart, checkpoint_to_resume
+from fastirt.training.run_folder import RunFolder
 
 log = logging.getLogger("fastirt")
 
-
 # What training from a model file takes over from it: the architecture, not the recipe.
 ARCHITECTURE = {"model", "model_kwargs", "pooling", "input_size"}
+
+
+class Plan(NamedTuple):
+    """What `fastirt train` sets out to do."""
+
+    config: Config
+    checkpoint: Optional[Path]  # to resume
+    fresh: bool  # a folder that holds a run is refused
+
+
+def plan_training(flags: dict[str, Any], ranks: Ranks) -> Plan:
+    """From flags to a fresh run, or to the checkpoint of an earlier one that --resume or torchrun's restart names."""
+    flags = after_restart(flags, ranks)
+    found = ranks.host.run_on_main(lambda: str(checkpoint_to_resume(flags) or ""))
+    fresh = "resume" not in flags
+    if found:
+        checkpoint_path = Path(found)
+        folder = checkpoint_path.parent.parent
+        config = with_flags(RunFolder(folder).read_config(checkpoint_path), folder, flags)
+        return Plan(config, checkpoint_path, fresh)
+    described = described_by_file(flags)
+    architecture = {name: described[name] for name in ARCHITECTURE & set(described)}
+    return Plan(fresh_config({**architecture, **flags}, "train", ranks), None, fresh)
 
 
 def with_flags(stored: Config, folder: Path, flags: dict[str, Any]) -> Config:

@@ -18,7 +18,7 @@ from fastirt.model.build import build_encoder
 from fastirt.model.encoder import normalization_constants
 from fastirt.retrieval.embed import embed
 from fastirt.retrieval.search import search
-from fastirt.training.run_folder import read_config
+from fastirt.training.run_folder import RunFolder
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 def neighbours(run: Path, catalog: Catalog) -> torch.Tensor:
     """(Q, NEIGHBOURS): rows of the test split that are nearest to each of its images, by the run's final model."""
-    config: Config = read_config(run).replace(weights=str(run / "model.safetensors"))
+    config: Config = RunFolder(run).read_config().replace(weights=str(run / "model.safetensors"))
     encoder = build_encoder(config.model, config.input.input_size)
     mean, std = normalization_constants(config, encoder)
     loader = EvalLoader(catalog.query, batch_size=128, input=config.input, device=CPU)

@@ -15,7 +15,7 @@ from fastirt.distributed.host_channel import HostChannel
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import UserError
 from fastirt.loading import cache_budget
-from fastirt.training.consistency import check_ranks_in_sync, checksum
+from fastirt.training.health_checks import check_ranks_in_sync, checksum
 from fastirt.training.resume import after_restart
 
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ def test_a_checksum_sees_order_kind_and_place(monkeypatch):
     assert checksum([rows, other]) != checksum([other, rows])
     assert checksum([-rows]) != checksum([rows]) and checksum([rows.bfloat16()]) != checksum([rows])
     whole = checksum([rows, torch.tensor(3), torch.tensor([True, False]), torch.zeros(0, 4)])
-    monkeypatch.setattr("fastirt.training.consistency.CHUNK", 24)
+    monkeypatch.setattr("fastirt.training.health_checks.CHUNK", 24)
     assert checksum([rows, torch.tensor(3), torch.tensor([True, False]), torch.zeros(0, 4)]) == whole
     image = torch.randn(4, 3, 5, 5)
     assert checksum([image]) == checksum([image.to(memory_format=torch.channels_last)])

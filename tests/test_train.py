@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 
 from conftest import TINY
 from fastirt.cli import main
+from fastirt.distributed.ranks import SINGLE_PROCESS
 from fastirt.step.train_step import TrainStep
 from fastirt.training import checkpoint
+from fastirt.training.run_folder import RunFolder
 
 FEW = [
     "--max-iter",
@@ -124,15 +126,15 @@ def test_training_learns_the_training_classes(pictures, tmp_path):
 def test_a_non_finite_loss_stops_the_run_and_names_step_pictures_and_checkpoint(
     pictures, tmp_path, capsys, monkeypatch
 ):
-    forward = TrainStep.forward
+    forward = TrainStep.__call__
 
     def poisoned(self, batch):
         if batch.step == 4:
             with torch.no_grad():
-                self.objective.lambda_reg = float("nan")
+                self.forward_pass.objective.lambda_reg = float("nan")
         forward(self, batch)
 
-    monkeypatch.setattr(TrainStep, "forward", poisoned)
+    monkeypatch.setattr(TrainStep, "__call__", poisoned)
     out = tmp_path / "run"
     assert train(pictures, out, "--logging-freq", "50") == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -243,13 +245,10 @@ def test_evaluation_with_other_flags_leaves_the_runs_own_figures_alone(pictures,
 
 
 def test_two_processes_do_not_train_in_one_folder(pictures, tmp_path, capsys):
-    from fastirt.training.run_folder import _lock
-
     (tmp_path / "run").mkdir()
-    held = _lock(tmp_path / "run")
-    assert train(pictures, tmp_path / "run") == 2
+    with RunFolder(tmp_path / "run").locked(SINGLE_PROCESS):
+        assert train(pictures, tmp_path / "run") == 2
     assert "another process" in capsys.readouterr().err
-    held.close()
 
 
 def test_another_data_set_of_the_same_size_is_not_resumed_on(pictures, tmp_path, capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Iterable
+from typing import Iterable, Sequence
 
 import numpy as np
 
@@ -16,7 +16,16 @@ from fastirt.datasets.file_identity import check_files
 from fastirt.datasets.records import Catalog, Listed, Split, assemble, counted
 from fastirt.errors import UserError
 
-__all__ = ["Catalog", "Split", "check_recall_ks", "load_dataset", "reachable", "unmatched_queries", "warn_of_copies"]
+__all__ = [
+    "Catalog",
+    "Split",
+    "check_recall_ks",
+    "load_dataset",
+    "reachable",
+    "reachable_ks",
+    "unmatched_queries",
+    "warn_of_copies",
+]
 
 PUBLISHED = {"cub200": load_cub200, "sop": load_sop, "inshop": load_inshop}
 OWN = {"folder": load_folder, "csv": load_csv, "demo": load_demo}
@@ -137,6 +146,23 @@ def reachable(catalog: Catalog) -> int | None:
     """How many gallery images every query can be compared with; None without a split to evaluate on."""
     gallery = catalog.gallery or catalog.query
     return None if gallery is None else len(gallery) - (catalog.gallery is None or catalog.own is not None)
+
+
+def reachable_ks(catalog: Catalog, ks: Sequence[int], requested: bool, log: bool = True) -> Sequence[int]:
+    """The K of `ks` that the gallery is large enough for.
+
+    requested: the user named them, so one above the gallery is an error; a preset's is left out.
+    Raises UserError.
+    """
+    most = reachable(catalog)
+    if requested or most is None or max(ks) <= most:
+        check_recall_ks(catalog, ks)
+        return ks
+    if log:
+        logging.getLogger("fastirt").warning(
+            "%s: left out Recall@K for K above %d: the gallery has no more images", catalog.place, most
+        )
+    return tuple(k for k in ks if k <= most) or (1,)
 
 
 def check_recall_ks(catalog: Catalog, ranks: Iterable[int]) -> None:

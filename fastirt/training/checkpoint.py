@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fastirt.atomic import atomic_write
+from fastirt.config.run_files import RunFiles
 from fastirt.errors import UserError, first_line
 
 FORMAT = "fastirt checkpoint 1"
@@ -135,7 +136,7 @@ def latest(where: Path) -> Optional[Path]:
     """The newest checkpoint of a run folder, or the file itself; None where the folder holds none."""
     if where.is_file():
         return where
-    files = sorted((where / "checkpoints").glob("step_*.safetensors"))
+    files = sorted(RunFiles(where).checkpoints.glob("step_*.safetensors"))
     return files[-1] if files else None
 
 

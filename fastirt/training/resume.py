@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and whether it may."""
+"""Which checkpoint a run goes on from: --resume, and torchrun's restarts."""
 
 from __future__ import annotations
 
@@ -7,31 +7,12 @@ import os
 from pathlib import Path
 from typing import Any, Optional
 
-from fastirt.config.options import Config
 from fastirt.distributed.ranks import Ranks
 from fastirt.errors import UserError
 from fastirt.training import checkpoint
-from fastirt.training.run_folder import read_tree
+from fastirt.training.run_folder import RunFolder
 
 log = logging.getLogger("fastirt")
-
-# May differ between a run and its resumption: they change neither the images nor the arithmetic.
-MAY_CHANGE_ON_RESUME = set(
-    "output_dir log_dir logging_freq save_freq keep resume device num_workers pin_mem max_bad data_path "
-    "rank eval_split eval_freq eval_batch_size search weights eval_descriptor engine cache profile memory_sharded check_freq".split()
-)
-
-
-def compatible(saved: Config, now: Config, path: Path) -> None:
-    """Refuse to resume under another configuration, naming each difference."""
-    free = set(MAY_CHANGE_ON_RESUME)
-    if saved.data.packed:
-        saved = saved.replace(packed=os.path.abspath(saved.data.packed))  # older runs kept it relative
-    if now.optim.sched == "constant":
-        free.add("max_iter")
-    different = [line for line in saved.difference(now) if line.split(":")[0] not in free]
-    if different:
-        raise UserError(f"{path}: belongs to another configuration (saved, now): {'; '.join(different)}")
 
 
 def after_restart(flags: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
@@ -55,7 +36,7 @@ def after_restart(flags: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     folder = folder.parent.parent if folder.is_file() else folder  # --resume RUN/checkpoints/step_N.safetensors
 
     def goes_on() -> bool:
-        return read_tree(folder).get("job") in (None, job) and (
+        return RunFolder(folder).read_tree().get("job") in (None, job) and (
             "resume" not in flags or checkpoint.latest(folder) is not None
         )
 

@@ -12,10 +12,10 @@ from fastirt import Config, build_encoder, load_dataset, search
 from fastirt.loading.eval_loader import EvalLoader
 from fastirt.model.encoder import normalization_constants
 from fastirt.retrieval.embed import embed
-from fastirt.training.run_folder import read_config
+from fastirt.training.run_folder import RunFolder
 
 folder, run = sys.argv[1], Path(sys.argv[2]) if len(sys.argv) > 2 else None
-config = read_config(run).replace(weights=str(run / "model.safetensors")) if run else Config()
+config = RunFolder(run).read_config().replace(weights=str(run / "model.safetensors")) if run else Config()
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 split = load_dataset("folder", folder).query
 encoder = build_encoder(config.model, config.input.input_size).to(device)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import fastirt.commands
-import fastirt.training.consistency
+import fastirt.training.health_checks
 from fastirt.cli import main
 from fastirt.model.build import build_encoder
 from fastirt.step.train_step import TrainStep
@@ -21,7 +21,7 @@ from fastirt.step.train_step import TrainStep
 def faulty(kind: str, at: int, rank: int) -> None:
     if int(os.environ.get("RANK", 0)) != rank or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
         return
-    forward = TrainStep.forward
+    forward = TrainStep.__call__
 
     def step(self, batch):
         forward(self, batch)
@@ -36,16 +36,16 @@ def faulty(kind: str, at: int, rank: int) -> None:
         elif kind == "full":
             resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
         elif kind == "weights":
-            self.weights[3].data.view(-1)[0] += 1e-7
+            self.networks.weights[3].data.view(-1)[0] += 1e-7
         elif kind == "ring":
             self.memory.embeddings[:2] = self.memory.embeddings[:2].flip(0)
         elif kind == "nan":
-            self.weights[3].data.view(-1)[0] = float("nan")
+            self.networks.weights[3].data.view(-1)[0] = float("nan")
         elif kind == "gone":
             data = Path(sys.argv[sys.argv.index("--data-path") + 1])
             data.rename(data.with_name("moved"))
 
-    TrainStep.forward = step
+    TrainStep.__call__ = step
     if kind == "seed":
 
         def other(config, size):
@@ -59,7 +59,7 @@ def faulty(kind: str, at: int, rank: int) -> None:
     elif kind == "data":
         sys.argv[sys.argv.index("--data-path") + 1] += "-other"
     elif kind == "code":
-        fastirt.training.consistency.code_digest = lambda: "another"
+        fastirt.training.health_checks.code_digest = lambda: "another"
 
 
 if __name__ == "__main__":

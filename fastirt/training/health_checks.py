@@ -1,23 +1,29 @@
-"""What must be the same on all ranks: checked when they start, and every so often while they train."""
+"""Checks at the start and while training: ranks that are alike and stay in sync, losses that are finite."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections import Counter
+import json
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any, Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import fastirt
 from fastirt.config.options import Config, flatten
+from fastirt.config.run_files import RunFiles
 from fastirt.datasets import Catalog
 from fastirt.datasets.digest import catalog_digest
 from fastirt.distributed.ranks import Ranks
+from fastirt.loading.batch import Batch
 from fastirt.model.encoder import Encoder
+from fastirt.step.async_metrics import AsyncMetrics
 from fastirt.step.train_step import TrainStep
+from fastirt.training.training_state import TrainingState
 
 CHUNK = 2**22  # numbers summed at once: 32 MiB as int64
 PER_RANK_OPTIONS = {
@@ -78,6 +84,53 @@ def check_ranks_in_sync(ranks: Ranks, step_module: TrainStep, step: int) -> None
                     f"step {step}: {name} of rank {rank} no longer equal those of the others (a fault of memory, GPU or network?): "
                     "nothing was saved since; go on from the last checkpoint with --resume"
                 )
+
+
+class NonFiniteWatch:
+    """Ends the run after a non-finite loss or gradient, naming its step and images.
+
+    `first_bad_step`: as far as the host knows, or -1.
+    """
+
+    def __init__(
+        self, metrics: AsyncMetrics, catalog: Catalog, state: TrainingState, files: RunFiles, ranks: Ranks
+    ) -> None:
+        self.metrics, self.catalog, self.state, self.files, self.ranks = metrics, catalog, state, files, ranks
+        self.first_bad_step = -1
+        run = state.config.run
+        # The flag is read a log row or an exchange of stop signals later: so long the rows of a batch are kept.
+        kept = 2 * max(run.logging_freq, ranks.host.stop_check_interval) + 8
+        self._recent: deque[tuple[int, np.ndarray]] = deque(maxlen=kept)
+
+    def remember(self, batch: Batch) -> None:
+        self._recent.append((batch.step, batch.indices if batch.whole is None else batch.whole))
+
+    def poll(self) -> None:
+        """Read the flag without waiting. A single rank raises; many raise at the same step, in `check`."""
+        self.first_bad_step = self.metrics.first_bad_step()
+        if not self.ranks.is_distributed:
+            self._raise_if_bad()
+
+    def check(self, wait: bool) -> None:
+        """Raises UserError on all ranks where a step was non-finite."""
+        self.first_bad_step = self.metrics.first_bad_step(wait)
+        self._raise_if_bad()
+
+    def _raise_if_bad(self) -> None:
+        step = self.first_bad_step
+        if step < 0:
+            return
+        rows = dict(self._recent).get(step, np.array([], dtype=np.int64))
+        paths, last = [self.catalog.train.paths[row] for row in rows], self.state.last_checkpoint
+        if self.ranks.is_main:
+            self.files.non_finite.write_text(json.dumps({"step": step + 1, "pictures": paths}, indent=1))
+        more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+        raise self.ranks.shared_error(
+            f"non-finite loss or gradient first in step {step + 1}, no update since; "
+            f"its images: {', '.join(paths[:3])}{more} (all in {self.files.non_finite}); "
+            f"{f'last good checkpoint: {last}' if last else 'no checkpoint was saved before it'}; "
+            "try a lower --lr, --clip-grad, or --precision fp32"
+        )
 
 
 def checksum(tensors: Iterable[Tensor]) -> Tensor:
