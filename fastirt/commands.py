@@ -1,4 +1,6 @@
-"""`fastirt train` and `fastirt evaluate`, from flags to metrics: data, folder, encoder, training, evaluation."""
+"""`fastirt train` and `fastirt evaluate`, from flags to metrics: data, folder, encoder, training,
+evaluation.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,14 @@ from fastirt.training.trainer import Trainer
 
 log = logging.getLogger("fastirt")
 
-# Options that leave the figures of an evaluation as the run had them.
+# Options that do not change an evaluation's figures.
 RESULT_NEUTRAL_OPTIONS = {"device", "num_workers", "pin_mem", "eval_batch_size", "search"}
 
 
 class Data(NamedTuple):
-    """What a command reads: the catalogue, image sources by split where a packed store is used, and the K of Recall@K."""
+    """What a command reads: the catalogue, image sources by split where a packed store is used, and
+    the K of Recall@K.
+    """
 
     catalog: Catalog
     sources: Optional[dict[str, Any]]
@@ -64,13 +68,17 @@ def train(flags: dict[str, Any], ranks: Ranks) -> int:
 def _fit(
     encoder: Encoder, config: Config, data: Data, folder: RunFolder, checkpoint: Optional[Path], ranks: Ranks
 ) -> tuple[int, dict[str, Any]]:
-    """(exit code, metrics of the final model). With --max-iter 0 the model is saved and measured as it is."""
+    """(exit code, metrics of the final model).
+
+    With --max-iter 0 the model is saved and measured as it is.
+    """
 
     def evaluate(model: Encoder) -> dict[str, Any]:
         return _measure(model, config, data, folder, ranks)
 
     if checkpoint is None and ranks.is_main:
-        folder.bad_images.unlink(missing_ok=True)  # of an attempt that ended before its first checkpoint
+        # of an attempt that ended before its first checkpoint
+        folder.bad_images.unlink(missing_ok=True)
     if config.optim.max_iter == 0:
         ranks.host.run_on_main(lambda: folder.write_config(config, data.catalog))
         if ranks.is_main:
@@ -137,7 +145,10 @@ def _connect(flags: dict[str, Any], ranks: Ranks) -> torch.device:
 
 
 def _config_of_run(run: Path, flags: dict[str, Any]) -> tuple[Config, str]:
-    """(configuration of a finished run with the flags on top, where it ran). Raises UserError for an unfinished one."""
+    """(configuration of a finished run with the flags on top, where it ran).
+
+    Raises UserError for an unfinished one.
+    """
     folder = RunFolder(run)
     if not folder.final_model.is_file():
         raise UserError(
@@ -152,7 +163,9 @@ def _config_of_run(run: Path, flags: dict[str, Any]) -> tuple[Config, str]:
 
 
 def _build_encoder(config: Config, data: Data, folder: RunFolder, ranks: Ranks, pretrained: bool = True) -> Encoder:
-    """The encoder, the same on all ranks. pretrained: False leaves the weights out: a checkpoint brings them."""
+    """The encoder, the same on all ranks. pretrained: False leaves the weights out: a checkpoint
+    brings them.
+    """
     torch.manual_seed(config.run.seed)
     model = config.model if pretrained else dataclasses.replace(config.model, weights="scratch")
     encoder = build_encoder(model, config.input.input_size)
@@ -181,7 +194,9 @@ def _log_loading_line(encoder: Encoder, config: Config, folder: RunFolder) -> No
 
 
 def _are_the_runs_own(run: RunFolder, flags: dict[str, Any], catalog: Catalog) -> bool:
-    """Whether an evaluation with these flags gives the figures that belong into the run's own metrics.json."""
+    """Whether an evaluation with these flags gives the figures that belong into the run's own
+    metrics.json.
+    """
     same = run.was_evaluated_on(catalog)
     if not same:
         log.warning(
@@ -220,7 +235,7 @@ def _open_data(config: Config, asked_for_k: bool, ranks: Ranks, training: bool) 
 
 @contextlib.contextmanager
 def _only_first_warns(ranks: Ranks) -> Iterator[None]:
-    """All ranks read the same data set and would say the same of it."""
+    """All ranks read the same data set and would log the same warnings."""
     level = log.level
     if not ranks.is_main:
         log.setLevel(logging.ERROR)

@@ -1,4 +1,6 @@
-"""From flags to the configuration of a command: presets, an earlier run, a model file, a packed store."""
+"""From flags to the configuration of a command: presets, an earlier run, a model file, a packed
+store.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from fastirt.training.run_folder import RunFolder
 
 log = logging.getLogger("fastirt")
 
-# What training from a model file takes over from it: the architecture, not the recipe.
+# Taken from a model file that training starts from: the architecture, not the recipe.
 ARCHITECTURE = {"model", "model_kwargs", "pooling", "input_size"}
 
 
@@ -37,7 +39,9 @@ class Plan(NamedTuple):
 
 
 def plan_training(flags: dict[str, Any], ranks: Ranks) -> Plan:
-    """From flags to a fresh run, or to the checkpoint of an earlier one that --resume or torchrun's restart names."""
+    """From flags to a fresh run, or to the checkpoint of an earlier one that --resume or torchrun's
+    restart names.
+    """
     flags = after_restart(flags, ranks)
     found = ranks.host.run_on_main(lambda: str(checkpoint_to_resume(flags) or ""))
     fresh = "resume" not in flags
@@ -59,23 +63,27 @@ def with_flags(stored: Config, folder: Path, flags: dict[str, Any]) -> Config:
 
 
 def fresh_config(flags: dict[str, Any], command: str, ranks: Ranks) -> Config:
-    """The configuration that the flags mean. The images of a packed store are resized already: unless a recipe is named, theirs counts."""
+    """The configuration of a new run.
+
+    Images of a packed store are resized already: without --recipe their resize is used.
+    """
     config = resolve(flags, command)
     if config.data.packed is None or "recipe" in flags:
         return config
     header = PackedStore.open(config.data.packed).header
     names = {"resize", "resize_size", "orientation"} & (set(header) - set(flags))
-    if "input_size" in flags:  # the recipe's resize goes with it: a store of another size is refused
+    # the recipe's resize goes with it: a store of another size is refused
+    if "input_size" in flags:
         names.discard("resize_size")
     taken = {name: header[name] for name in sorted(names) if header[name] != getattr(config.input, name)}
     if taken and ranks.is_main:
-        theirs = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in taken.items())
-        log.warning("%s was packed with %s: taken instead of the recipe's", config.data.packed, theirs)
+        options = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in taken.items())
+        log.warning("%s was packed with %s: taken instead of the recipe's", config.data.packed, options)
     return config.replace(**taken)
 
 
 def finalized(config: Config, device: torch.device, ranks: int = 1) -> Config:
-    """Checked, with the device and what follows from it filled in."""
+    """The checked configuration, with device and precision filled in. Raises UserError."""
     validate(config, ranks)
     precision = config.model.precision
     if precision == "auto":
@@ -85,7 +93,7 @@ def finalized(config: Config, device: torch.device, ranks: int = 1) -> Config:
 
 
 def _absolute(config: Config) -> Config:
-    """Paths as they are seen from anywhere: a stored relative one would name other files in another working folder."""
+    """Absolute paths: a stored relative path would name other files in another working folder."""
     paths = {"data_path": config.data.data_path, "packed": config.data.packed, "log_dir": config.run.log_dir}
     if _file_of_weights(config.model.weights):
         paths["weights"] = config.model.weights
@@ -93,13 +101,18 @@ def _absolute(config: Config) -> Config:
 
 
 def _file_of_weights(weights: Optional[str]) -> Optional[Path]:
-    """The file or folder that --weights names, None where it is a word (`scratch`, whatever is called so here), a tag or missing."""
+    """The file or folder that --weights names; None for `scratch` (even if a file is called so), a
+    timm tag or a missing file.
+    """
     file = Path(os.path.expanduser(weights)) if weights and weights != "scratch" else None
     return file if file is not None and file.exists() else None
 
 
 def described_by_file(flags: dict[str, Any]) -> dict[str, Any]:
-    """What the model file that the flags name says of itself, as flags; nothing for others. Raises UserError where another model was asked for."""
+    """The metadata of the model file that --weights names, as flags; empty without any.
+
+    Raises UserError if --model names another model.
+    """
     weights = flags.get("weights")
     file = _file_of_weights(weights)
     if file is None:

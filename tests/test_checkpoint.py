@@ -145,5 +145,5 @@ def test_a_shard_that_is_missing_or_damaged_is_one_clear_line(tmp_path):
     file.unlink()
     with pytest.raises(UserError, match="memory_00000003_2-of-2.*damaged or missing"):
         checkpoint.load_shards(path, told, 3, 3)
-    with pytest.raises(UserError, match="have holes"):
+    with pytest.raises(UserError, match="do not cover the memory"):
         checkpoint.load_shards(path, told[:1], 0, 6)

@@ -24,7 +24,9 @@ class PendingGather:
 
 
 class Collectives:
-    """Over one process group: NCCL on GPUs, gloo on CPUs. All ranks call the same methods in the same order.
+    """Over one process group: NCCL on GPUs, gloo on CPUs.
+
+    All ranks call the same methods in the same order.
 
     `bytes_moved`: bytes that this rank has sent and received so far.
     """
@@ -35,7 +37,9 @@ class Collectives:
         self._group = group
 
     def gather(self, own: Tensor) -> PendingGather:
-        """Start to gather (n, …) of each rank to (world_size * n, …), in the order of ranks; without gradient."""
+        """Start to gather (n, …) of each rank to (world_size * n, …), in the order of ranks;
+        without gradient.
+        """
         self.bytes_moved += 2 * (self.world_size - 1) * own.nbytes
         whole = own.new_empty((self.world_size * own.shape[0], *own.shape[1:]))
         if own.is_cuda and self.backend == "gloo":
@@ -58,10 +62,12 @@ class Collectives:
         dist.reduce_scatter_tensor(out, whole.contiguous(), group=self._group)
         return out
 
-    def sum_bucket(self, _, bucket):  # without annotations: DDP compares them, and cannot read strings
+    # without annotations: DDP compares them, and cannot read strings
+    def sum_bucket(self, _, bucket):
         """DDP's communication hook: sums gradients over the ranks instead of averaging them."""
         buffer = bucket.buffer()
-        # A ring sends and receives (world_size - 1) / world_size of the buffer twice: sums, then results.
+        # A ring sends and receives (world_size - 1) / world_size of the buffer twice: sums, then
+        # results.
         self.bytes_moved += 4 * (self.world_size - 1) * buffer.nbytes // self.world_size
         work = dist.all_reduce(buffer, group=self._group, async_op=True)
         return work.get_future().then(lambda done: done.value()[0])

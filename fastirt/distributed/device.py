@@ -9,8 +9,11 @@ from fastirt.errors import UserError
 
 
 def choose_device(name: str | None, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
-    """The device asked for, or a GPU where there is one; made torch's current one. Of many ranks, each takes the GPU of its place
-    on the node. Raises UserError naming those present."""
+    """The device that --device names, or a GPU if there is one; becomes torch's current device.
+
+    In a distributed job each rank takes the GPU of its local rank. Raises UserError naming the
+    devices present.
+    """
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     present = [*gpus, "cpu"]
     if ranks.is_distributed and name and ":" in name:

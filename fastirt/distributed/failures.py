@@ -48,7 +48,10 @@ def as_peer_lost(error: BaseException, rank: int, peers: Sequence[dict[str, Any]
 
 
 def _ended_on_this_node(peers: Sequence[dict[str, Any]]) -> list[int]:
-    """Ranks of this node whose process has ended. Waits up to a second: connections close before /proc shows the end."""
+    """Ranks of this node whose process has ended.
+
+    Waits up to a second: connections close before /proc shows the end.
+    """
     host = socket.gethostname()
     for _ in range(10):
         ended = [rank for rank, peer in enumerate(peers) if peer["host"] == host and not _is_alive(peer["pid"])]

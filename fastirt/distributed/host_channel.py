@@ -16,7 +16,10 @@ ROOM = 512  # bytes of a first message: most fit, so that one exchange is enough
 
 
 class HostChannel:
-    """One gloo group. All ranks call the same methods in the same order; with one rank nothing is sent."""
+    """One gloo group.
+
+    All ranks call the same methods in the same order; with one rank nothing is sent.
+    """
 
     def __init__(self, rank: int = 0, world_size: int = 1, group: Any = None) -> None:
         self.rank, self.world_size, self._group = rank, world_size, group
@@ -42,7 +45,9 @@ class HostChannel:
         return whole[:, :8].contiguous().view(torch.int64).flatten().tolist(), list(whole[:, 8:])
 
     def gather_rows(self, own: Tensor) -> Optional[Tensor]:
-        """(n_r, …) on the CPU, of any length on each rank, concatenated on rank 0; None on the other ranks."""
+        """(n_r, …) on the CPU, of any length on each rank, concatenated on rank 0; None on the
+        other ranks.
+        """
         if self.world_size == 1:
             return own
         counts = self.gather_json(len(own))
@@ -79,11 +84,15 @@ class HostChannel:
 
     @property
     def stop_check_interval(self) -> int:
-        """Steps between two exchanges of `poll_stop_signal`: a ring of 64 ranks takes longer than a step."""
+        """Steps between two exchanges of `poll_stop_signal`: a ring of 64 ranks takes longer than a
+        step.
+        """
         return min(8, 1 + self.world_size // 8)
 
     def poll_stop_signal(self, signal: int) -> int:
-        """Largest stop signal of any rank as of the previous exchange (with one rank: now). Called once a step.
+        """Largest stop signal of any rank as of the previous exchange (with one rank: now).
+
+        Called once a step.
 
         Exchanges are asynchronous and read one interval later, so the host never blocks and all
         ranks stop at the same step. Large jobs exchange every `stop_check_interval` steps.

@@ -1,4 +1,4 @@
-"""Runs a command as one rank of a job: how it starts, and how it ends when something is wrong."""
+"""Run a command as one rank of a job, and end it in the right way when something is wrong."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from fastirt.errors import user_message
 def as_rank(command: str, work: Callable[[Ranks], int]) -> int:
     """The exit code of `work`.
 
-    In a distributed job a failing rank prints one line and exits immediately; tearing down shared process groups could hang.
+    In a distributed job a failing rank prints one line and exits immediately; tearing down shared
+    process groups could hang.
     """
     ranks = Ranks.from_environment()
     if not ranks.is_distributed:
         return work(ranks)
-    if not ranks.is_main:  # rank 0 speaks for all; the others only warn
+    if not ranks.is_main:  # rank 0 logs for all; the others only warn
         logging.getLogger("fastirt").setLevel(logging.WARNING)
         for handler in logging.getLogger().handlers:
             handler.setFormatter(
@@ -38,10 +39,10 @@ def as_rank(command: str, work: Callable[[Ranks], int]) -> int:
         code = 130
     except BaseException as error:
         error = ranks.as_peer_lost(error) or error
-        code, linger, told = 2, isinstance(error, PeerLost), user_message(error)
-        if told is None:
+        code, linger, message = 2, isinstance(error, PeerLost), user_message(error)
+        if message is None:
             code = 1
             traceback.print_exception(error)
         else:
-            print(f"fastirt {command}: rank {ranks.rank}: error: {told}", file=sys.stderr)
+            print(f"fastirt {command}: rank {ranks.rank}: error: {message}", file=sys.stderr)
     return exit_now(code, linger)

@@ -46,7 +46,10 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> "Ranks":
-        """The rank that torchrun's variables describe; without them the only one. Raises UserError where some are missing."""
+        """The rank that torchrun's variables describe; without them the only one.
+
+        Raises UserError where some are missing.
+        """
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         if "WORLD_SIZE" not in os.environ or "LOCAL_RANK" not in os.environ:
             return cls()  # a batch job alone sets some of them too
@@ -66,7 +69,9 @@ class Ranks:
 
     @property
     def has_agent(self) -> bool:
-        """Whether a launcher started this process: it may send a signal more than once, and kills by itself."""
+        """Whether a launcher started this process: it may send a signal more than once, and kills
+        by itself.
+        """
         return self.is_distributed or "TORCHELASTIC_RUN_ID" in os.environ
 
     def threads(self, most: int) -> int:
@@ -87,7 +92,10 @@ class Ranks:
         return failures.as_peer_lost(error, self.rank, self._peers) if self.is_distributed else None
 
     def start(self, device: torch.device) -> None:
-        """Connect to the other ranks. Raises UserError where they do not come within `START_TIMEOUT`."""
+        """Connect to the other ranks.
+
+        Raises UserError where they do not come within `START_TIMEOUT`.
+        """
         if not self.is_distributed or self._peers:
             return
         rank, world_size = self.rank, self.world_size

@@ -1,7 +1,8 @@
-"""How ranks meet in a store that may still hold what an earlier attempt of the job left in it.
+"""How ranks meet in a store that may still hold keys of an earlier attempt of the job.
 
-torchrun's agent keeps its store when it restarts workers, so that gloo would find the addresses of processes that are dead. Every
-attempt therefore works under a prefix of its own, which rank 0 proposes once it has heard from every rank of this attempt.
+torchrun's agent keeps its store when it restarts workers, so gloo would find the addresses of dead
+processes. Every attempt therefore uses a prefix of its own, which rank 0 proposes once it has heard
+from every rank of this attempt.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ POLL = 0.02  # seconds
 
 
 def rendezvous(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Store:
-    """A part of `store` for these `size` processes alone.
+    """A prefix of `store` for these `size` processes alone.
 
-    Each rank publishes a fresh token; rank 0 publishes an invitation that lists the tokens it has seen; a rank that finds its
-    token acknowledges; when all have acknowledged the same invitation, rank 0 publishes `go`. Raises RuntimeError after `timeout`.
+    Each rank publishes a fresh token; rank 0 publishes an invitation that lists the tokens it has
+    seen; a rank that finds its token acknowledges; when all have acknowledged the same invitation,
+    rank 0 publishes `go`. Raises RuntimeError after `timeout`.
     """
     store = dist.PrefixStore("fastirt", store)
     word, end = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()

@@ -12,7 +12,9 @@ Timing = Callable[[], dict[str, Any]]
 
 
 class AsyncMetrics:
-    """Copies a step's flag and sums into page-locked memory and reads them once they have arrived."""
+    """Copies a step's flag and sums into page-locked memory and reads them once they have
+    arrived.
+    """
 
     def __init__(self, counters: StepCounters) -> None:
         self.counters, self.on_gpu = counters, counters.sums.is_cuda
@@ -21,7 +23,10 @@ class AsyncMetrics:
         self._pending: Optional[tuple[dict[str, Any], Timing, int, Any]] = None
 
     def first_bad_step(self, wait: bool = False) -> int:
-        """The first non-finite step, or -1. Without `wait`: as of the previous call of this method."""
+        """The first non-finite step, or -1.
+
+        Without `wait`: as of the previous call of this method.
+        """
         if wait:
             return int(self.counters.first_bad_step)
         earlier = int(self._flag)
@@ -31,7 +36,8 @@ class AsyncMetrics:
     def request(self, row: dict[str, Any], timing: Timing = dict) -> None:
         """Start to copy the mean of each loss since the last call; at most one copy is pending.
 
-        `poll` returns `row` with the means, and with what `timing()` gives once the device got here.
+        `poll` returns `row` with the means, and with what `timing()` gives once the device got
+        here.
         """
         self._sums.copy_(self.counters.sums, non_blocking=True)
         arrived = None
@@ -42,7 +48,9 @@ class AsyncMetrics:
         self.counters.start_sums()
 
     def poll(self, wait: bool = False) -> Optional[dict[str, Any]]:
-        """The requested row with its means, once; None where none is pending or it has not arrived yet."""
+        """The requested row with its means, once; None where none is pending or it has not arrived
+        yet.
+        """
         if self._pending is None:
             return None
         row, timing, count, arrived = self._pending

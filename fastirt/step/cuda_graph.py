@@ -14,29 +14,27 @@ class CaptureFailed(UserError):
     """Something in the step cannot be in a CUDA graph."""
 
 
-WARM_UP = 3  # steps that run before the capture, for libraries and the compiler to set themselves up
-
-
-WARM_UP_OF_MANY = 11  # DistributedDataParallel times its buckets in the first ten
+WARM_UP = 3  # steps before the capture, in which libraries and the compiler set themselves up
+DISTRIBUTED_WARM_UP = 11  # DistributedDataParallel times its buckets in the first ten
 
 
 class Capture:
     """Runs `body` as it is for a few calls, then captures it in a CUDA graph and replays that.
 
-    `body` must do the same work on the same addresses each time and never wait for the device. `forget` after anything that
-    it uses has moved; the next calls warm up and capture anew.
+    `body` must do the same work on the same addresses each time and never wait for the device.
+    Call `forget` after anything that it uses has moved: the next calls warm up and capture again.
     """
 
     def __init__(self, device: torch.device, is_distributed: bool = False) -> None:
         """is_distributed: the body talks to other ranks."""
         self.device, self.enabled = device, True
-        self.warm_up = WARM_UP_OF_MANY if is_distributed else WARM_UP
+        self.warm_up = DISTRIBUTED_WARM_UP if is_distributed else WARM_UP
         self._stream = torch.cuda.Stream(device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._calls = 0
 
     def stream(self) -> torch.cuda.StreamContext:
-        """For what must be made on the stream of the capture."""
+        """A context for work that must run on the stream of the capture."""
         return torch.cuda.stream(self._stream)
 
     def forget(self) -> None:
@@ -50,14 +48,16 @@ class Capture:
     def __call__(self, body: Callable[[], None]) -> None:
         if not self.enabled or self._calls < self.warm_up:
             self._calls += 1
-            self._aside(body)
+            self._warm_up(body)
             return
         if self._graph is None:
             self._capture(body)
         self._graph.replay()
 
-    def _aside(self, body: Callable[[], None]) -> None:
-        """On the stream of the capture, since autograd remembers on which stream a weight was first used."""
+    def _warm_up(self, body: Callable[[], None]) -> None:
+        """Run on the stream of the capture: autograd remembers on which stream a weight was first
+        used.
+        """
         current = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -66,9 +66,9 @@ class Capture:
 
     def _capture(self, body: Callable[[], None]) -> None:
         torch.cuda.synchronize(self.device)
-        torch.cuda.empty_cache()  # what the warm-up took: the graph has a pool of its own
+        torch.cuda.empty_cache()  # blocks of the warm-up: the graph has a pool of its own
         try:
-            # thread_local: the threads that decode images go on calling CUDA meanwhile.
+            # thread_local: other threads decode images and call CUDA meanwhile.
             self._graph = captured(body, self.device, stream=self._stream, capture_error_mode="thread_local")
         except torch.OutOfMemoryError:
             raise
@@ -81,7 +81,8 @@ class Capture:
 def captured(body: Callable[[], Any], device: torch.device, **options: Any) -> torch.cuda.CUDAGraph:
     """`body` as a CUDA graph; options are torch.cuda.graph's.
 
-    If the capture fails, stream and allocator are restored, and the exception raised by `body` propagates.
+    If the capture fails, stream and allocator are restored, and the exception raised by `body`
+    propagates.
     """
     graph, pool, cause = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), None
 
@@ -94,11 +95,13 @@ def captured(body: Callable[[], Any], device: torch.device, **options: Any) -> t
             raise
 
     try:
-        # `torch.cuda.graph` leaves its own stream current if ending the capture fails; the outer context restores ours.
+        # `torch.cuda.graph` leaves its own stream current if ending the capture fails; the outer
+        # context restores ours.
         with torch.cuda.stream(torch.cuda.current_stream(device)), torch.cuda.graph(graph, pool=pool, **options):
             watched()
     except Exception as error:
-        with contextlib.suppress(RuntimeError):  # it also leaves the allocator routing frees to the graph's pool
+        # it also leaves the allocator routing frees to the graph's pool
+        with contextlib.suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(device.index or 0, pool)
         raise cause or error
     return graph

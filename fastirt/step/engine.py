@@ -21,7 +21,8 @@ class Engine:
     """`name`: "eager", "compile" (encoders and objective under torch.compile), or "graph" (the
     whole step in one CUDA graph as well).
 
-    compile_options: of torch.compile's Inductor backend. Raises UserError where the engine asked for cannot run.
+    compile_options: of torch.compile's Inductor backend. Raises UserError where the engine asked
+    for cannot run.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Engine:
         return function if self.name == "eager" else compiled(function, **self.compile_options)
 
     def stream(self) -> ContextManager[Any]:
-        """For what must be made on the stream of the capture."""
+        """A context for work that must run on the stream of the capture."""
         return self.capture.stream() if self.capture else contextlib.nullcontext()
 
     def run(self, body: Callable[[], None]) -> None:
@@ -62,7 +63,7 @@ class Engine:
             self.capture(body)
 
     def forget(self) -> None:
-        """Capture anew: call it after anything that the step reads has moved."""
+        """Capture again in later steps: call it after anything that the step reads has moved."""
         if self.capture is not None:
             self.capture.forget()
 
@@ -73,7 +74,8 @@ class Engine:
 
 
 def choose_engine(name: str, device: torch.device, opt: str, ranks: Ranks = SINGLE_PROCESS) -> str:
-    """Resolve "auto": graph on one GPU, compile on many and where the optimizer cannot be captured, eager on a CPU.
+    """Resolve "auto": graph on one GPU, compile on many and where the optimizer cannot be captured,
+    eager on a CPU.
 
     Raises UserError where the engine asked for cannot run.
     """
@@ -96,7 +98,8 @@ def choose_engine(name: str, device: torch.device, opt: str, ranks: Ranks = SING
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """`function` under torch.compile without graph breaks, for one shape; options: of Inductor.
 
-    Failures of the compiler are a UserError of one line. Random numbers (dropout) stay those of the eager engine.
+    Failures of the compiler are a UserError of one line. Random numbers (dropout) stay those of the
+    eager engine.
     """
     fast = torch.compile(function, fullgraph=True, dynamic=False, options={"fallback_random": True, **options})
 

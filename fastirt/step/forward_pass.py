@@ -46,7 +46,8 @@ class ForwardPass:
         replaced, shard = None, None
         if self.with_memory:
             replaced = self.memory.enqueue(self._keys(embeddings, images), labels)
-            # The momentum encoder's view of an image is a positive like any other; without one it is the anchor itself.
+            # The momentum encoder's view of an image is a positive like any other; without one it
+            # is the anchor itself.
             own_slots = replaced.slots if self.networks.compute_momentum_encoder is None else None
             shard = MemoryShard(self.memory.embeddings, self.memory.labels, own_slots, False)
         return Embedded(embeddings, embeddings, labels, shard, replaced)
@@ -57,7 +58,9 @@ class ForwardPass:
         return self._compare(embedded.embeddings, embedded.labels, *memory)
 
     def _keys(self, embeddings: Tensor, images: Tensor) -> Tensor:
-        """What the memory stores: embeddings of the momentum encoder, or without one those of the encoder."""
+        """What the memory stores: embeddings of the momentum encoder, or without one those of the
+        encoder.
+        """
         if self.networks.compute_momentum_encoder is None:
             return embeddings.detach()
         with torch.no_grad():
@@ -65,7 +68,10 @@ class ForwardPass:
 
 
 class DistributedForwardPass(ForwardPass):
-    """The same over the batch of all ranks. Labels travel during the forward, embeddings during the momentum encoder's."""
+    """The same over the batch of all ranks.
+
+    Labels travel during the forward, embeddings during the momentum encoder's.
+    """
 
     def __init__(
         self,

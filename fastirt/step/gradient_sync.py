@@ -13,7 +13,9 @@ from fastirt.model.encoder import Encoder
 
 
 class GradientSync:
-    """An encoder's forward whose gradients are summed over the ranks, bucket by bucket, while the rest of the backward runs."""
+    """An encoder's forward whose gradients DDP sums over the ranks, bucket by bucket, while the
+    backward runs.
+    """
 
     def __init__(self, encoder: Encoder, embed: Callable[[Encoder, Tensor], Tensor], ranks: Ranks) -> None:
         self.ranks, module = ranks, _EmbedModule(encoder, embed)
@@ -31,8 +33,8 @@ class GradientSync:
     def _stabilize_buckets(self, images: Tensor) -> None:
         """Run two throw-away backward passes so that DDP finishes rebuilding its buckets.
 
-        The layout of the buckets fixes the order in which gradients are summed: without this a resumed run is not
-        bit-identical to one that never stopped.
+        The layout of the buckets fixes the order in which gradients are summed: without this a
+        resumed run is not bit-identical to one that never stopped.
         """
         self._is_stable, wire = True, self.ranks.collectives.bytes_moved
         with torch.random.fork_rng([images.device] if images.is_cuda else []):

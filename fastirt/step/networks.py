@@ -1,4 +1,6 @@
-"""The networks of a step: the encoder, its momentum encoder, and what forward and backward run on."""
+"""The networks of a step: the encoder, its momentum encoder, and what forward and backward
+run on.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ class Networks:
                 self.compute_momentum_encoder = self.bf16_copies[1].encoder
 
     def draw_masks(self, seed: int, step: int, batch_size: int, part: tuple[int, int], keys: bool) -> None:
-        """Set the drop-path masks for rows `part` = (first, count) of a global batch of `batch_size`.
+        """Set the drop-path masks for rows `part` = (first, count) of a global batch of
+        `batch_size`.
 
         keys: whether the momentum encoder runs in this step, too.
         """
@@ -66,6 +69,8 @@ class Networks:
             self.bf16_copies[0].copy_gradients()
 
     def update_momentum(self, skip: Optional[Tensor] = None) -> None:
-        """Move the momentum encoder towards the encoder, except where the 0-d bool `skip` is true."""
+        """Move the momentum encoder towards the encoder, except where the 0-d bool `skip` is
+        true.
+        """
         if self.momentum_encoder is not None:
             momentum_update(self.momentum_encoder, self.encoder, self.momentum, skip)

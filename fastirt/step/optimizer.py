@@ -1,4 +1,4 @@
-"""The optimiser by its name, the learning-rate schedule, and a step that can be held back on the device."""
+"""The optimizer by its name, the learning-rate schedule, and a step that the device can skip."""
 
 from __future__ import annotations
 
@@ -13,25 +13,31 @@ from torch import Tensor, nn
 from fastirt.config.options import OptimConfig
 from fastirt.errors import UserError, first_line
 
-FUSED = ("adam", "adamw", "sgd", "momentum", "nesterov")  # torch's own, which take `fused=True` and `found_inf`
+# torch's own, which take `fused=True` and `found_inf`
+FUSED = ("adam", "adamw", "sgd", "momentum", "nesterov")
 APEX = {"apex-fused-adam": "FusedAdam", "apex-fused-lamb": "FusedLAMB"}
 APEX_BUILD = (
     "git clone https://github.com/NVIDIA/apex && cd apex && "
     "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v --no-build-isolation ."
 )
-ENGINE_KEYS = ("lr", "fused", "foreach", "capturable")  # settings of a group that belong to how it runs
+ENGINE_KEYS = ("lr", "fused", "foreach", "capturable")  # of a parameter group: how it runs
 
 
 def capturable(name: str) -> bool:
-    """Whether a CUDA graph can hold this optimiser's step: its rate and step count must be tensors on the device."""
+    """Whether a CUDA graph can hold this optimizer's step: its rate and step count must be tensors
+    on the device.
+    """
     return name.lower() in (*FUSED, "apex-fused-adam")
 
 
 def build_optimizer(vit: nn.Module, config: OptimConfig, capture: bool = False) -> torch.optim.Optimizer:
-    """timm's factory, with its groups: no weight decay on biases, norms, tokens and position embeddings; or NVIDIA apex's.
+    """An optimizer of timm's factory or of NVIDIA apex, with timm's parameter groups.
 
-    capture: ready for a CUDA graph, each group's rate a 0-d float32 tensor on the weights' GPU. Raises UserError for a name
-    or settings that cannot be had.
+    Biases, norms, tokens and position embeddings have no weight decay.
+
+    capture: make it ready for a CUDA graph; each group's learning rate is then a 0-d float32
+    tensor on the weights' GPU.
+    Raises UserError for an unknown name or settings that the optimizer does not take.
     """
     name = config.opt.lower()
     extra: dict[str, Any] = {}
@@ -44,7 +50,7 @@ def build_optimizer(vit: nn.Module, config: OptimConfig, capture: bool = False) 
     base = name.split("_")[-1]  # timm: lookahead_adamw
     if base not in list_optimizers():
         close = difflib.get_close_matches(base, [*list_optimizers(), *APEX], n=3)
-        raise UserError(f"--opt {config.opt}: no such optimiser in timm; close names: {', '.join(close) or 'none'}")
+        raise UserError(f"--opt {config.opt}: no such optimizer in timm; close names: {', '.join(close) or 'none'}")
     if name in FUSED:
         extra["fused"] = True
         if capture and name.startswith("adam"):
@@ -58,21 +64,27 @@ def build_optimizer(vit: nn.Module, config: OptimConfig, capture: bool = False) 
             f"--opt-betas {' '.join(map(str, config.opt_betas or ()))}: too few for --opt {config.opt}"
         ) from None
     except (TypeError, ValueError, AssertionError, RuntimeError, ImportError) as error:
-        raise UserError(f"--opt {config.opt}: cannot be made with these settings: {first_line(error)}") from error
+        raise UserError(f"--opt {config.opt}: does not take these settings: {first_line(error)}") from error
     if getattr(optimizer, "is_second_order", False):
-        raise UserError(f"--opt {config.opt}: needs second derivatives, which fused attention has not: choose another")
+        raise UserError(
+            f"--opt {config.opt}: needs second derivatives, which fused attention does not have: choose another"
+        )
     if capture:
-        optimizer._warned_capturable_if_run_uncaptured = True  # the warm-up does, and means to
+        # torch would warn of the warm-up steps
+        optimizer._warned_capturable_if_run_uncaptured = True
         for group in optimizer.param_groups:
             group["lr"] = torch.tensor(config.lr, dtype=torch.float32, device=group["params"][0].device)
     return optimizer
 
 
 def _apex(vit: nn.Module, config: OptimConfig, extra: dict[str, Any], capture: bool) -> torch.optim.Optimizer:
-    """NVIDIA apex's fused optimiser over timm's groups. LAMB's own clipping is off: --clip-grad does that for all alike."""
+    """NVIDIA apex's fused optimizer over timm's groups.
+
+    LAMB's own clipping is off: --clip-grad does it for all optimizers.
+    """
     try:
         from apex import optimizers
-    except Exception:  # absent, or the other package of that name, which fails in its own ways
+    except Exception:  # absent, or the other package named apex, which fails in many ways
         raise UserError(
             f"--opt {config.opt}: needs NVIDIA apex, which is not on PyPI; build it: {APEX_BUILD}"
         ) from None
@@ -89,12 +101,14 @@ def _apex(vit: nn.Module, config: OptimConfig, extra: dict[str, Any], capture: b
         return getattr(optimizers, APEX[name])(groups, lr=config.lr, weight_decay=0.0, **extra)
     except (ImportError, RuntimeError, TypeError, AttributeError) as error:
         raise UserError(
-            f"--opt {config.opt}: apex cannot make it ({first_line(error)}); build it anew: {APEX_BUILD}"
+            f"--opt {config.opt}: apex cannot make it ({first_line(error)}); build it again: {APEX_BUILD}"
         ) from error
 
 
 def learning_rate(step: int, config: OptimConfig) -> float:
-    """The rate of step 0, 1, ...: linear warm-up, then constant, or a half cosine that ends at 0 after `max_iter` steps."""
+    """The learning rate of step 0, 1, ...: linear warm-up, then constant, or a half cosine that
+    ends at 0 after `max_iter` steps.
+    """
     if step < config.warmup_iter:
         return config.lr * (step + 1) / config.warmup_iter
     if config.sched == "constant":
@@ -104,7 +118,9 @@ def learning_rate(step: int, config: OptimConfig) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give the rate to every group, in place where it is a tensor on the device; no synchronisation."""
+    """Set the learning rate of every group, in place where it is a tensor on the device; no
+    synchronization.
+    """
     for group in optimizer.param_groups:
         scaled = rate * group.get("lr_scale", 1.0)
         if isinstance(group["lr"], Tensor):
@@ -114,7 +130,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def clip_gradients(weights: Sequence[Tensor], largest: float | None) -> Tensor:
-    """Scale all gradients so that their global norm is at most `largest`; returns the norm before. None: only the norm."""
+    """Scale all gradients to a global norm of at most `largest` (None: leave them); returns the
+    norm before, 0-d.
+    """
     gradients = [p.grad for p in weights if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
     if largest is not None:
@@ -123,10 +141,11 @@ def clip_gradients(weights: Sequence[Tensor], largest: float | None) -> Tensor:
 
 
 def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
-    """`optimizer.step()`, which leaves every weight as it was where the 0-d bool tensor `skip` is true; no synchronisation.
+    """`optimizer.step()`, except that no weight changes where the 0-d bool tensor `skip` is true;
+    no synchronization.
 
-    torch's fused optimisers skip by themselves (the hook that GradScaler uses); any other is undone. The state of those
-    others is not: a held step ends the run.
+    torch's fused optimizers skip by themselves, through GradScaler's `found_inf`. For any other the
+    weights are restored but not the optimizer's state: a skipped step ends the run.
     """
     if all(group.get("fused") for group in optimizer.param_groups):
         optimizer.grad_scale, optimizer.found_inf = None, skip.float()
@@ -142,19 +161,20 @@ def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """`state_dict` without what belongs to the engine, so that a checkpoint fits any engine."""
+    """`state_dict` without ENGINE_KEYS, so that a checkpoint fits any engine."""
     state = optimizer.state_dict()
     groups = [{k: v for k, v in group.items() if k not in ENGINE_KEYS} for group in state["param_groups"]]
     return {**state, "param_groups": groups}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """`load_state_dict`, then each state tensor in its weight's memory layout, which torch's fused kernels take for granted.
+    """`load_state_dict`, then each state tensor in its weight's memory layout, which torch's fused
+    kernels require.
 
-    The optimiser keeps its own engine settings, whatever engine wrote the state.
+    The optimizer keeps its own ENGINE_KEYS, whatever engine wrote the state.
     """
     own = [{k: group[k] for k in ENGINE_KEYS if k in group} for group in optimizer.param_groups]
-    groups = [{**saved, **mine} for saved, mine in zip(state["param_groups"], own, strict=True)]
+    groups = [{**saved, **kept} for saved, kept in zip(state["param_groups"], own, strict=True)]
     optimizer.load_state_dict({**state, "param_groups": groups})
     for group in optimizer.param_groups:
         for name, value in group.items():

@@ -1,4 +1,6 @@
-"""The step's input: static buffers on the device, so that a captured step finds every batch at the same address."""
+"""The step's input: static buffers on the device, so that a captured step finds every batch at the
+same address.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,11 @@ from fastirt.loading.batch import Batch
 
 
 class StepInput:
-    """`load` brings a batch in, from the host's side; `fill` turns it into the encoder's input, on the device alone.
+    """`load` brings a batch in, from the host's side; `fill` turns it into the encoder's input, on
+    the device alone.
 
-    images (B, 3, S, S) in channels-last memory and labels (B,) int64 keep their address while the batch's shape stays the same.
+    images (B, 3, S, S) in channels-last memory and labels (B,) int64 keep their address while the
+    batch's shape stays the same.
     """
 
     images: Tensor
@@ -27,7 +31,9 @@ class StepInput:
         self._layout: tuple | None = None
 
     def copy_batch(self, batch: Batch) -> bool:
-        """Copy what is new of a batch into place, without waiting; True where the places themselves are new."""
+        """Copy what is new of a batch into place, without waiting; True where the places themselves
+        are new.
+        """
         layout = (len(batch), batch.size, None if batch.views is None else batch.views.cache)
         moved = layout != self._layout
         if moved:

@@ -1,4 +1,7 @@
-"""One optimizer step. `TrainStep.body` is all of its arithmetic; the engine runs it as it is, compiled, or captured."""
+"""One optimizer step.
+
+`TrainStep.body` is all of its arithmetic; the engine runs it as it is, compiled, or captured.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,13 @@ from fastirt.step.optimizer import build_optimizer, clip_gradients, learning_rat
 from fastirt.step.step_counters import StepCounters
 from fastirt.step.step_input import StepInput
 
-PHASES = ("copy", "forward", "objective", "backward", "optimizer")  # of a step, in the order in which they end
+# of a step, in the order in which they end
+PHASES = ("copy", "forward", "objective", "backward", "optimizer")
 
 
 class TrainStep:
-    """Networks, memory, objective and optimizer; calling it does one step and never waits for the device.
+    """Networks, memory, objective and optimizer; calling it does one step and never waits for the
+    device.
 
     The first non-finite loss or gradient sets `counters.first_bad_step`; from then on no step
     updates weights, momentum encoder or memory. `on_phase_end` is called with "start" and then
@@ -76,7 +81,9 @@ class TrainStep:
         self.counters.steps_summed += 1
 
     def body(self) -> None:
-        """The step on what `__call__` put in place: device work only, the same for every step of a run."""
+        """The step on what `__call__` put in place: device work only, the same for every step of a
+        run.
+        """
         moved = self.ranks.collectives.bytes_moved
         self.networks.begin_step()
         images, labels = self.input.build_images(), self.input.labels
@@ -93,7 +100,9 @@ class TrainStep:
         self.on_phase_end("optimizer")
 
     def _update(self, losses: Any, embedded: Embedded) -> None:
-        """Clip, then update optimizer, momentum encoder and memory, unless a step was non-finite."""
+        """Clip, then update optimizer, momentum encoder and memory, unless a step was
+        non-finite.
+        """
         norm = clip_gradients(self.networks.weights, self.config.optim.clip_grad)
         with torch.no_grad():
             skip = self.counters.flag(losses.total, norm)
@@ -125,7 +134,9 @@ class TrainStep:
 
 
 class _Saved(nn.Module):
-    """The tensors of a step under the names of the checkpoint format, in which `twin` is the momentum encoder."""
+    """The tensors of a step under the names of the checkpoint format, in which `twin` is the
+    momentum encoder.
+    """
 
     def __init__(self, step: TrainStep) -> None:
         super().__init__()

@@ -1,10 +1,12 @@
-"""Checkpoints: one safetensors file each, written whole or not at all, read without unpickling anything.
+"""The checkpoint file: one safetensors file, written whole or not at all, read without unpickling
+anything.
 
-With a memory in shards, each rank writes its own file first (`save_shard`); the checkpoint itself, which names them all, comes last and
-makes them valid.
+With a sharded memory each rank first writes a file of its own (`save_shard`); the checkpoint, which
+names them all, is written last and makes them valid.
 
-Tensors lie flat under their path in the state (`encoder.vit.cls_token`, `optimizer.state.0.exp_avg`); everything else is
-JSON in the file's metadata, with `{"tensor": path}` where a tensor stood, and likewise for dicts, lists, tuples and dtypes.
+Tensors lie flat under their path in the state (`module.encoder.vit.cls_token`,
+`optimizer.state.0.exp_avg`). Everything else is JSON in the file's metadata, with
+`{"tensor": path}` in the place of a tensor, and likewise for dicts, lists, tuples and dtypes.
 """
 
 from __future__ import annotations
@@ -26,16 +28,18 @@ SHARD = "fastirt memory 1"
 
 
 def save(path: Path, state: dict[str, Any], keep: Optional[int] = None) -> None:
-    """Write `state`, a tree of dicts, lists, tensors and JSON values, to `path` by way of a temporary file and a rename.
+    """Write `state`, a tree of dicts, lists, tensors and JSON values, to a temporary file that is
+    renamed to `path`.
 
-    keep: how many of the newest `step_*.safetensors` beside it to leave. Raises UserError where the disk refuses.
+    keep: how many of the newest `step_*.safetensors` stay in the folder; None keeps all.
+    Raises UserError where the disk refuses.
     """
     tensors: dict[str, torch.Tensor] = {}
     tree = _flatten(state, "", tensors)
-    for stale in path.parent.glob(".*.tmp"):  # of a save that was killed
+    for stale in path.parent.glob(".*.tmp"):  # left by a save that was killed
         stale.unlink(missing_ok=True)
     _write(path, tensors, {"format": FORMAT, "state": json.dumps(tree)})
-    for shard in path.parent.glob("memory_*.safetensors"):  # likewise
+    for shard in path.parent.glob("memory_*.safetensors"):  # left by a save that was killed
         if not shard.with_name(f"step_{shard.stem.split('_')[1]}.safetensors").exists():
             shard.unlink(missing_ok=True)
     if keep is not None:
@@ -45,9 +49,10 @@ def save(path: Path, state: dict[str, Any], keep: Optional[int] = None) -> None:
 
 
 def save_shard(path: Path, rank: int, size: int, first: int, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Write one rank's slots of the memory, from `first` on, beside the checkpoint `path`; returns what that has to say of it.
+    """Write one rank's slots of the memory, from `first` on, beside the checkpoint `path`.
 
-    Raises UserError where the disk refuses.
+    Returns the shard's entry for the checkpoint: file, first, count. Raises UserError where the
+    disk refuses.
     """
     name = f"{path.stem.replace('step', 'memory')}_{rank + 1}-of-{size}.safetensors"
     count = len(tensors["labels"])
@@ -56,7 +61,10 @@ def save_shard(path: Path, rank: int, size: int, first: int, tensors: dict[str, 
 
 
 def load_shards(path: Path, shards: list[dict[str, Any]], first: int, count: int) -> dict[str, torch.Tensor]:
-    """The slots first .. first + count of a memory that `save_shard` wrote in any number of files. Raises UserError for a damaged one."""
+    """Slots first .. first + count of a memory that `save_shard` wrote in any number of files.
+
+    Raises UserError for a damaged one.
+    """
     parts: dict[str, list[torch.Tensor]] = {"embeddings": [], "labels": []}
     for shard in sorted(shards, key=lambda shard: shard["first"]):
         begin = max(first, shard["first"]) - shard["first"]
@@ -66,17 +74,17 @@ def load_shards(path: Path, shards: list[dict[str, Any]], first: int, count: int
             with safe_open(file, framework="pt") as open_file:
                 if (open_file.metadata() or {}).get("format") != SHARD:
                     raise ValueError("not a shard of a memory")
-                for name, found in parts.items():
-                    found.append(
+                for name, pieces in parts.items():
+                    pieces.append(
                         open_file.get_slice(name)[begin:end] if begin < end else open_file.get_slice(name)[0:0]
                     )
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(
                 f"{file}: damaged or missing ({first_line(error)}); resume from an older checkpoint"
             ) from error
-    whole = {name: torch.cat(found) for name, found in parts.items()}
+    whole = {name: torch.cat(pieces) for name, pieces in parts.items()}
     if len(whole["labels"]) != count:
-        raise UserError(f"{path}: its parts of the memory have holes; resume from an older checkpoint")
+        raise UserError(f"{path}: its shards do not cover the memory; resume from an older checkpoint")
     return whole
 
 
@@ -93,7 +101,9 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str
 
 
 def _remove(path: Path) -> None:
-    """A checkpoint and its shards, in the order that never leaves one that is whole but lacks them."""
+    """Delete a checkpoint, then its shards: in this order no checkpoint is ever without its
+    shards.
+    """
     path.unlink(missing_ok=True)
     for shard in path.parent.glob(f"{path.stem.replace('step', 'memory')}_*.safetensors"):
         shard.unlink(missing_ok=True)
@@ -116,7 +126,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """The state that `save` wrote with None for every tensor, at the cost of reading the file's header; {} if unreadable."""
+    """The state that `save` wrote, with None for every tensor; reads only the file's header. {} if
+    unreadable.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             state = _unflatten(json.loads((file.metadata() or {})["state"]), lambda name: None)
@@ -132,11 +144,13 @@ def delete_newer(path: Path) -> None:
             _remove(later)
 
 
-def latest(where: Path) -> Optional[Path]:
-    """The newest checkpoint of a run folder, or the file itself; None where the folder holds none."""
-    if where.is_file():
-        return where
-    files = sorted(RunFiles(where).checkpoints.glob("step_*.safetensors"))
+def latest(path: Path) -> Optional[Path]:
+    """The newest checkpoint of a run folder, or the file itself; None where the folder holds
+    none.
+    """
+    if path.is_file():
+        return path
+    files = sorted(RunFiles(path).checkpoints.glob("step_*.safetensors"))
     return files[-1] if files else None
 
 

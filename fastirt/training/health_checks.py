@@ -1,4 +1,6 @@
-"""Checks at the start and while training: ranks that are alike and stay in sync, losses that are finite."""
+"""Checks at the start and while training: ranks that are alike and stay in sync, losses that are
+finite.
+"""
 
 from __future__ import annotations
 
@@ -33,29 +35,31 @@ PER_RANK_OPTIONS = {
     "packed",
     "log_dir",
     "weights",
-}  # settings that a rank may have to itself
+}  # options that may differ between ranks
 
 
 def check_same_setup(ranks: Ranks, config: Config, catalog: Catalog, encoder: Encoder) -> None:
-    """Raises UserError on all ranks, which rank 0 says, naming the difference, where they would not train the same model on the same data."""
+    """Raises UserError on all ranks, naming the difference, where they would not train the same
+    model on the same data.
+    """
     if not ranks.is_distributed:
         return
     settings = {f"--{name.replace('_', '-')}": value for name, value in flatten(config.to_dict()).items()}
-    mine: dict[str, Any] = {
+    own: dict[str, Any] = {
         name: v for name, v in settings.items() if name.strip("-").replace("-", "_") not in PER_RANK_OPTIONS
     }
-    mine |= {
+    own |= {
         "version of torch": torch.__version__,
         "code of fastirt": code_digest()[:12],
         "data set": catalog_digest(catalog)[:12],
     }
-    mine["weights"] = f"{int(checksum(encoder.state_dict().values())) % 2**64:016x}"
-    everyone = ranks.host.gather_json({name: str(value) for name, value in mine.items()})
-    for rank, theirs in enumerate(everyone):
+    own["weights"] = f"{int(checksum(encoder.state_dict().values())) % 2**64:016x}"
+    everyone = ranks.host.gather_json({name: str(value) for name, value in own.items()})
+    for rank, other in enumerate(everyone):
         different = [
-            f"{name} ({theirs.get(name)} instead of {value})"
+            f"{name} ({other.get(name)} instead of {value})"
             for name, value in everyone[0].items()
-            if theirs.get(name) != value
+            if other.get(name) != value
         ]
         if different:
             raise ranks.shared_error(
@@ -64,7 +68,9 @@ def check_same_setup(ranks: Ranks, config: Config, catalog: Catalog, encoder: En
 
 
 def check_ranks_in_sync(ranks: Ranks, step_module: TrainStep, step: int) -> None:
-    """Raises UserError on all ranks where one's weights, momentum encoder or memory are not the bits of rank 0's. Waits for the device."""
+    """Raises UserError on all ranks where weights, momentum encoder or memory of one rank differ in
+    any bit. Waits for the device.
+    """
     if not ranks.is_distributed:
         return
     held: dict[str, Iterable[Tensor]] = {"weights": step_module.encoder.state_dict().values()}
@@ -73,16 +79,18 @@ def check_ranks_in_sync(ranks: Ranks, step_module: TrainStep, step: int) -> None
     if step_module.memory is not None:
         tensors = step_module.memory.state_dict()
         held["memory"] = [tensors["pointer"]] if step_module.memory.num_shards > 1 else tensors.values()
-    ranks.host.barrier()  # detects a lost rank on the host; synchronizing the device first would hang in its collective
-    mine = {name: int(checksum(tensors)) for name, tensors in held.items()}
-    everyone = ranks.host.gather_json(mine)
-    for name in mine:
-        most = Counter(theirs[name] for theirs in everyone).most_common(1)[0][0]  # of two: rank 0's
-        for rank, theirs in enumerate(everyone):
-            if theirs[name] != most:
+    # Detects a lost rank on the host; synchronizing the device first would hang in its collective.
+    ranks.host.barrier()
+    own = {name: int(checksum(tensors)) for name, tensors in held.items()}
+    everyone = ranks.host.gather_json(own)
+    for name in own:
+        # of two ranks: rank 0's
+        most = Counter(other[name] for other in everyone).most_common(1)[0][0]
+        for rank, other in enumerate(everyone):
+            if other[name] != most:
                 raise ranks.shared_error(
-                    f"step {step}: {name} of rank {rank} no longer equal those of the others (a fault of memory, GPU or network?): "
-                    "nothing was saved since; go on from the last checkpoint with --resume"
+                    f"step {step}: {name} of rank {rank} no longer equal those of the others "
+                    "(a fault of memory, GPU or network?): nothing was saved since; go on from the last checkpoint with --resume"
                 )
 
 
@@ -98,7 +106,8 @@ class NonFiniteWatch:
         self.metrics, self.catalog, self.state, self.files, self.ranks = metrics, catalog, state, files, ranks
         self.first_bad_step = -1
         run = state.config.run
-        # The flag is read a log row or an exchange of stop signals later: so long the rows of a batch are kept.
+        # The host reads the flag one log row or one exchange of stop signals late: keep rows that
+        # long.
         kept = 2 * max(run.logging_freq, ranks.host.stop_check_interval) + 8
         self._recent: deque[tuple[int, np.ndarray]] = deque(maxlen=kept)
 
@@ -106,7 +115,10 @@ class NonFiniteWatch:
         self._recent.append((batch.step, batch.indices if batch.whole is None else batch.whole))
 
     def poll(self) -> None:
-        """Read the flag without waiting. A single rank raises; many raise at the same step, in `check`."""
+        """Read the flag without waiting.
+
+        A single rank raises; many raise at the same step, in `check`.
+        """
         self.first_bad_step = self.metrics.first_bad_step()
         if not self.ranks.is_distributed:
             self._raise_if_bad()
@@ -134,9 +146,11 @@ class NonFiniteWatch:
 
 
 def checksum(tensors: Iterable[Tensor]) -> Tensor:
-    """0-d int64 on the device: bit patterns times their row's place, summed, so that rows in another order show. One pass, in chunks."""
+    """0-d int64 on the device: the sum of bit patterns, each weighted by its row, so that the order
+    of rows counts. One pass, in chunks.
+    """
     total = None
-    for place, tensor in enumerate(tensors):
+    for number, tensor in enumerate(tensors):
         rows = tensor.detach().flatten(1) if tensor.dim() > 1 else tensor.detach().reshape(-1, 1)
         bits = rows.contiguous().view(
             {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()]
@@ -144,7 +158,7 @@ def checksum(tensors: Iterable[Tensor]) -> Tensor:
         for first in range(0, len(bits), at_once := max(1, CHUNK // max(1, bits.shape[1]))):
             sums = bits[first : first + at_once].sum(1, dtype=torch.int64)
             places = torch.arange(first, first + len(sums), device=sums.device)
-            part = (sums * (2 * places + 1)).sum() * (2 * place + 1)
+            part = (sums * (2 * places + 1)).sum() * (2 * number + 1)
             total = part if total is None else total + part.to(total.device)
     return torch.zeros((), dtype=torch.int64) if total is None else total
 
@@ -152,10 +166,10 @@ def checksum(tensors: Iterable[Tensor]) -> Tensor:
 @functools.cache
 def code_digest() -> str:
     """SHA-256 of the package's own Python files."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     package = Path(fastirt.__file__).parent
     kernels = Path(fastirt.kernels.__file__).parent if hasattr(fastirt, "kernels") else package / "kernels"
     for folder in (package, kernels):
         for file in sorted(folder.rglob("*.py")):
-            found.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes())
-    return found.hexdigest()
+            digest.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()

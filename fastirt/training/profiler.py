@@ -25,7 +25,7 @@ TRACE = "trace.json"
 class Marks:
     """Times at which the phases of steps end: on the device's clock where it is a GPU.
 
-    captured: events become part of the CUDA graph that is captured next, and each replay gives them new times.
+    captured: the events become part of the next CUDA graph, and each replay gives them new times.
     """
 
     def __init__(self, device: torch.device, captured: bool = False) -> None:
@@ -46,7 +46,10 @@ class Marks:
         self._step[phase].record()
 
     def read(self) -> None:
-        """Take the times of the steps since the last reading; waits for the device. With `captured`: of the last step alone."""
+        """Add the times of the steps since the last reading (`captured`: of the last step alone).
+
+        Waits for the device.
+        """
         if self.on_gpu:
             torch.cuda.synchronize(self.device)
         for step in [self._step] if self.captured else self._steps:
@@ -60,22 +63,27 @@ class Marks:
 
 
 class Profile:
-    """Follows a run's batches, traces `steps` of them and then says where their time went.
+    """Follows a run's batches, traces `steps` of them and logs where their time went.
 
-    With the graph engine the step is captured again with timing events between its phases and measured for another `steps`
-    steps, because a captured step is one launch. All ranks run this; only rank 0 logs.
+    With the graph engine the step is captured again with timing events between its phases and
+    measured for another `steps` steps, because a captured step is one launch. All ranks run this;
+    only rank 0 logs.
     """
 
     def __init__(self, steps: int, module: TrainStep, folder: Path, logs: bool = True) -> None:
         self.steps, self.module, self.path, self.logs = steps, module, folder / TRACE, logs
-        # Steps before the first that is traced: compilation and capture are over.
+        # Steps before the trace, in which compilation and capture happen.
         self.skipped = 2 + (module.engine.capture.warm_up if module.engine.capture is not None else WARM_UP)
 
     def follow(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches; the consumer does a step with each. Where they end too soon nothing is said but that."""
+        """The same batches; the consumer does a step with each.
+
+        If they end too soon, only a warning is logged.
+        """
         batches, module = iter(batches), self.module
         yield from itertools.islice(batches, self.skipped)
-        # Read at the profiler's first use: without it, it prints its own events, and an error where there is no GPU.
+        # Kineto reads it at its first use; without it, it prints its own events, and an error
+        # without a GPU.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         traced = torch.profiler.profile(acc_events=True)
         plain, captured = module.on_phase_end, module.engine.is_captured
@@ -88,7 +96,8 @@ class Profile:
         if captured and wall:
             module.on_phase_end = marks
             module.engine.forget()
-            yield from itertools.islice(batches, module.engine.capture.warm_up + 1)  # the last of them is captured
+            # the last of them is captured
+            yield from itertools.islice(batches, module.engine.capture.warm_up + 1)
             yield from self._measure(batches, marks)
             module.engine.forget()
         module.on_phase_end = plain
@@ -100,11 +109,13 @@ class Profile:
             )
         elif self.logs:
             traced.export_chrome_trace(str(self.path))
-            self._say(wall, waited, marks.milliseconds())
+            self._log(wall, waited, marks.milliseconds())
         yield from batches
 
     def _measure(self, batches: Iterator[Batch], marks: Optional[Marks]) -> Generator[Batch, None, tuple[float, float]]:
-        """Yields `steps` batches; returns (milliseconds a step, of these waited for input), (0, 0) where they ran out."""
+        """Yields `steps` batches; returns (milliseconds a step, of which waiting for input), or (0,
+        0) if they ran out.
+        """
         self.module.on_phase_end = marks or (lambda phase: None)
         self._wait()
         start, waiting, count = time.perf_counter(), InputWait(self.module.device), 0
@@ -124,7 +135,7 @@ class Profile:
         if self.module.device.type == "cuda":
             torch.cuda.synchronize(self.module.device)
 
-    def _say(self, wall: float, waited: float, phases: dict[str, float]) -> None:
+    def _log(self, wall: float, waited: float, phases: dict[str, float]) -> None:
         rows = {"input wait": waited, **phases}
         rows["other"] = max(0.0, wall - sum(rows.values()))
         log.info("profile: %.2f ms a step (%s engine, %d steps)", wall, self.module.engine.name, self.steps)

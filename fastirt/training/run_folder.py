@@ -1,4 +1,6 @@
-"""The run's folder: found or made, locked, described by config.json, and removed where a start fails."""
+"""The run's folder: found or made, locked, described by config.json, and removed where a start
+fails.
+"""
 
 from __future__ import annotations
 
@@ -45,13 +47,17 @@ class RunFolder(RunFiles):
             if made and folder.is_barren():
                 shutil.rmtree(folder.path, ignore_errors=True)
                 for parent in reversed(made[:-1]):
-                    with contextlib.suppress(OSError):  # another run may have been started there since
+                    # another run may have been started there since
+                    with contextlib.suppress(OSError):
                         parent.rmdir()
             raise
 
     @contextlib.contextmanager
     def locked(self, ranks: Ranks) -> Iterator[None]:
-        """Hold the folder for this run. Raises UserError on all ranks where another process trains in it."""
+        """Hold the folder for this run.
+
+        Raises UserError on all ranks where another process trains in it.
+        """
         with contextlib.ExitStack() as held:
 
             def take() -> None:
@@ -67,7 +73,10 @@ class RunFolder(RunFiles):
             yield
 
     def write_config(self, config: Config, catalog: Catalog) -> None:
-        """config.json: versions, torchrun's job, every option, and digests of the images. Raises UserError."""
+        """config.json: versions, torchrun's job, every option, and digests of the images.
+
+        Raises UserError.
+        """
         tree = {
             "fastirt": __version__,
             "torch": torch.__version__,
@@ -105,12 +114,16 @@ class RunFolder(RunFiles):
             raise UserError(f"{path}: cannot be read, or was made by another version of fastirt ({error})") from error
 
     def was_evaluated_on(self, catalog: Catalog) -> bool:
-        """Whether the run was evaluated on the images (names, classes, file sizes) that `catalog` has now."""
+        """Whether the run was evaluated on the images (names, classes, file sizes) that `catalog`
+        has now.
+        """
         digests = self.read_tree().get("images") or {}
         if "evaluated" in digests:
-            same_files = digests.get("sizes") in (None, sizes_digest(catalog))  # None: of an earlier version
+            # None: of an earlier version
+            same_files = digests.get("sizes") in (None, sizes_digest(catalog))
             return same_files and digests["evaluated"] == evaluation_digest(catalog)
-        newest = checkpoint.latest(self.path)  # an earlier version wrote no digests into config.json
+        # an earlier version wrote no digests into config.json
+        newest = checkpoint.latest(self.path)
         return newest is not None and checkpoint.describe(newest).get("catalog") == catalog_digest(catalog)
 
     def is_barren(self) -> bool:

@@ -1,4 +1,4 @@
-"""What a run says while it trains: a progress bar, one JSON line per log step, TensorBoard."""
+"""Logs of a run: a progress bar, one JSON line per log step, TensorBoard."""
 
 from __future__ import annotations
 
@@ -23,10 +23,15 @@ T = TypeVar("T")
 
 
 class RunLog:
-    """Writes JSON lines to `path` and TensorBoard events; rows past `step` (of a run that was killed) are cut off."""
+    """Writes JSON lines to `path` and TensorBoard events; rows past `step` (of a run that was
+    killed) are cut off.
+    """
 
     def __init__(self, path: Path, tensorboard: Path, step: int, total: int, redo: bool) -> None:
-        """redo: the evaluation of `step` itself will be done again, so its row goes too. Raises UserError for a full disk."""
+        """redo: the evaluation of `step` itself will be done again, so its row goes too.
+
+        Raises UserError for a full disk.
+        """
         self.path = path
         try:
             truncate_log(self.path, step, redo)
@@ -50,7 +55,7 @@ class RunLog:
         self._board.add("train" if "loss" in row else "eval", row)
 
     def losses(self, row: dict[str, Any], lambda_reg: float) -> None:
-        """The row of a log step, and a line of it for people."""
+        """The row of a log step, and a line of it for the console."""
         self.row(row)
         text = (
             f"loss {row['loss']:.4f} = batch {row['contrastive_batch']:.4f} + memory {row['contrastive_memory']:.4f} "
@@ -71,7 +76,7 @@ class RunLog:
 
 
 class NoLog:
-    """What a rank writes that is not the first: nothing."""
+    """The log of ranks other than rank 0: nothing is written."""
 
     def __init__(self) -> None:
         self.bar = tqdm(disable=True)
@@ -84,7 +89,9 @@ class NoLog:
 
 
 def truncate_log(path: Path, step: int, redo: bool = False) -> None:
-    """Drop the rows of a JSON-lines log that lie past `step`, with `redo` the evaluation of `step` itself, and half-written rows."""
+    """Drop half-written rows and rows past `step` of a JSON-lines log; with `redo` also the
+    evaluation of `step`.
+    """
     if not path.exists():
         return
     kept = []
@@ -104,11 +111,15 @@ def truncate_log(path: Path, step: int, redo: bool = False) -> None:
 
 
 class TensorBoardLog:
-    """Writes scalars until the folder fails (full, gone, not writable); that is logged once, and nothing is written then."""
+    """Scalars for TensorBoard.
+
+    A folder that fails (full, gone, not writable) is logged once and never ends a run.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
-        """step: of the run; TensorBoard hides earlier events past it, those of a run that was killed. Raises UserError where
-        a run that only begins is given a folder that cannot be made.
+        """step: of the run; TensorBoard hides events past it, which a killed run left.
+
+        Raises UserError at step 0 for a folder that cannot be made.
         """
         self.folder = folder
         self._writer: Optional[SummaryWriter] = None
@@ -122,7 +133,7 @@ class TensorBoardLog:
                     f"--log-dir {folder}: cannot be written ({error.strerror or error}): choose another folder"
                 ) from error
             self._stop(error)
-        except Exception as error:  # whatever the file system and its libraries raise
+        except Exception as error:  # file systems and their libraries raise many kinds
             self._stop(error)
 
     def add(self, group: str, row: dict[str, Any]) -> None:
@@ -150,6 +161,8 @@ class TensorBoardLog:
         )
 
     def _on_thread_error(self, args: Any) -> None:
-        """The writer's own thread prints a traceback where a write fails; the next `add` or `close` reports it instead."""
+        """The writer's own thread prints a traceback where a write fails; the next `add` or `close`
+        reports it instead.
+        """
         if not isinstance(args.exc_value, OSError) or type(args.thread).__name__ != "_AsyncWriterThread":
             self._print_exception(args)

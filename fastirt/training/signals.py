@@ -8,13 +8,14 @@ from typing import Any, Optional
 
 
 class Interrupted(Exception):
-    """Raised out of work that may be dropped at any point (an evaluation), after the state was saved."""
+    """Raised inside work that may be dropped at any point, such as an evaluation."""
 
 
 class StopSignal:
     """While active, remembers the first SIGTERM or SIGINT in `signal`.
 
-    A second signal terminates the process, unless `ignore_repeats`: launchers send several and escalate to SIGKILL themselves.
+    A second signal terminates the process, unless `ignore_repeats`: launchers send several and
+    escalate to SIGKILL themselves.
 
     Inside `with stopper.interruptible():` the signal raises Interrupted at once.
     """

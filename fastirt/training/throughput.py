@@ -1,4 +1,4 @@
-"""Images a second, model FLOP utilisation, and the time that the device waits for input."""
+"""Images a second, model FLOP utilization (MFU), and the time that the device waits for input."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from fastirt.training.run_log import T
 class InputWait:
     """Time the device idled waiting for input, in seconds.
 
-    CPU: time blocked in `next`. GPU: the smaller of the host's wait and the gap on the device's own clock between the end of a
-    step and the arrival of the next batch, because the host runs ahead of the device.
+    CPU: time blocked in `next`. GPU: the smaller of the host's wait and the gap on the device's own
+    clock between the end of a step and the arrival of the next batch, because the host runs ahead
+    of the device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -41,15 +42,17 @@ class InputWait:
             yield batch
 
     def read(self) -> float:
-        """Seconds since the last reading, as far as the device has come; waits for nothing."""
+        """Seconds since the last reading, of the steps that the device has finished; does
+        not wait.
+        """
         while self._open and self._open[0][2].query():
-            waited, ended, there = self._open.popleft()
-            self._seconds += min(waited, ended.elapsed_time(there) / 1e3)
+            waited, ended, arrived = self._open.popleft()
+            self._seconds += min(waited, ended.elapsed_time(arrived) / 1e3)
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
     def now(self) -> Any:
-        """An event that the device passes when it has done all that it was given; None on a CPU."""
+        """An event after all work queued so far; None on a CPU."""
         if not self.on_gpu:
             return None
         event = torch.cuda.Event(enable_timing=True)
@@ -58,9 +61,9 @@ class InputWait:
 
 
 class Throughput:
-    """Images per second, utilisation, input wait and time left, each over the time since the last reading.
+    """Images per second, MFU, input wait and time left, each over the time since the last reading.
 
-    flops: of one image in a step; peak: FLOP/s that the device could do. `waiting` wraps the batches.
+    flops: of one image in a step. peak: FLOP/s of the device. `waiting` wraps the batches.
     """
 
     def __init__(self, batch_size: int, flops: float, peak: float, device: torch.device) -> None:
@@ -73,8 +76,12 @@ class Throughput:
         self._steps += 1
 
     def read(self, steps_left: int) -> Callable[[], dict[str, float]]:
-        """Ends the window. The result gives imgs_per_s, mfu and input_wait (shares of 1) and seconds_left; on a GPU only once
-        the device has come as far as the host was here: the host's clock alone would time how fast steps are launched.
+        """End the window.
+
+        The returned function gives imgs_per_s, mfu and input_wait (shares of 1), and seconds_left.
+
+        On a GPU call it once the device has done the steps of the window: the times are the
+        device's, because the host's clock would time how fast steps are launched.
         """
         before, steps, waited = self._start, self._steps, self._wait.read()
         self._start, self._steps = self._now(), 0
@@ -84,7 +91,8 @@ class Throughput:
     def _numbers(self, elapsed: float, steps: int, waited: float, steps_left: int) -> dict[str, float]:
         rate = steps / elapsed
         images = rate * self.batch_size
-        self.peak = max(self.peak, images * self.flops)  # a CPU's is an estimate, from one kind of product
+        # a CPU's peak is an estimate from one kind of product
+        self.peak = max(self.peak, images * self.flops)
         return {
             "imgs_per_s": round(images, 1),
             "mfu": round(images * self.flops / self.peak, 4),

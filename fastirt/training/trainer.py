@@ -84,7 +84,10 @@ class Trainer:
         self.speed = Throughput(config.optim.batch_size, flops, peak, device)
 
     def run(self) -> int:
-        """Train to `max_iter`, save the final model, leave the last checkpoint. Raises UserError for a non-finite loss."""
+        """Train to `max_iter`, save the final model, leave the last checkpoint.
+
+        Raises UserError for a non-finite loss.
+        """
         last = self.state.last_checkpoint
         # Resumed at a step whose evaluation may not have ended: it is done again.
         redo = last is not None and (self._due(self.config.eval.eval_freq) or self.state.step == self.total)
@@ -158,8 +161,12 @@ class Trainer:
         return True
 
     def save(self) -> None:
-        """Write a checkpoint of this step. Raises UserError where a step was non-finite, or where ranks differ."""
-        # Detects a lost rank on the host; synchronizing the device first would hang in its collective.
+        """Write a checkpoint of this step.
+
+        Raises UserError where a step was non-finite, or where ranks differ.
+        """
+        # Detects a lost rank on the host; synchronizing the device first would hang in its
+        # collective.
         self.ranks.host.barrier()
         self._finish_log_row(wait=True)
         self.non_finite.check(wait=True)
@@ -167,7 +174,9 @@ class Trainer:
         self.state.save(self.files.checkpoint(self.state.step), self.loader.bad)
 
     def _must_stop(self, stopper: StopSignal) -> bool:
-        """True once any rank got a stop signal or a non-finite loss; all ranks return True at the same step."""
+        """True once any rank got a stop signal or a non-finite loss; all ranks return True at the
+        same step.
+        """
         own = NON_FINITE if self.non_finite.first_bad_step >= 0 else stopper.signal or 0
         signal = self.ranks.host.poll_stop_signal(own)
         if signal == NON_FINITE:
@@ -193,7 +202,9 @@ class Trainer:
         return bool(frequency) and self.state.step % frequency == 0 and self.state.step < self.total
 
     def _evaluate(self, stopper: StopSignal) -> bool:
-        """Measure the model of this step and keep it if it is the best so far; False where a signal interrupted it."""
+        """Measure the model of this step and keep it if it is the best so far; False where a signal
+        interrupted it.
+        """
         if self.evaluate is None:
             return True
         try:
@@ -207,7 +218,8 @@ class Trainer:
             return False
         state, self.metrics = self.state, metrics
         self.log.row({"step": state.step, **metrics})
-        name = next(iter(metrics))  # the first Recall@K, or MAP@R where too few images are left for any K
+        # the first Recall@K, or MAP@R where too few images are left for any K
+        name = next(iter(metrics))
         if metrics[name] > state.best.get(name, -1.0):
             state.best = {"step": state.step, name: metrics[name]}
             if self.config.eval.eval_freq and self.ranks.is_main:

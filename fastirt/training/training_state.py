@@ -20,12 +20,15 @@ log = logging.getLogger("fastirt")
 # May differ between a run and its resumption: they change neither the images nor the arithmetic.
 MAY_CHANGE_ON_RESUME = set(
     "output_dir log_dir logging_freq save_freq keep resume device num_workers pin_mem max_bad data_path "
-    "rank eval_split eval_freq eval_batch_size search weights eval_descriptor engine cache profile memory_sharded check_freq".split()
+    "rank eval_split eval_freq eval_batch_size search weights eval_descriptor engine cache profile "
+    "memory_sharded check_freq".split()
 )
 
 
 class TrainingState:
-    """Steps done, the best evaluation so far, the last checkpoint, and all tensors of `step_module`."""
+    """Steps done, the best evaluation so far, the last checkpoint, and all tensors of
+    `step_module`.
+    """
 
     def __init__(self, step_module: TrainStep, config: Config, digest: str, ranks: Ranks) -> None:
         """digest: of the data set, `fastirt.datasets.digest.catalog_digest`."""
@@ -35,7 +38,9 @@ class TrainingState:
         self.last_checkpoint: Optional[Path] = None
 
     def save(self, path: Path, bad: Iterable[int]) -> None:
-        """Write a checkpoint; `bad`: rows of the training set that cannot be read. Called by all ranks.
+        """Write a checkpoint; `bad`: rows of the training set that cannot be read.
+
+        Called by all ranks.
 
         Raises UserError where the disk refuses; earlier checkpoints are untouched then.
         """
@@ -84,7 +89,9 @@ class TrainingState:
         return state["bad"]
 
     def delete_newer_checkpoints(self, files: RunFiles) -> None:
-        """Of the run's own folder, if the last checkpoint lies there: resuming recomputes those steps."""
+        """Of the run's own folder, if the last checkpoint lies there: resuming recomputes those
+        steps.
+        """
         last = self.last_checkpoint
         if last is not None and last.parent.resolve() == files.checkpoints.resolve():
             self.ranks.host.run_on_main(lambda: checkpoint.delete_newer(last))
@@ -106,7 +113,8 @@ def check_compatible(saved: Config, now: Config, path: Path) -> None:
     """Refuse to resume under another configuration. Raises UserError that names each difference."""
     free = set(MAY_CHANGE_ON_RESUME)
     if saved.data.packed:
-        saved = saved.replace(packed=os.path.abspath(saved.data.packed))  # earlier versions stored it relative
+        # earlier versions stored it relative
+        saved = saved.replace(packed=os.path.abspath(saved.data.packed))
     if now.optim.sched == "constant":
         free.add("max_iter")
     different = [line for line in saved.difference(now) if line.split(":")[0] not in free]
