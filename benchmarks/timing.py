@@ -10,6 +10,7 @@ from typing import Any, Callable, Collection, Optional
 import torch
 
 from fastirt.errors import first_line
+from fastirt.step.cuda_graph import captured
 
 FLUSH_BYTES = 256 << 20  # more than any L2
 OUT_OF_MEMORY = "out of memory"
@@ -95,3 +96,21 @@ def _once(call: Callable[[], Any], flush: Optional[torch.Tensor], wait: bool) ->
     end.record()
     end.synchronize()
     return begin.elapsed_time(end)
+
+
+def as_cuda_graph(call: Callable[[], Any]) -> Callable[[], Any]:
+    """The same call as one CUDA graph. Its results are the same tensors every time: the next call overwrites them."""
+    warm_up = torch.cuda.Stream()
+    warm_up.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm_up):
+        for _ in range(3):
+            call()
+    torch.cuda.synchronize()
+    results: list[Any] = []
+    graph = captured(lambda: results.append(call()), torch.device("cuda", torch.cuda.current_device()))
+
+    def replay() -> Any:
+        graph.replay()
+        return results[0]
+
+    return replay

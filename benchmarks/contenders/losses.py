@@ -12,7 +12,6 @@ from benchmarks.contenders.public_recipe import contrastive_loss, has_metric_lea
 from fastirt.kernels import contrastive_koleo
 from fastirt.kernels.checks import choose
 from fastirt.kernels.reference import koleo as plain_koleo
-from fastirt.step import engine
 
 LAMBDA = 0.7
 
@@ -84,21 +83,3 @@ def losses(reduction: str, device: torch.device, dim: int) -> dict[str, Callable
 
         found["metric-learning"] = metric_learning
     return found
-
-
-def captured(call: Callable[[], Any]) -> Callable[[], Any]:
-    """The same call as one CUDA graph, with the same results, in tensors that the next call overwrites."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.synchronize()
-    results: list[Any] = []
-    graph = engine.captured(lambda: results.append(call()), torch.device("cuda", torch.cuda.current_device()))
-
-    def replay() -> Any:
-        graph.replay()
-        return results[0]
-
-    return replay

@@ -8,11 +8,10 @@ from typing import Any, Callable
 
 import torch
 
-from benchmarks.contenders.losses import captured
 from benchmarks.contenders.model_variants import WAYS, attention
 from benchmarks.results import Results, figure_of
 from benchmarks.rounds import in_turns
-from benchmarks.timing import peak, reason, release, samples
+from benchmarks.timing import as_cuda_graph, peak, reason, release, samples
 
 IN_A_GRAPH = 10  # passes
 
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
         try:
             both(name)()
             peaks[name] = peak(both(name), device)
-            calls[name] = captured(repeated(both(name))) if on_gpu else both(name)
+            calls[name] = as_cuda_graph(repeated(both(name))) if on_gpu else both(name)
         except Exception as error:  # a backend that is missing, or cannot do this
             results.missing("attention", name, reason(error))
             release(device)

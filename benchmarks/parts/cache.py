@@ -9,9 +9,8 @@ from typing import Any, Callable
 import numpy as np
 import torch
 
-from benchmarks.contenders.losses import captured
 from benchmarks.results import Results, figure_of
-from benchmarks.timing import reason, release, samples
+from benchmarks.timing import as_cuda_graph, reason, release, samples
 from fastirt.images.normalize import byte_table
 from fastirt.kernels import gather_views
 from fastirt.loading.image_cache import ImageCache
@@ -89,7 +88,7 @@ def _measure(args: argparse.Namespace, cache: ImageCache, place: str, batch_size
     if device.type == "cuda":  # a launch from Python takes longer than the kernel
         for name, call in list(calls.items()):
             try:
-                calls[name] = captured(call)
+                calls[name] = as_cuda_graph(call)
             except Exception as error:
                 results.missing("cache", name, reason(error))
                 del calls[name]

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.contenders.losses import captured, inputs, kernels_missing, losses, step
+from benchmarks.contenders.losses import inputs, kernels_missing, losses, step
 from benchmarks.contenders.public_recipe import has_metric_learning
 from benchmarks.results import Results, figure_of
-from benchmarks.timing import reason, release, samples
+from benchmarks.timing import as_cuda_graph, reason, release, samples
 from fastirt.kernels import REDUCTIONS
 
 PEER_BYTES = 32  # of memory that a peer is taken to need for each pair: eight matrices of float32
@@ -63,7 +63,7 @@ def _measure(reduction: str, dtype: str, dim: int, rows: int, slots: int, result
         calls.pop("fastirt", None)  # the interpreter
     elif "fastirt" in calls:
         try:
-            calls = {"fastirt graph": captured(calls["fastirt"]), **calls}
+            calls = {"fastirt graph": as_cuda_graph(calls["fastirt"]), **calls}
         except Exception as error:
             results.missing("loss", "fastirt graph", f"{reason(error)} at {params}")
             release(device)
