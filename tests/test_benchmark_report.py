@@ -9,7 +9,7 @@ from benchmarks.__main__ import main
 from benchmarks.parts import cache
 from benchmarks.report import MODEL, plot, table
 from benchmarks.results import read
-from benchmarks.timing import samples
+from benchmarks.timing import time_interleaved
 
 
 def figure(name="fastirt", part="step", p50=100.0, spread=0.02, device="CPU, 2 threads", better="higher", **rest):
@@ -35,13 +35,13 @@ def test_a_result_slowed_down_on_purpose_fails(tmp_path, capsys):
 
     def slowed(calls, *rest, **more):
         slow = {name: lambda call=call: [call() for _ in range(12)] for name, call in calls.items()}
-        return samples(slow, *rest, **more)
+        return time_interleaved(slow, *rest, **more)
 
-    kept, cache.samples = cache.samples, slowed
+    kept, cache.time_interleaved = cache.time_interleaved, slowed
     try:
         assert main([*words, "--out", str(tmp_path / "b.jsonl")]) == 0
     finally:
-        cache.samples = kept
+        cache.time_interleaved = kept
     capsys.readouterr()
     assert main(["compare", str(out), str(tmp_path / "b.jsonl")]) == 1
     assert "FELL" in capsys.readouterr().out
