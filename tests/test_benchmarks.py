@@ -3,6 +3,7 @@
 import argparse
 import sys
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -238,6 +239,19 @@ def test_peers_too_large_for_the_memory_are_not_tried(monkeypatch, tmp_path):
     assert {row["name"]: row["not_run"][:23] for row in read([results.path])} == dict.fromkeys(
         ("plain", "compiled"), "too little free memory "
     )
+
+
+def test_the_readme_s_example_of_a_part_runs():
+    readme = Path(step.__file__).parent.parent / "README.md"
+    part = {}
+    exec(readme.read_text().split("```python\n")[1].split("```")[0], part)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int)
+    part["add_flags"](parser)
+    results = Results(None, CPU, LIMITS)
+    part["run"](parser.parse_args("--rows 64 --repeats 2".split()), results)
+    assert [figure.name for figure in results.figures] == ["F.normalize", "definition"]
+    assert all(figure.limit > 0 and figure.params == {"rows": 64} for figure in results.figures)
 
 
 def test_quantiles_and_shares():
