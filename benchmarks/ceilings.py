@@ -50,7 +50,9 @@ def ceilings(device: torch.device, quick: bool = False) -> dict[str, list[float]
     timed = time_interleaved(calls, device, 3 if quick else 10)[0]
     work = {"GB/s": 2 * source.numel() / 1e6, "h2d GB/s": HOST_BYTES / 1e6}  # over milliseconds: the rate
     work |= dict.fromkeys(("bf16", "tf32", "fp32"), 2 * side**3 / 1e9)
+    rates: dict[str, list[float]] = {}
     for name, values in timed.items():
         if isinstance(values, str):
             raise OSError(f"{device}: this machine's limit of {name} cannot be measured ({values})")
-    return {name: [work[name] / value for value in values] for name, values in timed.items()}
+        rates[name] = [work[name] / value for value in values]
+    return rates

@@ -142,7 +142,7 @@ def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
     for row in split_modelled(newest(rows)[0])[0]:
         charts.setdefault((row["part"], row["unit"], row["device"], *row["params"]), []).append(row)
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    written: list[Path] = []
     for (part, unit, device, *_), bars in charts.items():
         figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.34 * len(bars)), layout="constrained")
         varying = _varying(bars)

@@ -4,6 +4,7 @@ back, as in a training run."""
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any, Callable, Iterable, NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ def run_interleaved(
     outcomes: dict[str, Rounds | str] = {}
     for name, step in contenders.items():
         try:
-            outcomes[name] = Rounds([], peak(lambda step=step: [step() for _ in range(warm_up)], device))
+            outcomes[name] = Rounds([], peak(partial(_repeat, step, warm_up), device))
         except Exception as error:
             outcomes[name] = reason(error)
             release(device)
@@ -52,11 +53,15 @@ def _turn(step: Callable[[], Any], device: torch.device, steps: int) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
-    for _ in range(steps):
-        step()
+    _repeat(step, steps)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return (time.perf_counter() - start) / steps
+
+
+def _repeat(step: Callable[[], Any], steps: int) -> None:
+    for _ in range(steps):
+        step()
 
 
 def launches(step: Callable[[], Any], device: torch.device) -> dict[str, int]:

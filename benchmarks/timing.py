@@ -84,7 +84,7 @@ def time_interleaved(
                 failed[name] = reason(error)
                 del times[name]
                 release(device)
-    outcomes = {**times, **failed}
+    outcomes: dict[str, list[float] | str] = {**times, **failed}
     return {name: outcomes[name] for name in calls}, peaks
 
 

@@ -51,6 +51,6 @@ class Float8Linear(nn.Linear):
 
 def float8_blocks(encoder: Encoder) -> None:
     """Turn all linear layers of the transformer's blocks into Float8Linear; the weights stay."""
-    for layer in encoder.vit.blocks.modules():
+    for layer in encoder.vit.get_submodule("blocks").modules():
         if type(layer) is nn.Linear:
             layer.__class__ = Float8Linear

@@ -26,7 +26,7 @@ class PatchProjection(nn.Conv2d):
 
 def patch_matmul(encoder: Encoder) -> None:
     """Turn the patch embedding into a PatchProjection; the weights stay."""
-    encoder.vit.patch_embed.proj.__class__ = PatchProjection
+    encoder.vit.get_submodule("patch_embed.proj").__class__ = PatchProjection
 
 
 def padded_attention(query: Tensor, key: Tensor, value: Tensor, length: int) -> Tensor:

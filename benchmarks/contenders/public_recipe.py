@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import Callable, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -23,7 +24,7 @@ from torchvision import transforms
 class Images(Dataset):
     """(3, S, S) float32 and label of each image."""
 
-    def __init__(self, paths: Sequence[str], labels: Sequence[int], size: int, resize: int) -> None:
+    def __init__(self, paths: Sequence[str], labels: Sequence[int] | np.ndarray, size: int, resize: int) -> None:
         self.paths, self.labels = paths, labels
         self.transform = transforms.Compose(
             [
@@ -49,7 +50,12 @@ def cores() -> int:
 
 
 def loader(
-    paths: Sequence[str], labels: Sequence[int], batch_size: int, workers: int, size: int = 224, resize: int = 256
+    paths: Sequence[str],
+    labels: Sequence[int] | np.ndarray,
+    batch_size: int,
+    workers: int,
+    size: int = 224,
+    resize: int = 256,
 ) -> DataLoader:
     """Endless random batches (B, 3, S, S) float32 with labels (B,), decoded by `workers` processes.
 
@@ -124,7 +130,7 @@ class Recipe:
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Any,
         memory: int,
         device: torch.device,
         *,
@@ -166,7 +172,7 @@ class Recipe:
         return loss.item()
 
     @staticmethod
-    def _embed(encoder: nn.Module, images: Tensor) -> Tensor:
+    def _embed(encoder: Any, images: Tensor) -> Tensor:
         return F.normalize(encoder.forward_features(images)[:, 0], dim=1)
 
     def _enqueue(self, keys: Tensor, labels: Tensor) -> None:

@@ -24,7 +24,7 @@ from fastirt.datasets import Catalog, load_dataset
 from fastirt.demo.generate import generate
 from fastirt.images.decode_pil import decode
 from fastirt.images.pack import PackedStore, pack
-from fastirt.images.source import FileSource
+from fastirt.images.source import FileSource, ImageSource
 from fastirt.loading.train_loader import TrainLoader
 
 SIZE, RESIZE = 224, 256
@@ -61,7 +61,7 @@ def rendered(folder: Path, count: int) -> Path:
     return folder / "images"
 
 
-def torchvision_batches(paths: list[str], batch_size: int, workers: int) -> Iterator[Any]:
+def torchvision_batches(paths: Sequence[str], batch_size: int, workers: int) -> Iterator[Any]:
     """Endless uint8 batches by torchvision: decode_jpeg and transforms v2 in a pool of threads, one
     batch ahead."""
     from torchvision import io
@@ -83,8 +83,9 @@ def torchvision_batches(paths: list[str], batch_size: int, workers: int) -> Iter
 
 def contenders(
     catalog: Catalog, store: Path, batch_size: int, workers: int, device: torch.device
-) -> dict[str, Callable[[], Iterator]]:
-    """By name, a function that starts the contender's endless stream of batches."""
+) -> dict[str, Callable[[], Any]]:
+    """By name, a function that starts the contender's endless stream of batches: an iterator with
+    `close`."""
     split = catalog.train
 
     def ours(loader: str, source: Any = None) -> Callable[[], Iterator]:
@@ -145,7 +146,10 @@ def _measure(
     The first 2 x workers batches, which worker processes prefetch, are not timed.
     """
     streams = contenders(catalog, store, batch_size, workers, results.device)
-    sources = {LIMIT: FileSource(catalog.train.paths), LIMIT_PACKED: PackedStore.open(store).split(catalog.train)}
+    sources: dict[str, ImageSource] = {
+        LIMIT: FileSource(catalog.train.paths),
+        LIMIT_PACKED: PackedStore.open(store).split(catalog.train),
+    }
     encoded = {name: [np.array(source.read(row)) for row in range(len(source))] for name, source in sources.items()}
     rates: dict[str, list[float]] = {}
     for name in [*encoded, *streams] * rounds:
@@ -177,7 +181,7 @@ def _measure(
         )  # fmt: skip
 
 
-def _batches_per_second(start_stream: Callable[[], Iterator], warm_up: int, count: int, device: torch.device) -> float:
+def _batches_per_second(start_stream: Callable[[], Any], warm_up: int, count: int, device: torch.device) -> float:
     stream = start_stream()
     try:
         for _ in range(warm_up):

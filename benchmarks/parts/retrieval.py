@@ -48,7 +48,7 @@ def plain_faiss(vectors: Tensor, k: int) -> Callable[[], Any]:
     data = vectors.cpu().numpy()
 
     def call() -> Any:
-        index = faiss.IndexFlatIP(data.shape[1])
+        index: Any = faiss.IndexFlatIP(data.shape[1])
         if vectors.is_cuda:
             index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), vectors.device.index or 0, index)
         index.add(data)
