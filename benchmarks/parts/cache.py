@@ -23,8 +23,8 @@ HOST_IMAGES = 4000
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", "--pictures", type=int, help="in the cache (default: 59551; on a CPU 2000)")
-    parser.add_argument("--side", type=int, default=256, help="of a cached image (default: %(default)s)")
+    parser.add_argument("--images", "--pictures", type=int, help="images in the cache (default: 59551; on a CPU 2000)")
+    parser.add_argument("--side", type=int, default=256, help="pixels of a cached image (default: %(default)s)")
     parser.add_argument("--crop", type=int, default=224, help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=int, nargs="+", help="(default: 64 256; on a CPU 64)")
 

@@ -34,7 +34,7 @@ LIMIT, LIMIT_PACKED = "decode alone", "decode alone, packed"
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-path", type=Path, help="class folders of images (default: rendered, 500 x 375)")
-    parser.add_argument("--images", "--pictures", type=int, help="how many to render (default: 480)")
+    parser.add_argument("--images", "--pictures", type=int, help="images to render (default: 480)")
     parser.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
     parser.add_argument("--batches", type=int, help="batches in a round (default: 4 x workers, at least 6)")
     parser.add_argument(

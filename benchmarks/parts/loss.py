@@ -23,11 +23,22 @@ DTYPES = {"tf32": torch.float32, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rows", type=int, nargs="+", help="N (default: 64 256 1024 4096; on a CPU 64 256)")
-    parser.add_argument("--slots", type=int, nargs="+", help="M, 0: no memory (default: 0 6000 59551; on a CPU 0 6000)")
-    parser.add_argument("--dim", type=int, nargs="+", default=[384], help="D")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="(default: tf32 bf16 fp32; on a CPU bf16 fp32)")
-    parser.add_argument("--reduction", nargs="+", choices=REDUCTIONS, default=["nonzero_mean"])
+    parser.add_argument(
+        "--rows", type=int, nargs="+", help="N, rows of the batch (default: 64 256 1024 4096; on a CPU 64 256)"
+    )
+    parser.add_argument(
+        "--slots", type=int, nargs="+", help="M, slots of the memory (default: 0 6000 59551; on a CPU 0 6000)"
+    )
+    parser.add_argument("--dim", type=int, nargs="+", default=[384], help="D, length of a vector (default: 384)")
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=DTYPES,
+        help="of vectors and products (default: tf32 bf16 fp32; on a CPU bf16 fp32)",
+    )
+    parser.add_argument(
+        "--reduction", nargs="+", choices=REDUCTIONS, default=["nonzero_mean"], help="(default: nonzero_mean)"
+    )
 
 
 def counts(rows: int, slots: int, dim: int, item: int) -> tuple[int, int]:

@@ -21,7 +21,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--queries", type=int, help="queries, and as many gallery vectors (default: 60502; on a CPU 3000)"
     )
-    parser.add_argument("--dim", type=int, default=384, help="D (default: %(default)s)")
+    parser.add_argument("--dim", type=int, default=384, help="D, length of a vector (default: %(default)s)")
     parser.add_argument("--k", type=int, help="neighbours (default: 1000; on a CPU 100)")
 
 

@@ -33,21 +33,30 @@ BACKWARD = 2 / 3  # the backward's share of a step: gradients are exchanged whil
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--step-ms", type=float, help="the model: a step of one rank (default: measured here)")
+    parser.add_argument("--step-ms", type=float, help="the model: step of one rank (default: measured here)")
     parser.add_argument(
-        "--link-gb-s", type=float, default=400, help="the model: from each GPU to its node (default: %(default)s)"
+        "--link-gb-s",
+        type=float,
+        default=400,
+        help="the model: bandwidth from each GPU to its node (default: %(default)s)",
     )
     parser.add_argument(
-        "--network-gb-s", type=float, default=50, help="the model: from each GPU to other nodes (default: %(default)s)"
+        "--network-gb-s",
+        type=float,
+        default=50,
+        help="the model: bandwidth from each GPU to other nodes (default: %(default)s)",
     )
     parser.add_argument(
-        "--link-latency-us", type=float, default=2, help="the model: of a message in a node (default: %(default)s)"
+        "--link-latency-us",
+        type=float,
+        default=2,
+        help="the model: latency of a message in a node (default: %(default)s)",
     )
     parser.add_argument(
         "--network-latency-us",
         type=float,
         default=10,
-        help="the model: of a message between nodes (default: %(default)s)",
+        help="the model: latency of a message between nodes (default: %(default)s)",
     )
     parser.add_argument("--gpus-per-node", type=int, default=8, help="the model (default: %(default)s)")
 

@@ -55,7 +55,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slots", type=int, help="slots of the memory (default: 59551; on a CPU 2000)")
     parser.add_argument("--only", nargs="+", help="names of contenders, e.g. '+ CUDA graph'")
     parser.add_argument("--skip", nargs="+", default=[], help="names of contenders to leave out")
-    parser.add_argument("--steps", type=int, help="in a round (default: 20; on a CPU 3)")
+    parser.add_argument("--steps", type=int, help="steps in a round (default: 20; on a CPU 3)")
 
 
 def default_model(device: torch.device) -> str:

@@ -31,7 +31,7 @@ LOG_STEPS = 5  # steps between readings of the rate; the first two thirds of the
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-path", type=Path, help="class folders of images (default: rendered, 500 x 375)")
-    parser.add_argument("--images", "--pictures", type=int, help="how many to render (default: 960; on a CPU 120)")
+    parser.add_argument("--images", "--pictures", type=int, help="images to render (default: 960; on a CPU 120)")
     parser.add_argument("--model", help="timm name (default: deit_small_patch16_224; on a CPU vit_tiny_patch16_224)")
     parser.add_argument("--batch-size", type=int, help="(default: 64; on a CPU 8)")
     parser.add_argument("--steps", type=int, help="(default: 300; on a CPU 90, in a quick run 15)")
