@@ -1,1 +1,1 @@
-"""Measurements beside their limits: `python -m benchmarks PART`. Results in results/, experiments in LOG.md."""
+"""Measurements beside their limits: `python -m benchmarks PART`. See README.md and LOG.md here."""

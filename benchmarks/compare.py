@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks.results import key, read
 
-SMALLEST = 0.02  # a relative fall below this is never one
-INFORMATION = ("ceilings",)  # parts that describe the machine, not us
+SMALLEST = 0.02  # relative; a smaller fall never counts
+INFORMATION = ("ceilings",)  # parts that measure the machine, not fastirt
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def fall(before: dict[str, Any], after: dict[str, Any]) -> float:
-    """How much worse the median became, relative to before; negative where it became better."""
+    """How much worse the median became, relative to before; negative if it became better."""
     old, new = before["p50"], after["p50"]
     if not (math.isfinite(old) and math.isfinite(new)):
         return math.inf
@@ -30,13 +30,13 @@ def fall(before: dict[str, Any], after: dict[str, Any]) -> float:
 
 
 def allowed(before: dict[str, Any], after: dict[str, Any]) -> float:
-    """The fall that noise explains: both half-widths (p20 to p80) together, relative to their medians."""
+    """The relative fall that noise explains: half of p20-p80 of both rows, added in quadrature."""
     widths = [abs(row["p80"] - row["p20"]) / 2 / abs(row["p50"]) if row["p50"] else 0.0 for row in (before, after)]
     return max(SMALLEST, math.hypot(*widths))
 
 
 def main(args: argparse.Namespace) -> int:
-    """0: nothing fell; 1: something did; 2: there is nothing to compare."""
+    """Exit code 0: nothing fell; 1: a figure fell; 2: there is nothing to compare."""
     try:
         old, new = ({key(row): row for row in read([path]) if "not_run" not in row} for path in (args.a, args.b))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""`report`: the README's table and plots, from results files and nothing else."""
+"""`report`: tables for a README and plots, from results files alone."""
 
 from __future__ import annotations
 
@@ -11,50 +11,56 @@ from typing import Any
 from benchmarks.results import FOLDER, key, read
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
-MODEL = "model (not measured)"  # how the name of a figure that was computed begins
-HEADLINES = ("step", "train", "input", "cache", "retrieval", "scaling")  # the other parts are folded away
+MODEL = "model (not measured)"  # the name of a predicted figure starts with it
+MODEL_NOTE = "Arithmetic: `predicted` in `benchmarks/parts/scaling.py` states the assumptions and takes these numbers."
+HEADLINES = ("step", "train", "input", "cache", "retrieval", "scaling")  # the other parts are folded
+RATES = ("GB/s", "TFLOP/s")  # of `extra`: each has a column where a part's figures have it
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", type=Path, nargs="*", help="results (default: benchmarks/results/*.jsonl)")
-    parser.add_argument("--readme", type=Path, help=f"put the table between the lines {BEGIN} and {END} of this file")
-    parser.add_argument("--plots", type=Path, help="folder for one SVG a part and device")
+    parser.add_argument(
+        "--readme", type=Path, help=f"write the tables between the lines {BEGIN} and {END} of this file"
+    )
+    parser.add_argument("--plots", type=Path, help="write an SVG for each part, unit and device to this folder")
 
 
 def newest(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(figures, what was not run): of each the last; not run counts only where there is no figure on that device."""
-    figures, missing = {}, {}
+    """(figures, rows of what was not run): the newest of each. A contender that has a figure on a
+    device is not listed as not run there."""
+    figures, not_run = {}, {}
     for row in sorted(rows, key=lambda row: row.get("time", "")):
         if "not_run" in row:
-            missing[(row["part"], row["name"], row["device"])] = row
+            not_run[(row["part"], row["name"], row["device"])] = row
         else:
             figures[key(row)] = row
-    have = {(row["part"], row["name"], row["device"]) for row in figures.values()}
-    return list(figures.values()), [row for name, row in missing.items() if name not in have]
+    measured = {(row["part"], row["name"], row["device"]) for row in figures.values()}
+    return list(figures.values()), [row for name, row in not_run.items() if name not in measured]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a table of HEADLINES, then, folded, the other parts, what a model predicts, and what was not measured."""
-    figures, missing = newest(rows)
+    """Markdown: tables of HEADLINES; the other parts and what was not measured, folded; last, under
+    a heading of its own, what a model predicts."""
+    figures, not_run = newest(rows)
     figures.sort(key=lambda row: (row["device"].startswith("CPU"), row["device"], _place(row["part"])))
-    figures, modelled = measured(figures)
+    figures, modelled = split_modelled(figures)
     first = [row for row in figures if row["part"] in HEADLINES]
     others = [row for row in figures if row["part"] not in HEADLINES]
     blocks = [_rows(first)] if first else []
     if others:
         blocks.append(_folded(", ".join(dict.fromkeys(row["part"] for row in others)), _rows(others)))
-    if modelled:
-        blocks.append(_folded("Model, not measured", _rows(modelled)))
-    if missing:
-        lines = sorted({f"- {row['part']}, {row['name']} ({row['device']}): {row['not_run']}" for row in missing})
+    if not_run:
+        lines = sorted({f"- {row['part']}, {row['name']} ({row['device']}): {row['not_run']}" for row in not_run})
         blocks.append(_folded("Not measured", "\n".join(lines)))
+    if modelled:
+        blocks += ["## Model, not measured", MODEL_NOTE, _rows(modelled)]
     return "\n\n".join(blocks) + "\n"
 
 
-def measured(figures: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(figures that were measured, figures that a model computed): the two never share a table or a plot."""
-    computed = [row for row in figures if row["name"].startswith(MODEL)]
-    return [row for row in figures if row not in computed], computed
+def split_modelled(figures: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(measured figures, figures of a model): the two never share a table or a plot."""
+    modelled = [row for row in figures if row["name"].startswith(MODEL)]
+    return [row for row in figures if row not in modelled], modelled
 
 
 def _place(part: str) -> tuple[int, str]:
@@ -66,7 +72,7 @@ def _folded(title: str, text: str) -> str:
 
 
 def _rows(figures: list[dict[str, Any]]) -> str:
-    """A table for each part, device and kind of sizes; what all its rows share stands above it."""
+    """A table for each part, device and set of sizes; above it what all its rows share."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in figures:
         groups.setdefault((row["part"], row["device"], *row["params"]), []).append(row)
@@ -74,46 +80,46 @@ def _rows(figures: list[dict[str, Any]]) -> str:
 
 
 def _block(rows: list[dict[str, Any]]) -> str:
-    first, made = rows[0], {_made(row) for row in rows}
+    first, made = rows[0], {_provenance(row) for row in rows}
     shared = [_size(name, value) for name, value in first["params"].items() if name not in _varying(rows)]
     shared += made if len(made) == 1 else []
-    if first["name"].startswith(MODEL):
-        lines = [f"**{first['part']}** ({', '.join(shared)})", "", "| | predicted |", "| --- | ---: |"]
-    else:
-        lines = [
-            f"**{first['part']}** ({'; '.join([first['device'], ', '.join(shared)])})",
-            "",
-            "| | median (p20-p80) | of the limit here |",
-            "| --- | ---: | ---: |",
-        ]
+    modelled = first["name"].startswith(MODEL)
+    rates = [rate for rate in RATES if any(rate in row.get("extra", {}) for row in rows)]
+    columns = ["predicted"] if modelled else ["median (p20-p80)", *rates, "of the limit here"]
+    about = ", ".join(shared) if modelled else f"{first['device']}; {', '.join(shared)}"
+    lines = [f"**{first['part']}** ({about})", "", f"| | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
     for row in rows:
         name = ", ".join([row["name"], *(_size(n, v) for n, v in row["params"].items() if n in _varying(rows))])
-        name += f" ({_made(row)})" if len(made) > 1 else ""
-        if row["name"].startswith(MODEL):
-            lines.append(f"| {name.removeprefix(MODEL + ', ')} | {_number(row['p50'])} {row['unit']} |")
-            continue
-        share, limit, unit = row.get("share_of_limit"), row.get("limit"), row["unit"]
-        value = f"{_number(row['p50'])} {unit} ({_number(row['p20'])}-{_number(row['p80'])})"
-        bound = "" if share is None else f"{100 * share:.1f} % of {_number(limit)} {row_unit(row)}"
-        lines.append(f"| {name} | {value} | {bound} |")
+        name += f" ({_provenance(row)})" if len(made) > 1 else ""
+        cells = [f"{_number(row['p50'])} {row['unit']}"] if modelled else _measured_cells(row, rates)
+        lines.append(f"| {' | '.join([name.removeprefix(MODEL + ', '), *cells])} |")
     return "\n".join(lines)
 
 
-def _made(row: dict[str, Any]) -> str:
+def _measured_cells(row: dict[str, Any], rates: list[str]) -> list[str]:
+    share, extra = row.get("share_of_limit"), row.get("extra", {})
+    value = f"{_number(row['p50'])} {row['unit']} ({_number(row['p20'])}-{_number(row['p80'])})"
+    bound = "" if share is None else f"{100 * share:.1f} % of {_number(row['limit'])} {_limit_unit(row)}"
+    return [value, *(_number(extra[rate]) if rate in extra else "" for rate in rates), bound]
+
+
+def _provenance(row: dict[str, Any]) -> str:
     return f"commit {row.get('commit', '')}, {row.get('time', '')[:10]}"
 
 
 def _size(name: str, value: Any) -> str:
-    return f"{name.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
+    # Results files say "pictures": another key would keep `compare` from matching older figures.
+    label = name.replace("_", " ").replace("pictures", "images")
+    return f"{label} {value:g}" if isinstance(value, float) else f"{label} {value}"
 
 
 def _varying(rows: list[dict[str, Any]]) -> list[str]:
-    """The sizes in which rows differ."""
+    """Names of the sizes that differ between rows."""
     names = dict.fromkeys(name for row in rows for name in row["params"])
     return [name for name in names if any(row["params"].get(name) != rows[0]["params"].get(name) for row in rows)]
 
 
-def row_unit(row: dict[str, Any]) -> str:
+def _limit_unit(row: dict[str, Any]) -> str:
     return row["unit"] + (f" ({row['limit_name']})" if row.get("limit_name") else "")
 
 
@@ -122,8 +128,10 @@ def _number(value: float) -> str:
 
 
 def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """One bar chart a part, unit, device and kind of sizes: median, p20 to p80, and the limit, of what was measured. The
-    same rows give the same bytes."""
+    """A bar chart for each part, unit, device and set of sizes: median, p20 to p80, and the limit.
+
+    Measured figures only. The same rows give the same bytes. Returns the files written.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -131,10 +139,10 @@ def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
     from matplotlib import pyplot
 
     charts: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in measured(newest(rows)[0])[0]:
+    for row in split_modelled(newest(rows)[0])[0]:
         charts.setdefault((row["part"], row["unit"], row["device"], *row["params"]), []).append(row)
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    written: list[Path] = []
     for (part, unit, device, *_), bars in charts.items():
         figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.34 * len(bars)), layout="constrained")
         varying = _varying(bars)
@@ -153,7 +161,7 @@ def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
         axes.set_title(f"{part}, {device}", fontsize=9)
         stem = re.sub(r"[^a-z0-9]+", "-", f"{part} {unit} {device}".lower()).strip("-")
         path = folder / f"{stem}.svg"
-        if path in written:  # another kind of sizes
+        if path in written:  # a chart of another set of sizes
             path = folder / f"{stem}-{sum(old.name.startswith(stem) for old in written) + 1}.svg"
         figure.savefig(path, metadata={"Date": None})
         pyplot.close(figure)

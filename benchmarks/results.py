@@ -1,4 +1,5 @@
-"""Figures: what was measured, on what, beside the machine's limit; one JSON line each, written as soon as it is known."""
+"""Figures: measured values beside the machine's limit, with device, versions and commit; one JSON
+line each, written as soon as it is measured."""
 
 from __future__ import annotations
 
@@ -24,7 +25,12 @@ PACKAGES = ("torch", "triton", "timm", "torchvision", "nvidia-dali-cuda130", "fa
 
 @dataclass(frozen=True)
 class Figure:
-    """One contender's result. p20, p50, p80 over the repeats and `limit`, what this machine could do at most, are in `unit`."""
+    """One contender's result: p20, p50, p80 over the repeats, in `unit`.
+
+    params: the sizes. `compare` matches figures by them, so their keys stay as in committed files.
+    better: "higher" or "lower". limit: the most that this machine could do, in `unit`, by
+    `limit_name`. extra: further values, which `report` may show and `compare` ignores.
+    """
 
     part: str
     name: str
@@ -41,33 +47,36 @@ class Figure:
 
     @property
     def share_of_limit(self) -> float | None:
-        """Of what is possible, how much was had: 1 is the limit."""
+        """Measured over possible: 1 is the limit."""
         if not self.limit or not self.p50:
             return None
         return self.p50 / self.limit if self.better == "higher" else self.limit / self.p50
 
 
 def figure_of(values: Sequence[float], **rest: Any) -> Figure:
-    """From the repeats' values."""
+    """A Figure of the repeats' values; `rest` are its other fields."""
     steps = statistics.quantiles(values, n=5, method="inclusive") if len(values) > 1 else [values[0]] * 4
     return Figure(p20=steps[0], p50=statistics.median(values), p80=steps[3], repeats=len(values), **rest)
 
 
 class Results:
-    """Prints figures and appends them to a file of JSON lines; `limits` are the machine's ceilings."""
+    """Prints figures and appends them to a file of JSON lines.
+
+    path: None only prints. limits: the machine's, by name, as `ceilings` measures them.
+    """
 
     def __init__(self, path: Path | None, device: torch.device, limits: dict[str, float]) -> None:
         self.path, self.device, self.limits = path, device, limits
         self.figures: list[Figure] = []
-        self.about = environment(device)
+        self.environment = environment(device)
 
     def add(self, figure: Figure) -> None:
         self.figures.append(figure)
         print(line(figure), flush=True)
         self._append({**asdict(figure), "share_of_limit": figure.share_of_limit})
 
-    def missing(self, part: str, name: str, why: str) -> None:
-        """Say that something was not run; it is never a figure."""
+    def not_run(self, part: str, name: str, why: str) -> None:
+        """Report a contender that was not run, and the reason. It has no figure."""
         print(f"{part:10} {name:26} not run: {why}", flush=True)
         self._append({"part": part, "name": name, "not_run": why})
 
@@ -77,13 +86,13 @@ class Results:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": now, **self.about, **row}) + "\n")
+            file.write(json.dumps({"time": now, **self.environment, **row}) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
 
 def line(figure: Figure) -> str:
-    """For people."""
+    """What `Results.add` prints."""
     sizes = " ".join(f"{name}={value}" for name, value in figure.params.items())
     text = f"{figure.part:10} {figure.name:26} {figure.p50:11.4g} {figure.unit} ({figure.p20:.4g}-{figure.p80:.4g})"
     if figure.share_of_limit is not None:
@@ -97,7 +106,10 @@ def _short(value: Any) -> str:
 
 
 def read(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """The lines of results files. A last line cut off half-way is left out; ValueError names file and line of any other damage."""
+    """The lines of results files; a truncated last line is left out.
+
+    Raises ValueError that names file and line for any other damage.
+    """
     rows = []
     for path in paths:
         try:
@@ -108,9 +120,9 @@ def read(paths: Iterable[Path]) -> list[dict[str, Any]]:
             try:
                 row = json.loads(text)
                 if "not_run" not in row:
-                    missing = {"part", "name", "unit", "p20", "p50", "p80", "params", "device"} - set(row)
-                    if missing:
-                        raise ValueError(f"lacks {', '.join(sorted(missing))}")
+                    absent = {"part", "name", "unit", "p20", "p50", "p80", "params", "device"} - set(row)
+                    if absent:
+                        raise ValueError(f"lacks {', '.join(sorted(absent))}")
             except (ValueError, TypeError) as error:
                 if number == len(lines) and not text.endswith("\n"):
                     continue
@@ -120,7 +132,7 @@ def read(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def key(row: dict[str, Any]) -> str:
-    """What makes two figures comparable."""
+    """Two figures with the same key can be compared."""
     return json.dumps([row["part"], row["name"], row["unit"], row["params"], row["device"]], sort_keys=True)
 
 
@@ -130,7 +142,7 @@ def default_path(device: torch.device) -> Path:
 
 
 def device_name(device: torch.device) -> str:
-    """A CPU is called one, with its number of threads."""
+    """The GPU's name, or "CPU, N threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads"
@@ -138,26 +150,28 @@ def device_name(device: torch.device) -> str:
 
 @lru_cache
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a result must say to be believed."""
+    """What a result needs to be checked: device, driver, commit, versions, command."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
-    versions["torch"] = torch.__version__  # with the CUDA that it was built for
-    driver = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if device.type == "cuda" else ""
+    versions["torch"] = torch.__version__  # names its CUDA version too, e.g. +cu130
+    driver = (
+        _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if device.type == "cuda" else ""
+    )
     return {
         "device": device_name(device),
         "driver": driver.splitlines()[0] if driver else None,
-        "commit": _said("git", "-C", str(FOLDER.parent), "describe", "--always", "--dirty") or "unknown",
+        "commit": _output("git", "-C", str(FOLDER.parent), "describe", "--always", "--dirty") or "unknown",
         "versions": versions,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 
 
-def _said(*command: str) -> str:
-    """What a command prints; empty where it is missing or fails."""
+def _output(*command: str) -> str:
+    """What a command prints; empty if the command is missing or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):

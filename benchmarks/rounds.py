@@ -1,8 +1,10 @@
-"""Steps of several contenders in turns, each back to back within its turn, as a run makes them."""
+"""Training steps of several contenders in turns; within its turn a contender's steps run back to
+back, as in a training run."""
 
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any, Callable, Iterable, NamedTuple
 
 import torch
@@ -11,49 +13,62 @@ from benchmarks.timing import peak, reason, release
 
 
 class Rounds(NamedTuple):
-    """seconds: of a step, one value a round. peak_bytes: device memory at its peak beyond what was there (None: not known)."""
+    """seconds: of one step, a value a round. peak_bytes: peak of device memory beyond what was
+    allocated before; None where it is unknown."""
 
     seconds: list[float]
     peak_bytes: int | None
 
 
-def in_turns(
+def run_interleaved(
     contenders: dict[str, Callable[[], Any]], device: torch.device, rounds: int, steps: int, warm_up: int = 6
 ) -> dict[str, Rounds | str]:
-    """Each contender `steps` times in each of `rounds` rounds, after `warm_up` unmeasured ones; the device is waited for at the ends
-    of a turn only. One that fails gives the words why."""
-    found: dict[str, Rounds | str] = {}
+    """Time `steps` steps of each contender in each of `rounds` rounds, after `warm_up` untimed.
+
+    The device is synchronized only at the start and the end of a turn. A contender that fails has
+    its error as a string in place of its times.
+    """
+    outcomes: dict[str, Rounds | str] = {}
     for name, step in contenders.items():
         try:
-            found[name] = Rounds([], peak(lambda step=step: [step() for _ in range(warm_up)], device))
+            outcomes[name] = Rounds([], peak(partial(_repeat, step, warm_up), device))
         except Exception as error:
-            found[name] = reason(error)
+            outcomes[name] = reason(error)
             release(device)
     for _ in range(rounds):
         for name, step in contenders.items():
-            if isinstance(found[name], str):
+            outcome = outcomes[name]
+            if isinstance(outcome, str):
                 continue
             try:
-                found[name].seconds.append(_turn(step, device, steps))
+                outcome.seconds.append(_turn(step, device, steps))
             except Exception as error:
-                found[name] = reason(error)
+                outcomes[name] = reason(error)
                 release(device)
-    return found
+    return outcomes
 
 
 def _turn(step: Callable[[], Any], device: torch.device, steps: int) -> float:
+    """Seconds of one step, averaged over `steps`."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
-    for _ in range(steps):
-        step()
+    _repeat(step, steps)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return (time.perf_counter() - start) / steps
 
 
+def _repeat(step: Callable[[], Any], steps: int) -> None:
+    for _ in range(steps):
+        step()
+
+
 def launches(step: Callable[[], Any], device: torch.device) -> dict[str, int]:
-    """What the host launches in one step and what the device then runs: {"launches", "kernels", "copies"}; on a CPU {"operators"}."""
+    """The host's launches in one step, and the device's work: {"launches", "kernels", "copies"}.
+
+    On a CPU {"operators"}.
+    """
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -65,11 +80,12 @@ def launches(step: Callable[[], Any], device: torch.device) -> dict[str, int]:
 
 
 def counted(events: Iterable[Any], device: torch.device) -> dict[str, int]:
-    """Of a profiler's averages; spans that a program or the profiler named itself are no kernels."""
+    """`launches`, from a profiler's averages. Named spans (`record_function`, `Optimizer.step`) are
+    left out: they are not kernels."""
     events = [event for event in events if not getattr(event, "is_user_annotation", False)]
     if device.type != "cuda":
         return {"operators": sum(event.count for event in events if event.key.startswith("aten::"))}
     host = sum(e.count for e in events if e.key.startswith(("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")))
-    ran = [event for event in events if event.device_type == torch.profiler.DeviceType.CUDA]
-    copies = sum(event.count for event in ran if event.key.startswith(("Memcpy", "Memset")))
-    return {"launches": host, "kernels": sum(event.count for event in ran) - copies, "copies": copies}
+    on_device = [event for event in events if event.device_type == torch.profiler.DeviceType.CUDA]
+    copies = sum(event.count for event in on_device if event.key.startswith(("Memcpy", "Memset")))
+    return {"launches": host, "kernels": sum(event.count for event in on_device) - copies, "copies": copies}

@@ -1,4 +1,4 @@
-"""Times callables alternately in one process."""
+"""Times callables alternately in one process, so that a busy machine slows all of them alike."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any, Callable, Collection, Optional
 import torch
 
 from fastirt.errors import first_line
+from fastirt.step.cuda_graph import captured
 
-FLUSH_BYTES = 256 << 20  # more than any L2
+FLUSH_BYTES = 256 << 20  # more than any L2 cache
 OUT_OF_MEMORY = "out of memory"
 
 
@@ -19,19 +20,24 @@ def reason(error: BaseException) -> str:
     """Why something was not run, in one line."""
     if isinstance(error, torch.OutOfMemoryError):
         return OUT_OF_MEMORY
-    return f"{type(error).__name__}: {first_line(error) if str(error).strip() else ''}"
+    name, message = type(error).__name__, first_line(error)  # the name again where there is no message
+    return name if message == name else f"{name}: {message}"
 
 
 def release(device: torch.device) -> None:
-    """Give the device's memory back that nothing uses any more."""
+    """Return unused memory to the device."""
     gc.collect()
     if device.type == "cuda":
-        with contextlib.suppress(RuntimeError):  # a failed kernel is reported again by every later call
+        # After a failed kernel every later CUDA call raises the same error again.
+        with contextlib.suppress(RuntimeError):
             torch.cuda.empty_cache()
 
 
 def peak(call: Callable[[], Any], device: torch.device) -> Optional[int]:
-    """Call it; bytes of device memory at its peak beyond what was there before, None on a CPU."""
+    """Run `call`; its peak of device memory in bytes, beyond what was allocated before.
+
+    None on a CPU.
+    """
     if device.type != "cuda":
         call()
         return None
@@ -43,17 +49,19 @@ def peak(call: Callable[[], Any], device: torch.device) -> Optional[int]:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def samples(
+def time_interleaved(
     calls: dict[str, Callable[[], Any]], device: torch.device, repeats: int = 20, graphs: Collection[str] = ()
 ) -> tuple[dict[str, list[float] | str], dict[str, Optional[int]]]:
-    """(milliseconds of each call's `repeats` calls, bytes of device memory at its peak beyond what was there before).
+    """(milliseconds of each call's `repeats` runs, its peak of device memory in bytes).
 
-    Taken in turns, after three unmeasured ones; on a GPU with a cold L2. A call that fails gives the words why: "out of
-    memory", or the error's. A peak is None where it is not known, as on a CPU.
+    The calls run in turns, after three unmeasured runs each; on a GPU with a cold L2 cache. A call
+    that fails has a string in place of its times: "out of memory", or its error. A peak is beyond
+    what was allocated before, and None where it is unknown, as on a CPU.
 
-    A GPU call is timed from an idle device, so the time includes the host's launches where these are the slower part. `graphs`
-    names replays of CUDA graphs: they are queued behind the flush, so theirs is the device's time alone; what a graph holds was
-    allocated when it was captured, so its peak is not known.
+    A GPU call starts on an idle device, so its time includes the host's launches where these are
+    slower than the kernels. `graphs` names the calls that replay CUDA graphs: they are queued
+    behind the flush of the cache, so their time is the device's alone. Their peak is unknown: a
+    graph's memory is allocated when it is captured.
     """
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device) if device.type == "cuda" else None
     failed: dict[str, str] = {}
@@ -76,12 +84,12 @@ def samples(
                 failed[name] = reason(error)
                 del times[name]
                 release(device)
-    found = {**times, **failed}
-    return {name: found[name] for name in calls}, peaks
+    outcomes: dict[str, list[float] | str] = {**times, **failed}
+    return {name: outcomes[name] for name in calls}, peaks
 
 
 def _once(call: Callable[[], Any], flush: Optional[torch.Tensor], wait: bool) -> float:
-    """Milliseconds; `wait`: for the flush, before the call is launched."""
+    """Milliseconds of one run. `wait`: let the flush end before the call is launched."""
     if flush is None:
         start = time.perf_counter()
         call()
@@ -95,3 +103,22 @@ def _once(call: Callable[[], Any], flush: Optional[torch.Tensor], wait: bool) ->
     end.record()
     end.synchronize()
     return begin.elapsed_time(end)
+
+
+def as_cuda_graph(call: Callable[[], Any]) -> Callable[[], Any]:
+    """The same call as one CUDA graph. Its results are the same tensors every time: the next call
+    overwrites them."""
+    warm_up = torch.cuda.Stream()
+    warm_up.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm_up):
+        for _ in range(3):
+            call()
+    torch.cuda.synchronize()
+    results: list[Any] = []
+    graph = captured(lambda: results.append(call()), torch.device("cuda", torch.cuda.current_device()))
+
+    def replay() -> Any:
+        graph.replay()
+        return results[0]
+
+    return replay

@@ -9,7 +9,7 @@ from benchmarks.__main__ import main
 from benchmarks.parts import cache
 from benchmarks.report import MODEL, plot, table
 from benchmarks.results import read
-from benchmarks.timing import samples
+from benchmarks.timing import time_interleaved
 
 
 def figure(name="fastirt", part="step", p50=100.0, spread=0.02, device="CPU, 2 threads", better="higher", **rest):
@@ -35,13 +35,13 @@ def test_a_result_slowed_down_on_purpose_fails(tmp_path, capsys):
 
     def slowed(calls, *rest, **more):
         slow = {name: lambda call=call: [call() for _ in range(12)] for name, call in calls.items()}
-        return samples(slow, *rest, **more)
+        return time_interleaved(slow, *rest, **more)
 
-    kept, cache.samples = cache.samples, slowed
+    kept, cache.time_interleaved = cache.time_interleaved, slowed
     try:
         assert main([*words, "--out", str(tmp_path / "b.jsonl")]) == 0
     finally:
-        cache.samples = kept
+        cache.time_interleaved = kept
     capsys.readouterr()
     assert main(["compare", str(out), str(tmp_path / "b.jsonl")]) == 1
     assert "FELL" in capsys.readouterr().out
@@ -120,6 +120,16 @@ def test_the_report_fills_the_readme_and_draws_the_same_plots(tmp_path, capsys):
     assert main(["report", str(tmp_path / "none.jsonl")]) == 2
 
 
+def test_rates_stand_beside_the_time_where_a_part_has_them():
+    rates = {"GB/s": 812.4, "TFLOP/s": 1.234}
+    rows = [figure(part="loss", extra=rates), figure("plain", part="loss", extra={"peak_bytes": 7}), figure()]
+    lines = table(rows).splitlines()
+    assert "| | median (p20-p80) | GB/s | TFLOP/s | of the limit here |" in lines
+    assert "| fastirt | 100 imgs/s (98-102) | 812 | 1.23 |  |" in lines
+    assert "| plain | 100 imgs/s (98-102) |  |  |  |" in lines
+    assert "| fastirt | 100 imgs/s (98-102) |  |" in lines  # the step has none
+
+
 def test_modelled_figures_share_no_table_and_no_plot_with_measured_ones(tmp_path):
     pytest.importorskip("matplotlib")
     rows = [
@@ -127,7 +137,7 @@ def test_modelled_figures_share_no_table_and_no_plot_with_measured_ones(tmp_path
         figure(part="scaling", name=f"{MODEL}, memory whole", p50=9e5),
     ]
     text = table(rows)
-    before, after = text.split("Model, not measured")
+    before, after = text.split("\n## Model, not measured\n")
     assert "memory whole, gloo" in before and "900,000" not in before
     assert "| memory whole | 900,000 imgs/s |" in after and "CPU" not in after and "median" not in after
     (svg,) = plot(rows, tmp_path)

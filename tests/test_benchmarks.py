@@ -3,6 +3,7 @@
 import argparse
 import sys
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,8 +17,8 @@ from benchmarks.contenders import model_variants, public_recipe
 from benchmarks.contenders.float8 import float8_blocks
 from benchmarks.parts import cache, loss, scaling, step
 from benchmarks.results import Results, figure_of, read
-from benchmarks.rounds import counted, in_turns
-from benchmarks.timing import samples
+from benchmarks.rounds import counted, run_interleaved
+from benchmarks.timing import time_interleaved
 from conftest import TINY_KWARGS
 from fastirt.config.options import ModelConfig
 from fastirt.kernels import reference, tune
@@ -190,7 +191,7 @@ def test_bytes_and_operations_by_hand():
     [
         (torch.OutOfMemoryError("too much"), "out of memory"),
         (RuntimeError("cannot be captured\nat all"), "RuntimeError: cannot be captured"),
-        (ImportError(""), "ImportError: "),
+        (ImportError(""), "ImportError"),
     ],
 )
 @pytest.mark.parametrize("after", [0, 4])
@@ -207,9 +208,9 @@ def test_a_call_that_fails_is_reported_and_the_others_go_on(error, words, after)
 
         return call
 
-    timed, _ = samples({"works": lambda: None, "fails": failing()}, CPU, repeats=3)
+    timed, _ = time_interleaved({"works": lambda: None, "fails": failing()}, CPU, repeats=3)
     assert len(timed["works"]) == 3 and timed["fails"] == words
-    turns = in_turns({"works": lambda: None, "fails": failing()}, CPU, rounds=3, steps=2, warm_up=1)
+    turns = run_interleaved({"works": lambda: None, "fails": failing()}, CPU, rounds=3, steps=2, warm_up=1)
     assert len(turns["works"].seconds) == 3 and turns["fails"] == words
 
 
@@ -238,6 +239,19 @@ def test_peers_too_large_for_the_memory_are_not_tried(monkeypatch, tmp_path):
     assert {row["name"]: row["not_run"][:23] for row in read([results.path])} == dict.fromkeys(
         ("plain", "compiled"), "too little free memory "
     )
+
+
+def test_the_readme_s_example_of_a_part_runs():
+    readme = Path(step.__file__).parent.parent / "README.md"
+    part = {}
+    exec(readme.read_text().split("```python\n")[1].split("```")[0], part)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int)
+    part["add_flags"](parser)
+    results = Results(None, CPU, LIMITS)
+    part["run"](parser.parse_args("--rows 64 --repeats 2".split()), results)
+    assert [figure.name for figure in results.figures] == ["F.normalize", "definition"]
+    assert all(figure.limit > 0 and figure.params == {"rows": 64} for figure in results.figures)
 
 
 def test_quantiles_and_shares():

@@ -1,1 +1,1 @@
-"""What fastirt is measured against, and what it was tried against."""
+"""Peers that fastirt is measured against, and variants of its own model that were tried."""

@@ -1,7 +1,8 @@
-"""Linear layers whose three products are in float8, for measuring: forward, gradient of the input, gradient of the weight.
+"""Linear layers with all three products in float8: forward, gradient of the input, of the weight.
 
-Each operand is scaled by its largest element at the time (Micikevicius et al. 2022, "FP8 Formats for Deep Learning", without their history),
-to e4m3 for activations and weights, to e5m2 for gradients.
+Only for measuring. Each operand is scaled by its largest element (Micikevicius et al. 2022, "FP8
+Formats for Deep Learning", without their history of maxima): activations and weights to e4m3,
+gradients to e5m2.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from fastirt.model.encoder import Encoder
 
 
 def scaled(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(values / scale in float8, scale as 0-d float32): the largest element becomes the largest number of the format."""
+    """(values / scale in `dtype`, 0-d float32 scale): the largest element becomes the maximum."""
     scale = values.abs().amax().float().clamp(min=1e-12) / torch.finfo(dtype).max
     return (values.float() / scale).to(dtype), scale
 
 
 def product(a: Tensor, b: Tensor, a_dtype: torch.dtype, b_dtype: torch.dtype) -> Tensor:
-    """(M, K) x (N, K) to (M, N) bfloat16: A B^T. M, N and K are multiples of 16."""
+    """A B^T of (M, K) and (N, K): (M, N) bfloat16. M, N and K are multiples of 16."""
     (a8, a_scale), (b8, b_scale) = scaled(a.contiguous(), a_dtype), scaled(b.contiguous(), b_dtype)
     return torch._scaled_mm(a8, b8.t(), scale_a=a_scale, scale_b=b_scale, out_dtype=torch.bfloat16)
 
@@ -41,7 +42,7 @@ class _Linear(torch.autograd.Function):
 
 
 class Float8Linear(nn.Linear):
-    """`nn.Linear`, bfloat16 out."""
+    """`nn.Linear` with float8 products; its output is bfloat16."""
 
     def forward(self, values: Tensor) -> Tensor:
         out = _Linear.apply(values.flatten(0, -2), self.weight).unflatten(0, values.shape[:-1])
@@ -49,7 +50,7 @@ class Float8Linear(nn.Linear):
 
 
 def float8_blocks(encoder: Encoder) -> None:
-    """All linear layers of the transformer's blocks as Float8Linear, over the same weights."""
-    for layer in encoder.vit.blocks.modules():
+    """Turn all linear layers of the transformer's blocks into Float8Linear; the weights stay."""
+    for layer in encoder.vit.get_submodule("blocks").modules():
         if type(layer) is nn.Linear:
             layer.__class__ = Float8Linear

@@ -1,4 +1,5 @@
-"""Every way to compute the loss that is timed: the kernels, plain PyTorch, torch.compile, pytorch-metric-learning."""
+"""Implementations of the loss that are timed: kernels, PyTorch, torch.compile,
+pytorch-metric-learning."""
 
 from __future__ import annotations
 
@@ -11,14 +12,18 @@ from torch import Tensor
 from benchmarks.contenders.public_recipe import contrastive_loss, has_metric_learning
 from fastirt.kernels import contrastive_koleo
 from fastirt.kernels.checks import choose
-from fastirt.kernels.reference import koleo as plain_koleo
-from fastirt.step import engine
+from fastirt.kernels.reference import koleo as reference_koleo
 
 LAMBDA = 0.7
 
 
 def inputs(rows: int, slots: int, dim: int, dtype: torch.dtype, device: torch.device) -> dict[str, Optional[Tensor]]:
-    """Clustered unit vectors, two rows a class; the batch stands in the first slots."""
+    """Arguments of the losses: clustered unit vectors, two rows a class.
+
+    z (N, D), labels (N,), memory (M, D), memory_labels (M,), memory_self (N,): the slot that holds
+    the row itself, -1 for none. The batch is in the first slots. With M = 0 the last three are
+    None.
+    """
     generator = torch.Generator(device).manual_seed(0)
     classes = max(2, max(rows, slots) // 5)
     centres = torch.randn(classes, dim, device=device, generator=generator)
@@ -35,14 +40,15 @@ def inputs(rows: int, slots: int, dim: int, dtype: torch.dtype, device: torch.de
     memory = draw(memory_labels)
     shared = min(rows, slots)
     memory[:shared], memory_labels[:shared] = z[:shared], labels[:shared]
-    own = torch.where(torch.arange(rows, device=device) < shared, torch.arange(rows, device=device), -1)
-    return dict(z=z, labels=labels, memory=memory, memory_labels=memory_labels, memory_self=own)
+    row = torch.arange(rows, device=device)
+    memory_self = torch.where(row < shared, row, -1)
+    return dict(z=z, labels=labels, memory=memory, memory_labels=memory_labels, memory_self=memory_self)
 
 
-def step(given: dict[str, Any], loss: Callable[..., Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
-    """A call that computes (loss, its gradient at z)."""
-    z = given["z"].detach().requires_grad_()
-    others = [given[name] for name in ("labels", "memory", "memory_labels", "memory_self")]
+def step(tensors: dict[str, Any], loss: Callable[..., Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
+    """A call that computes (loss, its gradient at z) of `inputs`."""
+    z = tensors["z"].detach().requires_grad_()
+    others = [tensors[name] for name in ("labels", "memory", "memory_labels", "memory_self")]
 
     def call() -> tuple[Tensor, Tensor]:
         value = loss(z, *others)
@@ -52,7 +58,7 @@ def step(given: dict[str, Any], loss: Callable[..., Tensor]) -> Callable[[], tup
 
 
 def kernels_missing(device: torch.device, dim: int) -> str:
-    """Why the kernels cannot run on this device at this D; empty where they can."""
+    """Why the kernels cannot run on this device at this D; empty if they can."""
     try:
         choose("triton", torch.empty(1, dim, device=device))
     except ValueError as error:
@@ -61,44 +67,31 @@ def kernels_missing(device: torch.device, dim: int) -> str:
 
 
 def losses(reduction: str, device: torch.device, dim: int) -> dict[str, Callable[..., Tensor]]:
-    """Every way to compute batch + memory + LAMBDA * koleo, by name, "fastirt" only where the kernels run. pytorch-metric-learning
-    is there, if installed, for its own reduction only; it has no own-slot rule, so its value differs where the batch stands in
-    the memory."""
+    """Implementations of batch + memory + LAMBDA * koleo, by name.
+
+    "fastirt" is included where the kernels run; "metric-learning" where that package is installed,
+    for `nonzero_mean` alone, which is its reduction. It also counts a row's pair with its own slot,
+    so its value differs when the batch is in the memory.
+    """
 
     def ours(impl: str) -> Callable[..., Tensor]:
-        def loss(z, labels, memory, memory_labels, own):
-            parts = contrastive_koleo(z, labels, memory, memory_labels, memory_self=own, reduction=reduction, impl=impl)
-            return parts.batch + parts.memory + LAMBDA * parts.koleo
+        def loss(z, labels, memory, memory_labels, memory_self):
+            terms = contrastive_koleo(
+                z, labels, memory, memory_labels, memory_self=memory_self, reduction=reduction, impl=impl
+            )
+            return terms.batch + terms.memory + LAMBDA * terms.koleo
 
         return loss
 
-    found = {"plain": ours("reference"), "compiled": torch.compile(ours("reference"), dynamic=False)}
+    implementations = {"plain": ours("reference"), "compiled": torch.compile(ours("reference"), dynamic=False)}
     if not kernels_missing(device, dim):
-        found = {"fastirt": ours("triton"), **found}
+        implementations = {"fastirt": ours("triton"), **implementations}
     if reduction == "nonzero_mean" and has_metric_learning():
         contrastive = contrastive_loss(0.5)
 
-        def metric_learning(z, labels, memory, memory_labels, own):
-            value = contrastive(z, labels) + LAMBDA * plain_koleo(z)
+        def metric_learning(z, labels, memory, memory_labels, memory_self):
+            value = contrastive(z, labels) + LAMBDA * reference_koleo(z)
             return value if memory is None else value + contrastive(z, labels, ref_emb=memory, ref_labels=memory_labels)
 
-        found["metric-learning"] = metric_learning
-    return found
-
-
-def captured(call: Callable[[], Any]) -> Callable[[], Any]:
-    """The same call as one CUDA graph, with the same results, in tensors that the next call overwrites."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.synchronize()
-    results: list[Any] = []
-    graph = engine.captured(lambda: results.append(call()), torch.device("cuda", torch.cuda.current_device()))
-
-    def replay() -> Any:
-        graph.replay()
-        return results[0]
-
-    return replay
+        implementations["metric-learning"] = metric_learning
+    return implementations

@@ -1,4 +1,4 @@
-"""Changes to the model that are measured before anyone adopts them; each computes the same as what it replaces."""
+"""Variants of the model, measured before adoption; each computes the same as the original."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastirt.model.encoder import Encoder
 
 
 class PatchProjection(nn.Conv2d):
-    """A convolution whose stride is its kernel, as one matrix product over patches."""
+    """A convolution with stride = kernel size, as one matrix product over patches."""
 
     def forward(self, images: Tensor) -> Tensor:
         count, channels, height, width = images.shape
@@ -25,12 +25,12 @@ class PatchProjection(nn.Conv2d):
 
 
 def patch_matmul(encoder: Encoder) -> None:
-    """The patch embedding as a PatchProjection, over the same weights."""
-    encoder.vit.patch_embed.proj.__class__ = PatchProjection
+    """Turn the patch embedding into a PatchProjection; the weights stay."""
+    encoder.vit.get_submodule("patch_embed.proj").__class__ = PatchProjection
 
 
 def padded_attention(query: Tensor, key: Tensor, value: Tensor, length: int) -> Tensor:
-    """softmax(QK^T / sqrt(d)) V for (B, H, T, d), computed at `length` >= T tokens, of which the added ones are masked."""
+    """softmax(QK^T / sqrt(d)) V for (B, H, T, d), padded to `length` >= T tokens with a mask."""
     tokens = query.shape[2]
     query, key, value = (F.pad(x, (0, 0, 0, length - tokens)) for x in (query, key, value))
     mask = (torch.arange(length, device=query.device) < tokens).expand(length, length)
@@ -46,7 +46,7 @@ BACKENDS = {
 
 
 def attention(name: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """(B, H, T, d) by a named way: "torch's choice", a backend of BACKENDS, or "padded to N"."""
+    """(B, H, T, d) by an implementation of ATTENTION_IMPLS; any "padded to N" works too."""
     if name.startswith("padded to "):
         return padded_attention(query, key, value, int(name.removeprefix("padded to ")))
     if name in BACKENDS:
@@ -55,4 +55,4 @@ def attention(name: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value)
 
 
-WAYS = ("torch's choice", *BACKENDS, "padded to 200", "padded to 256")
+ATTENTION_IMPLS = ("torch's choice", *BACKENDS, "padded to 200", "padded to 256")

@@ -1,15 +1,17 @@
-"""The public re-implementation's recipe, written anew from its description: the peer that fastirt is timed against.
+"""The recipe of the public re-implementation, rewritten from its description: fastirt's main peer.
 
-PIL and torchvision in a DataLoader; an eager fp32 step with pytorch-metric-learning's contrastive loss against the batch and a
-cross-batch memory, KoLeo on its own, AdamW. Without that package, the same loss in plain torch; `recipe_name` then says so.
+PIL and torchvision in a DataLoader; an eager fp32 step with pytorch-metric-learning's contrastive
+loss against the batch and a cross-batch memory, a separate KoLeo, and AdamW. Without that package
+the same loss in plain torch; `recipe_name` shows which of the two ran.
 """
 
 from __future__ import annotations
 
 import copy
 import os
-from typing import Callable, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -19,10 +21,10 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 
 
-class Pictures(Dataset):
-    """(3, S, S) float32 and label of each picture."""
+class Images(Dataset):
+    """(3, S, S) float32 and label of each image."""
 
-    def __init__(self, paths: Sequence[str], labels: Sequence[int], size: int, resize: int) -> None:
+    def __init__(self, paths: Sequence[str], labels: Sequence[int] | np.ndarray, size: int, resize: int) -> None:
         self.paths, self.labels = paths, labels
         self.transform = transforms.Compose(
             [
@@ -43,23 +45,31 @@ class Pictures(Dataset):
 
 
 def cores() -> int:
-    """Workers or threads that decode, for every contender alike: as many as `fastirt train` takes by default."""
+    """Threads or processes that decode, in every contender: the default of `fastirt train`."""
     return min(16, len(os.sched_getaffinity(0)))
 
 
 def loader(
-    paths: Sequence[str], labels: Sequence[int], batch_size: int, workers: int, size: int = 224, resize: int = 256
+    paths: Sequence[str],
+    labels: Sequence[int] | np.ndarray,
+    batch_size: int,
+    workers: int,
+    size: int = 224,
+    resize: int = 256,
 ) -> DataLoader:
-    """Random batches (B, 3, S, S) float32 with labels (B,), decoded by `workers` processes, without end: a small set is not paused
-    at the end of each epoch, as a large one hardly is."""
-    pictures = Pictures(paths, labels, size, resize)
+    """Endless random batches (B, 3, S, S) float32 with labels (B,), decoded by `workers` processes.
+
+    Endless because a small set would pause at the end of every short epoch, unlike a large one.
+    """
+    images = Images(paths, labels, size, resize)
     return DataLoader(
-        pictures, batch_size, sampler=RandomSampler(pictures, replacement=True, num_samples=10**9), drop_last=True,
+        images, batch_size, sampler=RandomSampler(images, replacement=True, num_samples=10**9), drop_last=True,
         num_workers=workers, pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0,
     )  # fmt: skip
 
 
 def has_metric_learning() -> bool:
+    """Whether pytorch-metric-learning is installed."""
     try:
         import pytorch_metric_learning.losses  # noqa: F401
     except ImportError:
@@ -68,12 +78,15 @@ def has_metric_learning() -> bool:
 
 
 def recipe_name() -> str:
-    """Of its figures."""
+    """The name of the recipe's figures; it shows which contrastive loss ran."""
     return "public recipe" if has_metric_learning() else "public recipe (own contrastive)"
 
 
 def contrastive_loss(margin: float) -> Callable[..., Tensor]:
-    """(embeddings, labels, ref_emb=None, ref_labels=None) -> loss, of pytorch-metric-learning where that is installed."""
+    """(embeddings, labels, ref_emb=None, ref_labels=None) -> loss.
+
+    pytorch-metric-learning's where it is installed, else OwnContrastive.
+    """
     if not has_metric_learning():
         return OwnContrastive(margin)
     from pytorch_metric_learning.distances import CosineSimilarity
@@ -83,8 +96,8 @@ def contrastive_loss(margin: float) -> Callable[..., Tensor]:
 
 
 class OwnContrastive:
-    """pytorch-metric-learning's ContrastiveLoss on cosine similarities, by its defaults: the mean of the positives' losses that are not
-    zero, and that of the negatives'."""
+    """pytorch-metric-learning's ContrastiveLoss on cosine similarities, with its defaults: the mean
+    over the nonzero losses of positives, plus the same of negatives."""
 
     def __init__(self, margin: float) -> None:
         self.margin = margin
@@ -107,14 +120,17 @@ def _mean_nonzero(losses: Tensor) -> Tensor:
 
 
 class Recipe:
-    """One training step as its users run it; calling it returns the loss, for which it waits, as logging does there.
+    """One training step of the recipe. A call returns the loss as a float, so it waits for the
+    device, like the recipe's logging.
 
-    encoder: a timm model without a classifier, its CLS token is the descriptor. memory: slots of the cross-batch memory, 0 for none.
+    encoder: a timm model without a classifier; its CLS token is the descriptor.
+    memory: slots of the cross-batch memory, 0 for none.
+    momentum: of a momentum encoder that fills the memory; None for no such encoder.
     """
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Any,
         memory: int,
         device: torch.device,
         *,
@@ -125,9 +141,9 @@ class Recipe:
     ) -> None:
         self.encoder, self.device = encoder.to(device).train(), device
         self.lambda_reg, self.momentum = lambda_reg, momentum
-        self.twin: Optional[nn.Module] = None
+        self.momentum_encoder: Optional[nn.Module] = None
         if momentum is not None:
-            self.twin = copy.deepcopy(self.encoder).requires_grad_(False)
+            self.momentum_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.contrastive = contrastive_loss(margin)
         self.optimizer = torch.optim.AdamW(self.encoder.parameters(), lr=lr, weight_decay=5e-4)
         self.memory = torch.zeros(memory, encoder.num_features, device=device)
@@ -140,7 +156,7 @@ class Recipe:
         loss = self.contrastive(embeddings, labels)
         if len(self.memory):
             with torch.no_grad():
-                keys = embeddings if self.twin is None else self._embed(self.twin, images)
+                keys = embeddings if self.momentum_encoder is None else self._embed(self.momentum_encoder, images)
             self._enqueue(keys.detach(), labels)
             loss = loss + self.contrastive(
                 embeddings, labels, ref_emb=self.memory[: self.filled], ref_labels=self.memory_labels[: self.filled]
@@ -149,31 +165,32 @@ class Recipe:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        if self.twin is not None:
+        if self.momentum_encoder is not None:
             with torch.no_grad():
-                for key, query in zip(self.twin.parameters(), self.encoder.parameters()):
+                for key, query in zip(self.momentum_encoder.parameters(), self.encoder.parameters()):
                     key.data = key.data * self.momentum + query.data * (1 - self.momentum)
         return loss.item()
 
     @staticmethod
-    def _embed(encoder: nn.Module, images: Tensor) -> Tensor:
+    def _embed(encoder: Any, images: Tensor) -> Tensor:
         return F.normalize(encoder.forward_features(images)[:, 0], dim=1)
 
     def _enqueue(self, keys: Tensor, labels: Tensor) -> None:
-        """Over the oldest; a batch that overflows goes over the last slots, and the next begins at the first."""
+        """Replace the oldest slots. A batch that does not fit before the end of the memory replaces
+        the last slots, and the next batch starts at the first."""
         stop = self.head + len(keys)
-        where = (
+        slots = (
             slice(self.head, stop)
             if stop <= len(self.memory)
             else slice(len(self.memory) - len(keys), len(self.memory))
         )
-        self.memory[where], self.memory_labels[where] = keys, labels
-        self.filled = max(self.filled, where.stop)
+        self.memory[slots], self.memory_labels[slots] = keys, labels
+        self.filled = max(self.filled, slots.stop)
         self.head = stop if stop < len(self.memory) else 0
 
 
 def koleo(embeddings: Tensor) -> Tensor:
-    """-mean log of the distance to the nearest other row, by the largest inner product."""
+    """Minus the mean log distance to the nearest other row, found by the largest inner product."""
     with torch.no_grad():
         similarity = embeddings @ embeddings.T
         similarity.fill_diagonal_(-1)

@@ -1,4 +1,5 @@
-"""Attention of a ViT-S block at 197 tokens, forward and backward: which backend torch picks, and what padding does."""
+"""Attention of a ViT-S block at 197 tokens, forward and backward: torch's choice of backend, each
+backend by itself, and padded sequences."""
 
 from __future__ import annotations
 
@@ -8,28 +9,29 @@ from typing import Any, Callable
 
 import torch
 
-from benchmarks.contenders.losses import captured
-from benchmarks.contenders.model_variants import WAYS, attention
+from benchmarks.contenders.model_variants import ATTENTION_IMPLS, attention
 from benchmarks.results import Results, figure_of
-from benchmarks.rounds import in_turns
-from benchmarks.timing import peak, reason, release, samples
+from benchmarks.rounds import run_interleaved
+from benchmarks.timing import as_cuda_graph, peak, reason, release, time_interleaved
 
-IN_A_GRAPH = 10  # passes
+PASSES_IN_GRAPH = 10
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, help="(default: 64; on a CPU 4)")
-    parser.add_argument("--heads", type=int, default=6)
-    parser.add_argument("--tokens", type=int, default=197)
-    parser.add_argument("--dim", type=int, default=64, help="of a head")
+    parser.add_argument("--heads", type=int, default=6, help="(default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=197, help="(default: %(default)s)")
+    parser.add_argument("--dim", type=int, default=64, help="of each head (default: %(default)s)")
 
 
 def repeated(call: Callable[[], Any]) -> Callable[[], None]:
-    def all_of_them() -> None:
-        for _ in range(IN_A_GRAPH):
+    """PASSES_IN_GRAPH calls as one."""
+
+    def all_passes() -> None:
+        for _ in range(PASSES_IN_GRAPH):
             call()
 
-    return all_of_them
+    return all_passes
 
 
 def run(args: argparse.Namespace, results: Results) -> None:
@@ -39,30 +41,30 @@ def run(args: argparse.Namespace, results: Results) -> None:
     generator = torch.Generator(device).manual_seed(0)
     shape = (batch_size, args.heads, args.tokens, args.dim)
     inputs = [torch.randn(shape, dtype=dtype, device=device, generator=generator).requires_grad_() for _ in range(3)]
-    slope = torch.randn(shape, dtype=dtype, device=device, generator=generator)
+    grad_output = torch.randn(shape, dtype=dtype, device=device, generator=generator)
 
-    def both(name: str) -> Callable[[], Any]:
-        return lambda: torch.autograd.grad(attention(name, *inputs), inputs, slope)
+    def forward_backward(name: str) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(attention(name, *inputs), inputs, grad_output)
 
     calls, peaks = {}, {}
-    for name in WAYS:
+    for name in ATTENTION_IMPLS:
         try:
-            both(name)()
-            peaks[name] = peak(both(name), device)
-            calls[name] = captured(repeated(both(name))) if on_gpu else both(name)
-        except Exception as error:  # a backend that is missing, or cannot do this
-            results.missing("attention", name, reason(error))
+            forward_backward(name)()
+            peaks[name] = peak(forward_backward(name), device)
+            calls[name] = as_cuda_graph(repeated(forward_backward(name))) if on_gpu else forward_backward(name)
+        except Exception as error:  # the backend is missing, or does not support these inputs
+            results.not_run("attention", name, reason(error))
             release(device)
-    if on_gpu:  # launches from Python take longer than the kernels
-        timed = samples(calls, device, args.repeats or (3 if args.quick else 20), graphs=calls)[0]
-        timed = {k: v if isinstance(v, str) else [ms / IN_A_GRAPH for ms in v] for k, v in timed.items()}
+    if on_gpu:  # in graphs: launches from Python take longer than the kernels
+        timed = time_interleaved(calls, device, args.repeats or (3 if args.quick else 20), graphs=calls)[0]
+        timed = {k: v if isinstance(v, str) else [ms / PASSES_IN_GRAPH for ms in v] for k, v in timed.items()}
     else:
-        turns = in_turns(calls, device, args.repeats or (2 if args.quick else 7), steps=2)
-        timed = {k: v if isinstance(v, str) else [1e3 * seconds for seconds in v.seconds] for k, v in turns.items()}
+        rounds = run_interleaved(calls, device, args.repeats or (2 if args.quick else 7), steps=2)
+        timed = {k: v if isinstance(v, str) else [1e3 * seconds for seconds in v.seconds] for k, v in rounds.items()}
     operations = 7 * 2 * batch_size * args.heads * args.tokens**2 * args.dim  # two products forward, five backward
     for name, values in timed.items():
         if isinstance(values, str):
-            results.missing("attention", name, values)
+            results.not_run("attention", name, values)
             continue
         params = dict(batch_size=batch_size, heads=args.heads, tokens=args.tokens, dim=args.dim, dtype=str(dtype)[6:])
         extra = {"TFLOP/s": operations / statistics.median(values) / 1e9, "peak_bytes": peaks[name]}

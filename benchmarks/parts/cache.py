@@ -1,4 +1,4 @@
-"""Cached pictures to the step's input buffer: one kernel, beside the same in plain PyTorch."""
+"""From cached images to the step's input buffer: one kernel, beside plain PyTorch."""
 
 from __future__ import annotations
 
@@ -8,42 +8,44 @@ from typing import Any, Callable
 
 import numpy as np
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from benchmarks.contenders.losses import captured
 from benchmarks.results import Results, figure_of
-from benchmarks.timing import reason, release, samples
+from benchmarks.timing import as_cuda_graph, reason, release, time_interleaved
 from fastirt.images.normalize import byte_table
 from fastirt.kernels import gather_views
 from fastirt.loading.image_cache import ImageCache
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-TILE = (1 << 22) + 7  # random bytes that fill a cache, repeated; no picture begins where another does
-IN_HOST = 4000  # pictures page-locked beside a GPU: as good as any number, and there at once
+# Random bytes that are repeated to fill a cache. Their odd number keeps images from being equal.
+TILE = (1 << 22) + 7
+# Images in page-locked memory. Their number does not matter to the rate; more take long to fill.
+HOST_IMAGES = 4000
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--images", "--pictures", type=int, help="in the cache (default: 59551 on a GPU, 2000 on a CPU)"
-    )
-    parser.add_argument("--side", type=int, default=256, help="of a cached picture")
-    parser.add_argument("--crop", type=int, default=224)
+    parser.add_argument("--images", "--pictures", type=int, help="images in the cache (default: 59551; on a CPU 2000)")
+    parser.add_argument("--side", type=int, default=256, help="pixels of a cached image (default: %(default)s)")
+    parser.add_argument("--crop", type=int, default=224, help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=int, nargs="+", help="(default: 64 256; on a CPU 64)")
 
 
-def indexed(out: torch.Tensor, cache: ImageCache, side: int, picks: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """The same by advanced indexing, as a user of torch alone would write it."""
-    size, device = out.shape[1], picks.device
-    row, top, left, flip = picks.unbind(1)
+def indexed(out: torch.Tensor, cache: ImageCache, side: int, crops: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """`gather_views` by advanced indexing: what a user of torch alone would write.
+
+    out (B, S, S, 3); crops (B, 4) int64: row in the cache, top, left, flip; table (256, 3).
+    """
+    size, device = out.shape[1], crops.device
+    row, top, left, flip = crops.unbind(1)
     across = torch.arange(size, device=device)
     y = top[:, None] + across
     x = left[:, None] + torch.where(flip[:, None] != 0, size - 1 - across, across)
-    pictures = cache.pixels.view(-1, side, side, 3)
-    crops = pictures[row[:, None, None], y[:, :, None], x[:, None, :]]
-    return out.copy_(table[crops.long(), torch.arange(3, device=device)])
+    images = cache.pixels.view(-1, side, side, 3)
+    views = images[row[:, None, None], y[:, :, None], x[:, None, :]]
+    return out.copy_(table[views.long(), torch.arange(3, device=device)])
 
 
 def fill(pixels: torch.Tensor) -> None:
-    """With random bytes, faster than a CPU draws so many."""
+    """Fill with random bytes: repeats of TILE, since drawing all of them is slow on a CPU."""
     tile = torch.randint(0, 256, (TILE,), dtype=torch.uint8, device=pixels.device)
     for start in range(0, len(pixels), TILE):
         part = pixels[start : start + TILE]
@@ -54,18 +56,18 @@ def run(args: argparse.Namespace, results: Results) -> None:
     device, on_gpu = results.device, results.device.type == "cuda"
     count = args.images or (200 if args.quick else 59551 if on_gpu else 2000)
     for place in ("device", "host") if on_gpu else ("host",):
-        pictures = min(count, IN_HOST) if on_gpu and place == "host" else count
+        images = min(count, HOST_IMAGES) if on_gpu and place == "host" else count
         try:
-            cache = ImageCache(np.full((pictures, 2), args.side, np.int64), device, place)
+            cache = ImageCache(np.full((images, 2), args.side, np.int64), device, place)
             fill(cache.pixels)
             for batch_size in args.batch_size or ([64, 256] if on_gpu else [8 if args.quick else 64]):
                 _measure(args, cache, place, batch_size, results)
         except Exception as error:
-            results.missing("cache", f"fastirt, {place}", reason(error))
+            results.not_run("cache", f"fastirt, {place}", reason(error))
         cache = None
         release(device)
     if not on_gpu:
-        results.missing("cache", "fastirt, device", "needs a GPU")
+        results.not_run("cache", "fastirt, device", "needs a GPU")
 
 
 def _measure(args: argparse.Namespace, cache: ImageCache, place: str, batch_size: int, results: Results) -> None:
@@ -74,30 +76,33 @@ def _measure(args: argparse.Namespace, cache: ImageCache, place: str, batch_size
     rng = np.random.default_rng(0)
     corners = rng.integers(0, args.side - args.crop + 1, (batch_size, 2))
     columns = [rng.integers(0, len(cache.valid), batch_size), corners, rng.integers(0, 2, batch_size)]
-    picks = torch.from_numpy(np.column_stack(columns).astype(np.int64)).to(device)
-    table = byte_table(MEAN, STD, dtype, device)
+    crops = torch.from_numpy(np.column_stack(columns).astype(np.int64)).to(device)
+    table = byte_table(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, dtype, device)
     out, plain = (torch.empty(batch_size, args.crop, args.crop, 3, dtype=dtype, device=device) for _ in range(2))
     calls: dict[str, Callable[[], Any]] = {
-        f"fastirt, {place}": lambda: gather_views(out, cache.pixels, cache.starts, cache.widths, picks, table)
+        f"fastirt, {place}": lambda: gather_views(out, cache.pixels, cache.starts, cache.widths, crops, table)
     }
     if cache.pixels.device == device:
-        calls["torch indexing"] = lambda: indexed(plain, cache, args.side, picks, table)
+        calls["torch indexing"] = lambda: indexed(plain, cache, args.side, crops, table)
         for call in calls.values():
             call()
         if not torch.equal(out, plain):
             raise RuntimeError("the kernel and plain indexing differ")
-    if device.type == "cuda":  # a launch from Python takes longer than the kernel
+    if device.type == "cuda":  # in graphs: a launch from Python takes longer than the kernel
         for name, call in list(calls.items()):
             try:
-                calls[name] = captured(call)
+                calls[name] = as_cuda_graph(call)
             except Exception as error:
-                results.missing("cache", name, reason(error))
+                results.not_run("cache", name, reason(error))
                 del calls[name]
-    pixels = out.numel() // batch_size
-    moved = pixels * (1 + out.element_size())  # bytes a picture: read as stored, written
-    over_the_bus = place == "host" and device.type == "cuda"
-    limit = results.limits["h2d GB/s"] * 1e9 / pixels if over_the_bus else results.limits["GB/s"] * 1e9 / moved
-    timed, _ = samples(
+    values_per_image = out.numel() // batch_size  # stored as one byte each
+    bytes_per_image = values_per_image * (1 + out.element_size())  # read and written
+    over_bus = place == "host" and device.type == "cuda"
+    if over_bus:
+        limit = results.limits["h2d GB/s"] * 1e9 / values_per_image
+    else:
+        limit = results.limits["GB/s"] * 1e9 / bytes_per_image
+    timed, _ = time_interleaved(
         calls, device, args.repeats or (3 if args.quick else 20), graphs=calls if device.type == "cuda" else ()
     )
     params = dict(
@@ -105,13 +110,16 @@ def _measure(args: argparse.Namespace, cache: ImageCache, place: str, batch_size
     )
     for name, values in timed.items():
         if isinstance(values, str):
-            results.missing("cache", name, values)
+            results.not_run("cache", name, values)
             continue
         rates = [batch_size / value * 1e3 for value in values]
-        extra = {"ms": statistics.median(values), "GB/s": batch_size * moved / statistics.median(values) / 1e6}
+        extra = {
+            "ms": statistics.median(values),
+            "GB/s": batch_size * bytes_per_image / statistics.median(values) / 1e6,
+        }
         results.add(
             figure_of(
                 rates, part="cache", name=name, unit="imgs/s", params=params, limit=limit,
-                limit_name="copy bandwidth from the host" if over_the_bus else "copy bandwidth", extra=extra,
+                limit_name="copy bandwidth from the host" if over_bus else "copy bandwidth", extra=extra,
             )
         )  # fmt: skip

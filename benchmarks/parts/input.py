@@ -1,4 +1,5 @@
-"""Pictures to training batches (decode, resize, crop, flip): fastirt beside the public recipe and torchvision."""
+"""From image files to training batches (decode, resize, crop, flip): fastirt beside the public
+recipe and torchvision."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from fastirt.datasets import Catalog, load_dataset
 from fastirt.demo.generate import generate
 from fastirt.images.decode_pil import decode
 from fastirt.images.pack import PackedStore, pack
-from fastirt.images.source import FileSource
+from fastirt.images.source import FileSource, ImageSource
 from fastirt.loading.train_loader import TrainLoader
 
 SIZE, RESIZE = 224, 256
@@ -32,14 +33,20 @@ LIMIT, LIMIT_PACKED = "decode alone", "decode alone, packed"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-path", type=Path, help="class folders of pictures (default: rendered, 500 x 375)")
-    parser.add_argument("--images", "--pictures", type=int, help="how many to render (default: 480)")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--batches", type=int, help="in a round (default: 4 x workers, at least 6)")
-    parser.add_argument("--workers", type=int, default=public_recipe.cores(), help="threads or processes each")
+    parser.add_argument("--data-path", type=Path, help="class folders of images (default: rendered, 500 x 375)")
+    parser.add_argument("--images", "--pictures", type=int, help="images to render (default: 480)")
+    parser.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
+    parser.add_argument("--batches", type=int, help="batches in a round (default: 4 x workers, at least 6)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=public_recipe.cores(),
+        help="threads or processes of each contender (default: %(default)s)",
+    )
 
 
 def has_dali() -> bool:
+    """Whether NVIDIA DALI is installed."""
     try:
         import nvidia.dali  # noqa: F401
     except ImportError:
@@ -48,41 +55,44 @@ def has_dali() -> bool:
 
 
 def rendered(folder: Path, count: int) -> Path:
-    """A demo set of about `count` pictures of 500 x 375."""
+    """The folder of a new demo set: about `count` images of 500 x 375 pixels."""
     views = 12
-    generate(folder / "pictures", classes=max(4, count // views), views=views, width=500, height=375)
-    return folder / "pictures"
+    generate(folder / "images", classes=max(4, count // views), views=views, width=500, height=375)
+    return folder / "images"
 
 
-def torchvision_batches(paths: list[str], batch_size: int, workers: int) -> Iterator[Any]:
-    """uint8 batches by torchvision: decode_jpeg and transforms v2, in a pool of threads, one batch ahead."""
+def torchvision_batches(paths: Sequence[str], batch_size: int, workers: int) -> Iterator[Any]:
+    """Endless uint8 batches by torchvision: decode_jpeg and transforms v2 in a pool of threads, one
+    batch ahead."""
     from torchvision import io
     from torchvision.transforms import v2
 
     transform = v2.Compose([v2.Resize(RESIZE, antialias=True), v2.RandomCrop(SIZE), v2.RandomHorizontalFlip()])
 
-    def one(path: str) -> torch.Tensor:
+    def load(path: str) -> torch.Tensor:
         return transform(io.decode_jpeg(io.read_file(path), mode=io.ImageReadMode.RGB))
 
     order = itertools.cycle(np.random.default_rng(0).permutation(len(paths)).tolist())
     with ThreadPoolExecutor(workers) as pool:
-        coming = [pool.submit(one, paths[next(order)]) for _ in range(batch_size)]
+        batch = [pool.submit(load, paths[next(order)]) for _ in range(batch_size)]
         while True:
-            following = [pool.submit(one, paths[next(order)]) for _ in range(batch_size)]
-            yield torch.stack([picture.result() for picture in coming])
-            coming = following
+            next_batch = [pool.submit(load, paths[next(order)]) for _ in range(batch_size)]
+            yield torch.stack([image.result() for image in batch])
+            batch = next_batch
 
 
 def contenders(
     catalog: Catalog, store: Path, batch_size: int, workers: int, device: torch.device
-) -> dict[str, Callable[[], Iterator]]:
-    """What makes each endless stream of batches."""
+) -> dict[str, Callable[[], Any]]:
+    """By name, a function that starts the contender's endless stream of batches: an iterator with
+    `close`."""
     split = catalog.train
 
     def ours(loader: str, source: Any = None) -> Callable[[], Iterator]:
         config = InputConfig(resize="shorter", input_size=SIZE, resize_size=RESIZE, num_workers=workers, loader=loader)
-        given = dict(batch_size=batch_size, m=0, seed=0, input=config, device=device, store=source)
-        return lambda: iter(TrainLoader(split, **given))
+        return lambda: iter(
+            TrainLoader(split, batch_size=batch_size, m=0, seed=0, input=config, device=device, store=source)
+        )
 
     def peer() -> Iterator:
         return (batch for batch in public_recipe.loader(split.paths, split.labels, batch_size, workers, SIZE, RESIZE))
@@ -97,16 +107,19 @@ def contenders(
 
 
 def decode_rate(encoded: Sequence[np.ndarray], count: int, workers: int) -> float:
-    """Pictures a second, of `count`, where decoding JPEGs is all that `workers` threads do: by torchvision, or else by PIL."""
-    one: Callable[[np.ndarray], Any] = decode
+    """Images a second when `workers` threads only decode JPEGs, `count` of them.
+
+    By torchvision where it is installed, else by PIL.
+    """
+    decode_one: Callable[[np.ndarray], Any] = decode
     with contextlib.suppress(ImportError):
         from torchvision import io
 
-        one = lambda data: io.decode_jpeg(torch.from_numpy(data), mode=io.ImageReadMode.RGB)
+        decode_one = lambda data: io.decode_jpeg(torch.from_numpy(data), mode=io.ImageReadMode.RGB)
 
     def share(first: int) -> None:
         for row in range(first, count, workers):
-            one(encoded[row % len(encoded)])
+            decode_one(encoded[row % len(encoded)])
 
     start = time.perf_counter()
     with ThreadPoolExecutor(workers) as pool:
@@ -128,24 +141,29 @@ def run(args: argparse.Namespace, results: Results) -> None:
 def _measure(
     catalog: Catalog, store: Path, batch_size: int, batches: int, rounds: int, workers: int, results: Results
 ) -> None:
-    """Each contender alone for a round, then the next: two that decode at once would share the cores. Queues are empty when the time
-    starts: as many batches as `workers` processes prefetch are not counted."""
-    made = contenders(catalog, store, batch_size, workers, results.device)
-    sources = {LIMIT: FileSource(catalog.train.paths), LIMIT_PACKED: PackedStore.open(store).split(catalog.train)}
+    """A round of each contender in turn: two that decode at once would share the cores.
+
+    The first 2 x workers batches, which worker processes prefetch, are not timed.
+    """
+    streams = contenders(catalog, store, batch_size, workers, results.device)
+    sources: dict[str, ImageSource] = {
+        LIMIT: FileSource(catalog.train.paths),
+        LIMIT_PACKED: PackedStore.open(store).split(catalog.train),
+    }
     encoded = {name: [np.array(source.read(row)) for row in range(len(source))] for name, source in sources.items()}
     rates: dict[str, list[float]] = {}
-    for name in [*encoded, *made] * rounds:
+    for name in [*encoded, *streams] * rounds:
         if name in rates and not rates[name]:
-            continue  # it failed before
+            continue  # it failed in an earlier round
         try:
             if name in encoded:
                 rate = decode_rate(encoded[name], batches * batch_size, workers)
             else:
-                rate = batch_size * _batches_a_second(made[name], 2 * workers, batches, results.device)
+                rate = batch_size * _batches_per_second(streams[name], 2 * workers, batches, results.device)
             rates.setdefault(name, []).append(rate)
-        except Exception as error:  # a library that is missing, or cannot do this on this machine
+        except Exception as error:  # the library is missing, or does not work on this machine
             rates[name] = []
-            results.missing("input", name, reason(error))
+            results.not_run("input", name, reason(error))
     params = dict(batch_size=batch_size, workers=workers, crop=SIZE, pictures=len(catalog.train))
     medians = {name: statistics.median(values) for name, values in rates.items() if values}
     for name in medians:
@@ -163,8 +181,8 @@ def _measure(
         )  # fmt: skip
 
 
-def _batches_a_second(make: Callable[[], Iterator], warm_up: int, count: int, device: torch.device) -> float:
-    stream = make()
+def _batches_per_second(start_stream: Callable[[], Any], warm_up: int, count: int, device: torch.device) -> float:
+    stream = start_stream()
     try:
         for _ in range(warm_up):
             next(stream)

@@ -1,50 +1,67 @@
-"""The loss, forward and backward: the kernels beside plain PyTorch, torch.compile and pytorch-metric-learning."""
+"""The loss, forward and backward: the kernels beside plain PyTorch, torch.compile and
+pytorch-metric-learning."""
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import statistics
 from typing import Any
 
 import torch
 
-from benchmarks.contenders.losses import captured, inputs, kernels_missing, losses, step
+from benchmarks.contenders.losses import inputs, kernels_missing, losses, step
 from benchmarks.contenders.public_recipe import has_metric_learning
 from benchmarks.results import Results, figure_of
-from benchmarks.timing import reason, release, samples
+from benchmarks.timing import as_cuda_graph, reason, release, time_interleaved
 from fastirt.kernels import REDUCTIONS
+from fastirt.loading.cache_budget import free_memory
 
-PEER_BYTES = 32  # of memory that a peer is taken to need for each pair: eight matrices of float32
-# Of the vectors; "tf32" is fp32 vectors with tf32 products, what a training run takes by default.
+PEER_BYTES = 32  # memory that a peer is assumed to need for each pair: eight float32 matrices
+# "tf32": float32 vectors with tf32 products, the default of a training run.
 DTYPES = {"tf32": torch.float32, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rows", type=int, nargs="+", help="N (default: 64 256 1024 4096; on a CPU 64 256)")
-    parser.add_argument("--slots", type=int, nargs="+", help="M, 0: no memory (default: 0 6000 59551; on a CPU 0 6000)")
-    parser.add_argument("--dim", type=int, nargs="+", default=[384], help="D")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="(default: tf32 bf16 fp32; on a CPU bf16 fp32)")
-    parser.add_argument("--reduction", nargs="+", choices=REDUCTIONS, default=["nonzero_mean"])
+    parser.add_argument(
+        "--rows", type=int, nargs="+", help="N, rows of the batch (default: 64 256 1024 4096; on a CPU 64 256)"
+    )
+    parser.add_argument(
+        "--slots", type=int, nargs="+", help="M, slots of the memory (default: 0 6000 59551; on a CPU 0 6000)"
+    )
+    parser.add_argument("--dim", type=int, nargs="+", default=[384], help="D, length of a vector (default: 384)")
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=DTYPES,
+        help="of vectors and products (default: tf32 bf16 fp32; on a CPU bf16 fp32)",
+    )
+    parser.add_argument(
+        "--reduction", nargs="+", choices=REDUCTIONS, default=["nonzero_mean"], help="(default: nonzero_mean)"
+    )
 
 
 def counts(rows: int, slots: int, dim: int, item: int) -> tuple[int, int]:
-    """(bytes, operations) that forward and backward need at least: batch, memory and labels read in each, the gradient written;
-    similarities in each, and the weighted sums."""
-    passes = 2 * ((rows + slots) * (dim * item + 8)) + rows * dim * item
-    return passes, 3 * 2 * rows * (rows + slots) * dim
+    """(bytes, operations) that forward and backward need at least.
+
+    Bytes: each pass reads batch, memory and labels (`item` bytes an element, 8 a label), and the
+    backward writes the gradient. Operations: each pass computes the similarities, the backward also
+    the weighted sums.
+    """
+    moved = 2 * ((rows + slots) * (dim * item + 8)) + rows * dim * item
+    return moved, 3 * 2 * rows * (rows + slots) * dim
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a new allocation could take."""
+    """Memory that a new allocation can take: free, or free within torch's own blocks."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free_memory("device", device) + unused
+    return free_memory("host", device)
 
 
 def measure(reduction: str, dtype: str, dim: int, rows: int, slots: int, results: Results, repeats: int) -> None:
-    """A figure for each way to compute the loss."""
+    """Add a figure for each implementation of the loss."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     try:
@@ -56,34 +73,34 @@ def measure(reduction: str, dtype: str, dim: int, rows: int, slots: int, results
 def _measure(reduction: str, dtype: str, dim: int, rows: int, slots: int, results: Results, repeats: int) -> None:
     device, limits = results.device, results.limits
     params = dict(reduction=reduction, dtype=dtype, D=dim, N=rows, M=slots)
-    given = inputs(rows, slots, dim, DTYPES[dtype], device)
+    tensors = inputs(rows, slots, dim, DTYPES[dtype], device)
     torch.compiler.reset()
-    calls = {name: step(given, loss) for name, loss in losses(reduction, device, dim).items()}
+    calls = {name: step(tensors, loss) for name, loss in losses(reduction, device, dim).items()}
     if device.type != "cuda":
-        calls.pop("fastirt", None)  # the interpreter
+        calls.pop("fastirt", None)  # there the kernels run in the interpreter, which is too slow
     elif "fastirt" in calls:
         try:
-            calls = {"fastirt graph": captured(calls["fastirt"]), **calls}
+            calls = {"fastirt graph": as_cuda_graph(calls["fastirt"]), **calls}
         except Exception as error:
-            results.missing("loss", "fastirt graph", f"{reason(error)} at {params}")
+            results.not_run("loss", "fastirt graph", f"{reason(error)} at {params}")
             release(device)
     if rows * (rows + slots) * PEER_BYTES > free_bytes(device):
         for name in [name for name in calls if not name.startswith("fastirt")]:
-            results.missing("loss", name, f"too little free memory for {params}")
+            results.not_run("loss", name, f"too little free memory for {params}")
             del calls[name]
-    timed, peaks = samples(calls, device, repeats, graphs=("fastirt graph",))
+    timed, peaks = time_interleaved(calls, device, repeats, graphs=("fastirt graph",))
     moved, operations = counts(rows, slots, dim, DTYPES[dtype].itemsize)
     limit = max(moved / limits["GB/s"] / 1e6, operations / limits[dtype] / 1e9)
-    own = timed.get("fastirt")
+    kernels = timed.get("fastirt")
     for name, values in timed.items():
         if isinstance(values, str):
-            results.missing("loss", name, f"{values} at {params}")
+            results.not_run("loss", name, f"{values} at {params}")
             continue
         median = statistics.median(values)
         extra: dict[str, Any] = {"GB/s": moved / median / 1e6, "TFLOP/s": operations / median / 1e9}
         extra |= {"peak_bytes": peaks[name], "loss": float(calls[name]()[0])}
-        if isinstance(own, list):
-            extra["times_fastirt"] = median / statistics.median(own)
+        if isinstance(kernels, list):
+            extra["times_fastirt"] = median / statistics.median(kernels)
         results.add(
             figure_of(
                 values, part="loss", name=name, unit="ms", params=params, better="lower", limit=limit,
@@ -97,11 +114,11 @@ def run(args: argparse.Namespace, results: Results) -> None:
     rows = args.rows or ([64] if args.quick else [64, 256, 1024, 4096] if on_gpu else [64, 256])
     slots = [6000] if args.quick else [0, 6000, 59551] if on_gpu else [0, 6000]
     slots = slots if args.slots is None else args.slots
-    why = {kernels_missing(results.device, dim) for dim in args.dim} - {""} if on_gpu else {"no GPU"}
-    for said in sorted(why):
-        results.missing("loss", "fastirt", said)
+    reasons = {kernels_missing(results.device, dim) for dim in args.dim} - {""} if on_gpu else {"no GPU"}
+    for why in sorted(reasons):
+        results.not_run("loss", "fastirt", why)
     if "nonzero_mean" in args.reduction and not has_metric_learning():
-        results.missing("loss", "metric-learning", "no pytorch-metric-learning")
+        results.not_run("loss", "metric-learning", "no pytorch-metric-learning")
     dtypes = args.dtype or [name for name in DTYPES if on_gpu or name != "tf32"]
-    for setup in itertools.product(args.reduction, dtypes, args.dim, rows, slots):
-        measure(*setup, results, args.repeats or (5 if args.quick else 20))
+    for sizes in itertools.product(args.reduction, dtypes, args.dim, rows, slots):
+        measure(*sizes, results, args.repeats or (5 if args.quick else 20))

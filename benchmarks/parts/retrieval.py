@@ -1,4 +1,4 @@
-"""Exact nearest neighbours over unit vectors: fastirt's search, brute-force torch, plain FAISS."""
+"""Exact nearest neighbours of unit vectors: fastirt's search, brute-force torch, plain FAISS."""
 
 from __future__ import annotations
 
@@ -10,41 +10,45 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.results import Results, figure_of
-from benchmarks.rounds import in_turns
+from benchmarks.rounds import run_interleaved
+from benchmarks.timing import reason
 from fastirt.retrieval.search import search
 
-CHUNK = 1024  # queries of a plain product
+CHUNK = 1024  # queries in a product of the brute force
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--queries", type=int, help="and as many gallery vectors (default: 60502; on a CPU 3000)")
-    parser.add_argument("--dim", type=int, default=384)
+    parser.add_argument(
+        "--queries", type=int, help="queries, and as many gallery vectors (default: 60502; on a CPU 3000)"
+    )
+    parser.add_argument("--dim", type=int, default=384, help="D, length of a vector (default: %(default)s)")
     parser.add_argument("--k", type=int, help="neighbours (default: 1000; on a CPU 100)")
 
 
 def brute_force(vectors: Tensor, k: int) -> Callable[[], Tensor]:
-    """(Q, k) neighbours of each vector among all, itself excluded: a product and topk, chunk by chunk."""
+    """A call that finds the (Q, k) neighbours of each vector among the others: a product and topk,
+    chunk by chunk."""
 
     def call() -> Tensor:
-        found = []
+        neighbours = []
         for start in range(0, len(vectors), CHUNK):
             scores = vectors[start : start + CHUNK] @ vectors.T
             rows = torch.arange(len(scores), device=vectors.device)
             scores[rows, rows + start] = -torch.inf
-            found.append(scores.topk(k).indices)
-        return torch.cat(found)
+            neighbours.append(scores.topk(k).indices)
+        return torch.cat(neighbours)
 
     return call
 
 
 def plain_faiss(vectors: Tensor, k: int) -> Callable[[], Any]:
-    """IndexFlatIP as its tutorial uses it; the query itself comes back as a neighbour."""
+    """IndexFlatIP as in the FAISS tutorial. The query itself is among its k + 1 neighbours."""
     import faiss
 
     data = vectors.cpu().numpy()
 
     def call() -> Any:
-        index = faiss.IndexFlatIP(data.shape[1])
+        index: Any = faiss.IndexFlatIP(data.shape[1])
         if vectors.is_cuda:
             index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), vectors.device.index or 0, index)
         index.add(data)
@@ -63,7 +67,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
 
     def ours(backend: str) -> Callable[[], Any]:
         return lambda: [
-            found for _, _, found in search(host, host, k, exclude_self=True, backend=backend, device=device)
+            indices for _, _, indices in search(host, host, k, exclude_self=True, backend=backend, device=device)
         ]
 
     contenders: dict[str, Callable[[], Any]] = {}
@@ -77,21 +81,19 @@ def run(args: argparse.Namespace, results: Results) -> None:
             call = make()
             call()
             contenders[name] = call
-        except Exception as error:  # a library that is missing, or cannot do this on this machine
-            results.missing(
-                "retrieval", name, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            )
-    timed = in_turns(contenders, device, args.repeats or (3 if args.quick else 5), steps=1, warm_up=1)
+        except Exception as error:  # the library is missing, or does not work on this machine
+            results.not_run("retrieval", name, reason(error))
+    timed = run_interleaved(contenders, device, args.repeats or (3 if args.quick else 5), steps=1, warm_up=1)
     limit = results.limits["fp32"] * 1e12 / (2 * count * args.dim)
-    for name, found in timed.items():
-        if isinstance(found, str):
-            results.missing("retrieval", name, found)
+    for name, rounds in timed.items():
+        if isinstance(rounds, str):
+            results.not_run("retrieval", name, rounds)
             continue
-        rates = [count / seconds for seconds in found.seconds]
+        rates = [count / seconds for seconds in rounds.seconds]
         params = dict(queries=count, gallery=count, D=args.dim, k=k)
         results.add(
             figure_of(
                 rates, part="retrieval", name=name, unit="queries/s", params=params, limit=limit,
-                limit_name="fp32 products", extra={"peak_bytes": found.peak_bytes},
+                limit_name="fp32 products", extra={"peak_bytes": rounds.peak_bytes},
             )
         )  # fmt: skip

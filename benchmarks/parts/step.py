@@ -1,4 +1,5 @@
-"""The whole training step on synthetic pictures: from eager fp32 to the captured bf16 step, and the public recipe."""
+"""The whole training step on random images: from eager fp32 to a captured bf16 step, and the public
+recipe."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from benchmarks.contenders import public_recipe
 from benchmarks.contenders.float8 import float8_blocks
 from benchmarks.contenders.model_variants import patch_matmul
 from benchmarks.results import Results, figure_of
-from benchmarks.rounds import in_turns, launches
+from benchmarks.rounds import Rounds, launches, run_interleaved
 from benchmarks.timing import reason, release
 from fastirt.config.options import Config
 from fastirt.loading.batch import Batch
@@ -22,7 +23,7 @@ from fastirt.model.build import build_encoder
 from fastirt.model.flops import training_flops
 from fastirt.step.train_step import TrainStep, build_train_step
 
-# The waterfall, each row on top of the one before: name, what `Config.replace` is given.
+# By name, the options of each row of the waterfall: each row adds one change to the row before.
 WATERFALL: dict[str, dict[str, Any]] = {
     "eager fp32": dict(engine="eager", precision="fp32", loss_impl="reference"),
     "+ bf16 autocast": dict(engine="eager", precision="bf16", loss_impl="reference"),
@@ -32,7 +33,7 @@ WATERFALL: dict[str, dict[str, Any]] = {
 }
 LAST = "+ CUDA graph"
 PUBLIC = "public recipe"
-# Each in turns with the waterfall's last row, one change each; the slowest to compile at the end.
+# One change each to the waterfall's last row, timed in turns with it. The slowest to compile last.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "graph, bf16 weights": dict(precision="bf16-weights"),
     "graph, patch matmul": dict(transform=patch_matmul),
@@ -50,33 +51,40 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="timm name (default: deit_small_patch16_224; on a CPU vit_tiny_patch16_224)")
     parser.add_argument("--input-size", type=int, help="(default: 224; on a CPU 64)")
     parser.add_argument("--batch-size", type=int, nargs="+", help="(default: 64 256; on a CPU 16)")
-    parser.add_argument("--slots", type=int, help="of the memory (default: 59551; on a CPU 2000)")
+    parser.add_argument("--slots", type=int, help="slots of the memory (default: 59551; on a CPU 2000)")
     parser.add_argument("--only", nargs="+", help="names of contenders, e.g. '+ CUDA graph'")
     parser.add_argument("--skip", nargs="+", default=[], help="names of contenders to leave out")
-    parser.add_argument("--steps", type=int, help="in a round (default: 20; on a CPU 3)")
+    parser.add_argument("--steps", type=int, help="steps in a round (default: 20; on a CPU 3)")
+
+
+def default_model(device: torch.device) -> str:
+    """timm name: DeiT-S; on a CPU the smallest ViT."""
+    return "deit_small_patch16_224" if device.type == "cuda" else "vit_tiny_patch16_224"
 
 
 def batches(size: int, count: int, device: torch.device) -> Iterator[Batch]:
-    """Endless: eight random uint8 batches (count, size, size, 3), two pictures a class."""
+    """Endless, from eight random uint8 batches (count, size, size, 3) with two images a class."""
     generator = torch.Generator().manual_seed(0)
-    made = []
+    pool = []
     for _ in range(8):
         images = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator).to(device)
         labels = (
             torch.randint(0, 10_000, (count // 2 + 1,), generator=generator).repeat_interleave(2)[:count].to(device)
         )
-        made.append((images, labels))
+        pool.append((images, labels))
     step = 0
     while True:
-        images, labels = made[step % 8]
+        images, labels = pool[step % 8]
         yield Batch(images, labels, np.arange(count), step, count)
         step += 1
 
 
 def ours(changes: dict[str, Any], sizes: dict[str, Any], device: torch.device) -> tuple[Callable[[], None], TrainStep]:
-    """A call that does one step of IRT_R, recipe `paper`, and the step itself, which has done one: the compiler has run.
+    """(a call that does one step, the TrainStep) of IRT_R with the recipe `paper`. One step has
+    been done already, so that the compiler has run.
 
-    Of `changes`, `transform` is called with the encoder, `inductor` are options of the compiler, and the rest are options of the run.
+    changes: `transform` is called with the encoder; `inductor` are options of the compiler; the
+    rest are options of the run.
     """
     changes = dict(changes)
     transform, inductor = changes.pop("transform", None), changes.pop("inductor", {})
@@ -97,7 +105,7 @@ def ours(changes: dict[str, Any], sizes: dict[str, Any], device: torch.device) -
 
 
 def peer(sizes: dict[str, Any], device: torch.device) -> Callable[[], float]:
-    """One step of the public recipe, on normalised float32 batches that are already on the device."""
+    """A call that does one step of the public recipe on normalized float32 batches."""
     torch.manual_seed(0)
     config = Config().replace(weights="scratch", model=sizes["model"])
     recipe = public_recipe.Recipe(build_encoder(config.model, sizes["input_size"]).vit, sizes["slots"], device)
@@ -111,7 +119,7 @@ def peer(sizes: dict[str, Any], device: torch.device) -> Callable[[], float]:
 
 
 def contenders(device: torch.device) -> dict[str, dict[str, Any] | None]:
-    """By name; None is the public recipe."""
+    """Options of each contender by name; None for the public recipe."""
     if device.type == "cuda":
         last = list(WATERFALL.values())[-1]
         return {**WATERFALL, PUBLIC: None, **{name: {**last, **changes} for name, changes in ABLATIONS.items()}}
@@ -126,12 +134,12 @@ def run(args: argparse.Namespace, results: Results) -> None:
     on_gpu = results.device.type == "cuda"
     if not on_gpu:
         for name in [*WATERFALL, *ABLATIONS][1:]:
-            results.missing("step", name, "needs a GPU")
+            results.not_run("step", name, "needs a GPU")
     for batch_size in args.batch_size or (
         [64] if on_gpu and args.quick else [64, 256] if on_gpu else [8 if args.quick else 16]
     ):
         sizes = dict(
-            model=args.model or ("deit_small_patch16_224" if on_gpu else "vit_tiny_patch16_224"),
+            model=args.model or default_model(results.device),
             input_size=args.input_size or (224 if on_gpu else 32 if args.quick else 64),
             batch_size=batch_size,
             slots=args.slots or (59551 if on_gpu else 500 if args.quick else 2000),
@@ -140,8 +148,8 @@ def run(args: argparse.Namespace, results: Results) -> None:
 
 
 def _measure(args: argparse.Namespace, sizes: dict[str, Any], results: Results) -> None:
-    """The waterfall and the public recipe in turns, then each of ABLATIONS in turns with the waterfall's last row. What a group found is
-    written as it ends, and its memory is free for the next."""
+    """Time the waterfall and the public recipe in turns, then each of ABLATIONS in turns with the
+    waterfall's last row. Each group is written when it ends, and its memory freed for the next."""
     wanted = {
         name: changes
         for name, changes in contenders(results.device).items()
@@ -167,7 +175,10 @@ def _group(
     sizes: dict[str, Any],
     results: Results,
 ) -> dict[str, Callable[[], Any]]:
-    """A figure for each of `named`, measured in turns with them and with `beside`; the calls that could be measured."""
+    """Add a figure for each of `named`, timed in turns with each other and with `beside`.
+
+    Returns the calls that ran, those of `beside` included.
+    """
     device, on_gpu = results.device, results.device.type == "cuda"
     calls = dict(beside)
     for name, changes in named.items():
@@ -175,53 +186,56 @@ def _group(
             call = peer(sizes, device) if changes is None else ours(changes, sizes, device)[0]
             call()
             calls[name] = call
-        except Exception as error:  # no apex, no compiler, no memory: the others go on
-            results.missing("step", _shown(name), reason(error))
+        except Exception as error:  # no apex, no compiler, no memory: the others still run
+            results.not_run("step", _label(name), reason(error))
             release(device)
     steps = args.steps or (2 if args.quick else 20 if on_gpu else 3)
-    timed = in_turns(calls, device, args.repeats or (2 if args.quick else 7), steps)
-    medians = {name: statistics.median(found.seconds) for name, found in timed.items() if not isinstance(found, str)}
+    timed = run_interleaved(calls, device, args.repeats or (2 if args.quick else 7), steps)
+    medians = {name: statistics.median(rounds.seconds) for name, rounds in timed.items() if isinstance(rounds, Rounds)}
     for name in named:
-        found = timed.get(name)
-        if isinstance(found, str):
-            results.missing("step", _shown(name), found)
+        rounds = timed.get(name)
+        if isinstance(rounds, str):
+            results.not_run("step", _label(name), rounds)
             calls.pop(name)
-        elif found is not None:
-            extra: dict[str, Any] = {"ms": 1e3 * medians[name], "peak_bytes": found.peak_bytes}
+        elif rounds is not None:
+            extra: dict[str, Any] = {"ms": 1e3 * medians[name], "peak_bytes": rounds.peak_bytes}
             extra["times_public"] = medians[PUBLIC] / medians[name] if PUBLIC in medians else None
             extra["times_graph"] = medians[LAST] / medians[name] if LAST in medians else None
-            twin = bool(named[name]) and "encoder_momentum" in named[name]
-            _write(name, found.seconds, twin, extra, calls[name], sizes, results)
+            momentum = bool(named[name]) and "encoder_momentum" in named[name]
+            _write(name, rounds.seconds, momentum, extra, calls[name], sizes, results)
     return calls
 
 
 def _write(
-    name: str, seconds: list[float], twin: bool, extra: dict[str, Any], call: Callable[[], Any], sizes: dict[str, Any],
-    results: Results,
+    name: str, seconds: list[float], momentum: bool, extra: dict[str, Any], call: Callable[[], Any],
+    sizes: dict[str, Any], results: Results,
 ) -> None:  # fmt: skip
+    """Add one contender's figure. momentum: it has a momentum encoder, whose forward counts."""
     precision = "bf16" if results.device.type == "cuda" else "fp32"
-    flops = operations(sizes["model"], sizes["input_size"], twin)
+    flops = operations(sizes["model"], sizes["input_size"], momentum)
     rates = [sizes["batch_size"] / value for value in seconds]
     limit = results.limits[precision] * 1e12 / flops if flops else None
     extra["MFU"] = statistics.median(rates) / limit if limit else None
     try:
         extra |= launches(call, results.device)
-    except Exception as error:  # the profiler's own
+    except Exception as error:  # the profiler failed: the figure stands without it
         print(f"step, {name}: no profile: {reason(error)}", flush=True)
     results.add(
         figure_of(
-            rates, part="step", name=_shown(name), unit="imgs/s", params=sizes, limit=limit,
+            rates, part="step", name=_label(name), unit="imgs/s", params=sizes, limit=limit,
             limit_name=f"{precision} products", extra=extra,
         )
     )  # fmt: skip
 
 
 @functools.lru_cache
-def operations(model: str, input_size: int, twin: bool = False) -> int:
-    """For one picture in a step of this timm model."""
+def operations(model: str, input_size: int, momentum: bool = False) -> int:
+    """Floating-point operations of one image in a training step of this timm model; `momentum`:
+    with a momentum encoder."""
     config = Config().replace(weights="scratch", model=model)
-    return training_flops(build_encoder(config.model, input_size), twin)
+    return training_flops(build_encoder(config.model, input_size), momentum)
 
 
-def _shown(name: str) -> str:
+def _label(name: str) -> str:
+    """The name that the results show."""
     return public_recipe.recipe_name() if name == PUBLIC else name

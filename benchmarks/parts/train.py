@@ -1,4 +1,5 @@
-"""Runs from pictures on disk to updated weights: `fastirt train`, cached and not, and the public recipe's loop."""
+"""Whole runs from image files to updated weights: `fastirt train` with and without a cache, and the
+public recipe's loop."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ import torch
 
 from benchmarks.contenders import public_recipe
 from benchmarks.parts.input import has_dali, rendered
-from benchmarks.parts.step import operations
+from benchmarks.parts.step import default_model, operations
 from benchmarks.results import Results, figure_of
 from benchmarks.timing import reason, release
 from fastirt.cli import main as fastirt
@@ -25,12 +26,12 @@ from fastirt.config.options import Config
 from fastirt.datasets import load_dataset
 from fastirt.model.build import build_encoder
 
-LOGGED = 5  # steps between readings, of which the first two thirds are warm-up
+LOG_STEPS = 5  # steps between readings of the rate; the first two thirds of the readings are warm-up
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-path", type=Path, help="class folders of pictures (default: rendered, 500 x 375)")
-    parser.add_argument("--images", "--pictures", type=int, help="how many to render (default: 960; on a CPU 120)")
+    parser.add_argument("--data-path", type=Path, help="class folders of images (default: rendered, 500 x 375)")
+    parser.add_argument("--images", "--pictures", type=int, help="images to render (default: 960; on a CPU 120)")
     parser.add_argument("--model", help="timm name (default: deit_small_patch16_224; on a CPU vit_tiny_patch16_224)")
     parser.add_argument("--batch-size", type=int, help="(default: 64; on a CPU 8)")
     parser.add_argument("--steps", type=int, help="(default: 300; on a CPU 90, in a quick run 15)")
@@ -40,37 +41,39 @@ def run(args: argparse.Namespace, results: Results) -> None:
     on_gpu = results.device.type == "cuda"
     sizes = dict(
         loader="dali" if has_dali() else "pil",
-        model=args.model or ("deit_small_patch16_224" if on_gpu else "vit_tiny_patch16_224"),
+        model=args.model or default_model(results.device),
         batch_size=args.batch_size or (64 if on_gpu else 8),
         input_size=224 if on_gpu else 64,
         steps=args.steps or (300 if on_gpu else 15 if args.quick else 90),
     )
     with tempfile.TemporaryDirectory() as folder:
         root = args.data_path or rendered(Path(folder), args.images or (960 if on_gpu else 96 if args.quick else 120))
-        ways = {"fastirt": [], "fastirt, no cache": ["--cache", "none"]}
-        if on_gpu:  # a CPU's defaults are these
-            ways["fastirt, eager fp32"] = ["--engine", "eager", "--precision", "fp32"]
-        for name, flags in ways.items():
+        flags_of_run = {"fastirt": [], "fastirt, no cache": ["--cache", "none"]}
+        if on_gpu:  # on a CPU these are the defaults
+            flags_of_run["fastirt, eager fp32"] = ["--engine", "eager", "--precision", "fp32"]
+        for name, flags in flags_of_run.items():
             try:
-                found = _ours(Path(folder) / name.replace(" ", ""), root, sizes, flags, results.device)
-                _add(results, name, sizes, *found)
+                rates, extra = _ours(Path(folder) / name.replace(" ", ""), root, sizes, flags, results.device)
+                _add(results, name, sizes, rates, extra)
             except (Exception, SystemExit) as error:
-                results.missing("train", name, reason(error))
+                results.not_run("train", name, reason(error))
             release(results.device)
         try:
             _add(results, public_recipe.recipe_name(), sizes, _public(root, sizes, results.device), {})
         except Exception as error:
-            results.missing("train", public_recipe.recipe_name(), reason(error))
+            results.not_run("train", public_recipe.recipe_name(), reason(error))
 
 
 def _add(results: Results, name: str, sizes: dict[str, Any], rates: list[float], extra: dict[str, Any]) -> None:
-    """Beside the step's own limit: what products the machine could do for pictures that are there at once."""
+    """Add a figure beside the limit of the step alone: the machine's rate of products, with no time
+    for the input."""
     precision = "bf16" if results.device.type == "cuda" else "fp32"
     flops = operations(sizes["model"], sizes["input_size"])
     results.add(
         figure_of(
-            rates, part="train", name=name, unit="imgs/s", params=sizes, limit_name=f"{precision} products" if flops else "",
-            limit=results.limits[precision] * 1e12 / flops if flops else None, extra=extra,
+            rates, part="train", name=name, unit="imgs/s", params=sizes, extra=extra,
+            limit_name=f"{precision} products" if flops else "",
+            limit=results.limits[precision] * 1e12 / flops if flops else None,
         )
     )  # fmt: skip
 
@@ -78,15 +81,18 @@ def _add(results: Results, name: str, sizes: dict[str, Any], rates: list[float],
 def _ours(
     folder: Path, root: Path, sizes: dict[str, Any], flags: list[str], device: torch.device
 ) -> tuple[list[float], dict[str, Any]]:
-    """(imgs/s at each reading of the last third, what the log says of it). Evaluation is not part of it."""
-    words = ["train", "--dataset", "folder", "--data-path", str(root), "--recipe", "paper", "--weights", "scratch"]
+    """(imgs/s at each reading of the last third, medians of other columns of the log).
+
+    Evaluation is not timed.
+    """
+    argv = ["train", "--dataset", "folder", "--data-path", str(root), "--recipe", "paper", "--weights", "scratch"]
     for flag in ("model", "input_size", "batch_size", "loader"):
-        words += ["--" + flag.replace("_", "-"), str(sizes[flag])]
-    words += ["--max-iter", str(sizes["steps"]), "--logging-freq", str(LOGGED), "--save-freq", "0", "--rank", "1"]
+        argv += ["--" + flag.replace("_", "-"), str(sizes[flag])]
+    argv += ["--max-iter", str(sizes["steps"]), "--logging-freq", str(LOG_STEPS), "--save-freq", "0", "--rank", "1"]
     logging.disable(logging.INFO)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            code = fastirt([*words, "--output-dir", str(folder), "--device", str(device), *flags])
+            code = fastirt([*argv, "--output-dir", str(folder), "--device", str(device), *flags])
     finally:
         logging.disable(logging.NOTSET)
     if code:
@@ -99,8 +105,8 @@ def _ours(
 
 
 def _public(root: Path, sizes: dict[str, Any], device: torch.device) -> list[float]:
-    """imgs/s over each `LOGGED` steps of the last third of as many steps, at most 60."""
-    torch.backends.cudnn.allow_tf32 = True  # torch's default, which a run in fp32 has changed
+    """imgs/s at each reading of the last third of a run of `steps` steps, at most 60."""
+    torch.backends.cudnn.allow_tf32 = True  # torch's default; a run in fp32 has changed it
     split = load_dataset("folder", str(root)).train
     config = Config().replace(weights="scratch", model=sizes["model"])
     recipe = public_recipe.Recipe(build_encoder(config.model, sizes["input_size"]).vit, len(split), device)
@@ -111,7 +117,7 @@ def _public(root: Path, sizes: dict[str, Any], device: torch.device) -> list[flo
     for step in range(1, min(sizes["steps"], 60) + 1):
         images, labels = next(stream)
         recipe(images.to(device), labels.to(device))
-        if step % LOGGED == 0:
-            rates.append(LOGGED * sizes["batch_size"] / (time.perf_counter() - start))
+        if step % LOG_STEPS == 0:
+            rates.append(LOG_STEPS * sizes["batch_size"] / (time.perf_counter() - start))
             start = time.perf_counter()
     return rates[2 * len(rates) // 3 :]
