@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from fastirt.config import Config
-from fastirt.datasets import Catalog, load_catalog
+from fastirt.datasets import Catalog, load_dataset
 from fastirt.distributed.ranks import SINGLE_PROCESS
 from fastirt.loading.eval_loader import EvalLoader
 from fastirt.model.build import build_encoder
@@ -109,6 +109,6 @@ def data_flow(path: Path) -> None:
 if __name__ == "__main__":
     plt.rcParams["svg.hashsalt"] = "fastirt"  # the same file from the same figures
     FIGURES.mkdir(parents=True, exist_ok=True)
-    retrieval_grid(load_catalog("demo", "data/demo")).save(FIGURES / "retrieval.jpg", quality=88)
+    retrieval_grid(load_dataset("demo", "data/demo")).save(FIGURES / "retrieval.jpg", quality=88)
     best_result(FIGURES / "grocery81.svg")
     data_flow(FIGURES / "data_flow.svg")
