@@ -65,12 +65,12 @@ def pictures(tmp_path_factory) -> Path:
     return root
 
 
-FOLDERS = {"kernels": "interpreter", "ranks": "ranks"}  # folder of tests to the marker of all of them
-WITHOUT_INTERPRETER = {"test_plan.py"}
+FOLDERS = {"kernels": "interpreter", "distributed": "ranks"}  # folder of tests to the marker of its files
+UNMARKED = {"test_plan.py", "test_decisions.py", "test_rendezvous.py"}  # neither kernels nor processes
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
         marker = FOLDERS.get(item.path.parent.name)
-        if marker and item.path.name not in WITHOUT_INTERPRETER:
+        if marker and item.path.name not in UNMARKED:
             item.add_marker(marker)
