@@ -22,7 +22,7 @@ from fastirt.config.options import ModelConfig
 from fastirt.kernels import reference, tune
 from fastirt.kernels.tile_table import Row, Tile
 from fastirt.model.build import build_encoder
-from tests.conftest import TINY_KWARGS
+from tests.helpers import TINY_KWARGS
 
 CPU = torch.device("cpu")
 QUICK = "--quick --device cpu --repeats 2".split()

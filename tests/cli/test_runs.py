@@ -8,7 +8,7 @@ import pytest
 
 from fastirt.cli import main
 from fastirt.training.run_log import RunLog
-from tests.conftest import TINY, write_images
+from tests.helpers import TINY, write_images
 
 SHORT = "--max-iter 4 --batch-size 8 --logging-freq 1 --rank 1 2".split()
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from fastirt.cli import main
 from fastirt.step.train_step import TrainStep
 from fastirt.training import checkpoint
-from tests.conftest import TINY
+from tests.helpers import TINY
 
 FEW = [
     "--max-iter",
@@ -253,7 +253,7 @@ def test_two_processes_do_not_train_in_one_folder(pictures, tmp_path, capsys):
 
 
 def test_another_data_set_of_the_same_size_is_not_resumed_on(pictures, tmp_path, capsys):
-    from tests.conftest import write_images
+    from tests.helpers import write_images
 
     assert train(pictures, tmp_path / "run") == 0
     write_images(tmp_path / "data/train", 10, 8)

@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 from typing import IO, Optional
 
-from tests.conftest import write_images
+from tests.distributed.jobs import arguments, curve
 from tests.distributed.launch import torchrun, workers
-from tests.distributed.test_jobs import arguments, assert_same_weights, curve
+from tests.helpers import assert_same_weights, write_splits
 
 STEPS, LIMIT = 200, 60.0  # optimiser steps of a run; seconds in which a job must end
 
@@ -80,8 +80,7 @@ def main() -> int:
     failures, draw = 0, random.Random(args.seed)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        write_images(root / "data/train", 9, 6)
-        write_images(root / "data/test", 6, 4, seed=1)
+        write_splits(root / "data", (9, 6), (6, 4))
 
         def command(out: Path, layout: str) -> list[str]:
             more = ["--resume", "--eval-freq", "70", *(["--memory-sharded"] if layout == "sharded" else [])]

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+from tests.helpers import ROOT
 
 
 def free_port() -> int:
@@ -36,7 +36,7 @@ def start(size: int, *command: str, **environment: str) -> list[subprocess.Popen
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            cwd=HERE.parent.parent,
+            cwd=ROOT,
         )
         for rank in range(size)
     ]
@@ -75,7 +75,7 @@ def torchrun(
         stdout=stdout,
         stderr=subprocess.STDOUT,
         text=True,
-        cwd=HERE.parent.parent,
+        cwd=ROOT,
     )
 
 

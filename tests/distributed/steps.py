@@ -8,7 +8,7 @@ import torch
 from fastirt.distributed.ranks import Ranks
 from fastirt.model.build import build_encoder
 from fastirt.step.train_step import TrainStep
-from tests.step.test_train_step import MEAN, STD, config_with, make_batch
+from tests.helpers import MEAN, STD, make_batch, tiny_config
 
 STEPS = 20
 VARIANTS = {
@@ -33,7 +33,7 @@ SLOTS = 45  # no multiple of the batch, nor of the ranks
 def steps(name: str, ranks: Ranks, device: torch.device) -> dict[str, torch.Tensor]:
     """On the CPU: losses of each step, first gradients; weights, twin and memory at the end, and how far training moved the weights."""
     count = 6 if "fused" in name else STEPS  # Triton's interpreter is slow
-    config = config_with(**{**dict(batch_size=16, seed=3, lr=3e-4), **VARIANTS[name]})
+    config = tiny_config(**{**dict(batch_size=16, seed=3, lr=3e-4), **VARIANTS[name]})
     torch.manual_seed(0)
     encoder = build_encoder(config.model, config.input.input_size)
     step = TrainStep(encoder, config, SLOTS, MEAN, STD, device, ranks)
@@ -58,7 +58,7 @@ def steps(name: str, ranks: Ranks, device: torch.device) -> dict[str, torch.Tens
 class OneOfMany(Ranks):
     """One rank that does all that many do: a single GPU, or CPU, can tell whether the ways through NCCL or gloo work."""
 
-    many = True
+    is_distributed = True
 
 
 if __name__ == "__main__":

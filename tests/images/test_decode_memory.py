@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fastirt.images.decode_memory import DECODED_BYTES
-from tests.conftest import needs_dali
+from tests.helpers import needs_dali
 
 MEASURE = """
 import sys, numpy as np, torch

@@ -11,7 +11,7 @@ from PIL import Image, features
 
 from fastirt.images.formats.header_check import BadImage, inspect
 from fastirt.images.formats.pillow import FORMATS, lossless
-from tests.conftest import needs_dali
+from tests.helpers import needs_dali
 from tests.images.image_files import (
     SIDE,
     by_pillow,

@@ -12,7 +12,7 @@ from fastirt.images.formats.header_check import inspect
 from fastirt.images.formats.jpeg import with_orientation
 from fastirt.images.source import FileSource
 from fastirt.loading.cache_budget import image_shapes
-from tests.conftest import needs_dali
+from tests.helpers import needs_dali
 from tests.images.image_files import (
     by_pillow,
     config,

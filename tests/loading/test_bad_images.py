@@ -18,7 +18,7 @@ from fastirt.errors import UserError
 from fastirt.images.formats.header_check import BadImage, inspect
 from fastirt.loading.eval_loader import EvalLoader
 from fastirt.loading.train_loader import TrainLoader
-from tests.conftest import write_images
+from tests.helpers import write_images
 
 CPU = torch.device("cpu")
 CONFIG = InputConfig(input_size=16, resize_size=18, num_workers=2)

@@ -21,7 +21,7 @@ from fastirt.loading.cached_train_loader import CachedTrainLoader
 from fastirt.loading.image_cache import ImageCache
 from fastirt.loading.train_loader import TrainLoader
 from fastirt.step.step_input import StepInput
-from tests.conftest import DECODER, TINY, needs_dali, write_images
+from tests.helpers import DECODER, TINY, needs_dali, write_images
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 PLACES = ["host", "device"] if DEVICE.type == "cuda" else ["host"]

@@ -14,7 +14,7 @@ from fastirt.model.drop_path import MaskedDropPath
 from fastirt.model.momentum_encoder import make_twin, momentum_update
 from fastirt.model.save import save_model
 from fastirt.model.weights.load import read_model_metadata
-from tests.conftest import TINY_KWARGS
+from tests.helpers import TINY_KWARGS
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

@@ -13,7 +13,7 @@ from fastirt.cli import main
 from fastirt.config.options import ModelConfig
 from fastirt.errors import UserError
 from fastirt.model.build import build_encoder
-from tests.conftest import TINY
+from tests.helpers import TINY
 
 NAME = "vit_tiny_patch16_224"
 KWARGS = dict(patch_size=8, embed_dim=48, depth=1, num_heads=3)

@@ -8,7 +8,7 @@ import pytest
 
 import fastirt
 from fastirt.cli import main
-from tests.conftest import TINY
+from tests.helpers import TINY
 
 EXAMPLES = Path(__file__).parents[2] / "scripts/examples"
 

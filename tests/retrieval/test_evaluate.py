@@ -17,7 +17,7 @@ from fastirt.loading.eval_loader import EvalLoader
 from fastirt.model.encoder import normalization_constants
 from fastirt.retrieval.embed import embed
 from fastirt.retrieval.evaluate import evaluate
-from tests.conftest import write_images
+from tests.helpers import write_images
 
 CPU = torch.device("cpu")
 CONFIG = Config().replace(

@@ -12,7 +12,7 @@ from fastirt.step.engine import choose_engine, compiled
 from fastirt.step.optimizer import load_optimizer, optimizer_state
 from fastirt.step.train_step import LOSS_NAMES
 from fastirt.training import checkpoint
-from tests.step.test_train_step import config_with, make_batch, make_step
+from tests.helpers import make_batch, make_step, tiny_config
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -50,7 +50,7 @@ def test_fifty_steps_agree_with_eager(engine, settings):
     counters.clear()
     steps = {}
     for name in ("eager", engine):
-        step = make_step(config_with(engine=name, memory_start=2, **settings), device=DEVICE)
+        step = make_step(tiny_config(engine=name, memory_start=2, **settings), device=DEVICE)
         start = [w.detach().clone() for w in step.weights]
         steps[name] = (step, run(step, 0, 50), start)
     (eager, expected, start), (fast, found, _) = steps.values()
@@ -67,7 +67,7 @@ def test_fifty_steps_agree_with_eager(engine, settings):
 @pytest.mark.parametrize("engine", FAST)
 def test_nothing_is_compiled_again_after_the_warm_up(engine):
     torch.compiler.reset()
-    step = make_step(config_with(engine=engine, **FULL), device=DEVICE)
+    step = make_step(tiny_config(engine=engine, **FULL), device=DEVICE)
     run(step, 0, 5)
     step.encoder.eval()  # as an evaluation does
     with torch.inference_mode():
@@ -85,12 +85,12 @@ def test_checkpoints_move_between_engines(engine, tmp_path):
     """Ten steps on one engine and ten on the other, both ways round, end where twenty on one do."""
     ends = []
     for first, second in (("eager", "eager"), ("eager", engine), (engine, "eager")):
-        step = make_step(config_with(engine=first, **FULL), device=DEVICE)
+        step = make_step(tiny_config(engine=first, **FULL), device=DEVICE)
         run(step, 0, 10)
         state = {"module": step.state_dict(), "optimizer": optimizer_state(step.optimizer)}
         checkpoint.save(tmp_path / "state.safetensors", state)
         state = checkpoint.load(tmp_path / "state.safetensors")
-        step = make_step(config_with(engine=second, **FULL), device=DEVICE)
+        step = make_step(tiny_config(engine=second, **FULL), device=DEVICE)
         step.load_state_dict(state["module"])
         load_optimizer(step.optimizer, state["optimizer"])
         ends.append(run(step, 10, 20))
@@ -100,7 +100,7 @@ def test_checkpoints_move_between_engines(engine, tmp_path):
 
 @needs_gpu
 def test_a_captured_step_is_one_launch_and_never_waits():
-    step = make_step(config_with(engine="graph", **FULL), device="cuda")
+    step = make_step(tiny_config(engine="graph", **FULL), device="cuda")
     batches = [batch_on(number) for number in range(8)]
     for batch in batches[:5]:
         step(batch)
@@ -118,7 +118,7 @@ def test_a_captured_step_is_one_launch_and_never_waits():
 
 @needs_gpu
 def test_a_captured_step_holds_after_a_bad_one():
-    step = make_step(config_with(engine="graph", **FULL), device="cuda")
+    step = make_step(tiny_config(engine="graph", **FULL), device="cuda")
     run(step, 0, 6)
     step.memory.embeddings[0, 0] = float("nan")
     before = [w.detach().clone() for w in step.weights]
@@ -142,8 +142,8 @@ class Breaks:
 @pytest.mark.compile
 def test_a_step_that_cannot_be_captured_goes_on_without(caplog):
     """Where nobody asked for the graph; else it is said."""
-    plain, step = (make_step(config_with(engine="auto", **FULL)) for _ in range(2))
-    step.capture, step.config = Breaks(), config_with(engine="graph", **FULL)
+    plain, step = (make_step(tiny_config(engine="auto", **FULL)) for _ in range(2))
+    step.capture, step.config = Breaks(), tiny_config(engine="graph", **FULL)
     with pytest.raises(CaptureFailed):
         step(make_batch(0))
     step.config = plain.config
@@ -157,7 +157,7 @@ def test_a_step_that_cannot_be_captured_goes_on_without(caplog):
 @needs_gpu
 @pytest.mark.parametrize("engine", ["auto", "graph"])
 def test_a_broken_capture_names_the_cause_and_leaves_the_stream_as_it_was(engine, caplog):
-    step = make_step(config_with(engine=engine, **FULL), device="cuda")
+    step = make_step(tiny_config(engine=engine, **FULL), device="cuda")
     step.mark = lambda phase: torch.cuda.synchronize() if phase == "objective" else None
     before = torch.cuda.current_stream()
     if engine == "graph":

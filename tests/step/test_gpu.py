@@ -15,8 +15,7 @@ from fastirt.loading.eval_loader import EvalLoader
 from fastirt.loading.train_loader import TrainLoader
 from fastirt.retrieval.search import search
 from fastirt.step.train_step import PHASES
-from tests.conftest import DECODER, TINY, needs_dali
-from tests.step.test_train_step import config_with, make_batch
+from tests.helpers import DECODER, TINY, make_batch, needs_dali, tiny_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU = torch.device("cuda:0")
@@ -54,7 +53,7 @@ def test_the_step_never_waits_for_the_gpu(engine, precision):
     from fastirt.model.build import build_encoder
     from fastirt.step.train_step import TrainStep
 
-    config = config_with(
+    config = tiny_config(
         precision=precision, engine=engine, encoder_momentum=0.9, clip_grad=1.0, drop_path=0.2, drop=0.1
     )
     step = TrainStep(build_encoder(config.model, 16), config, 20, (0.5,) * 3, (0.5,) * 3, GPU)

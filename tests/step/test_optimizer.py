@@ -11,12 +11,12 @@ from fastirt.errors import UserError
 from fastirt.model.build import build_encoder
 from fastirt.step import optimizer as optim
 from fastirt.step.optimizer import build_optimizer, load_optimizer, optimizer_state, set_learning_rate
-from tests.step.test_train_step import config_with, make_batch, make_step
+from tests.helpers import make_batch, make_step, tiny_config
 
 
 @pytest.fixture
 def vit():
-    config = config_with()
+    config = tiny_config()
     return build_encoder(config.model, 16).vit
 
 
@@ -44,7 +44,7 @@ def test_without_apex_the_error_says_how_to_build_it(opt, capsys, tmp_path, pict
 def test_apex_s_absence_is_the_same_for_the_other_package_of_that_name(vit, monkeypatch):
     monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
     with pytest.raises(UserError, match="not on PyPI; build it"):
-        build_optimizer(vit, config_with(opt="apex-fused-adam").optim)
+        build_optimizer(vit, tiny_config(opt="apex-fused-adam").optim)
 
 
 def test_apex_on_a_cpu_is_refused(vit, monkeypatch):
@@ -52,14 +52,14 @@ def test_apex_on_a_cpu_is_refused(vit, monkeypatch):
     apex.optimizers = types.ModuleType("apex.optimizers")
     monkeypatch.setitem(sys.modules, "apex", apex)
     with pytest.raises(UserError, match="runs on a GPU only"):
-        build_optimizer(vit, config_with(opt="apex-fused-lamb").optim)
+        build_optimizer(vit, tiny_config(opt="apex-fused-lamb").optim)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("opt, plain", [("apex-fused-adam", "adamw"), ("apex-fused-lamb", "lamb")])
 def test_apex_has_the_same_groups_and_trains_alike(opt, plain):
     pytest.importorskip("apex.optimizers")
-    steps = [make_step(config_with(opt=name, engine="eager"), device="cuda") for name in (opt, plain)]
+    steps = [make_step(tiny_config(opt=name, engine="eager"), device="cuda") for name in (opt, plain)]
     groups = [[(g["weight_decay"], len(g["params"])) for g in step.optimizer.param_groups] for step in steps]
     assert groups[0] == groups[1]
     for number in range(5):
@@ -74,7 +74,7 @@ def test_apex_has_the_same_groups_and_trains_alike(opt, plain):
 
 def test_a_checkpoint_keeps_nothing_of_the_engine(vit):
     """The rate may be a tensor on a GPU in one engine and a number in the other; each keeps its own."""
-    first, second = (build_optimizer(vit, config_with(lr=rate).optim) for rate in (0.5, 0.25))
+    first, second = (build_optimizer(vit, tiny_config(lr=rate).optim) for rate in (0.5, 0.25))
     for weight in vit.parameters():
         weight.grad = torch.ones_like(weight)
     first.step()
@@ -98,4 +98,4 @@ def test_what_a_graph_can_hold():
 
 def test_a_close_name_is_offered(vit):
     with pytest.raises(UserError, match="apex-fused-adam"):
-        build_optimizer(vit, config_with(opt="apex-fused-adamw").optim)
+        build_optimizer(vit, tiny_config(opt="apex-fused-adamw").optim)

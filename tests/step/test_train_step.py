@@ -2,51 +2,16 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastirt.config.options import Config
 from fastirt.kernels.reference import koleo, pair_loss
 from fastirt.loading.batch import Batch
 from fastirt.model.build import build_encoder
 from fastirt.step.optimizer import learning_rate
-from fastirt.step.train_step import LOSS_NAMES, TrainStep
-from tests.conftest import TINY_KWARGS
-
-MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-
-
-def config_with(**flat):
-    base = dict(
-        model="vit_tiny_patch16_224",
-        model_kwargs=TINY_KWARGS,
-        weights="scratch",
-        input_size=16,
-        precision="fp32",
-        batch_size=8,
-        lr=1e-3,
-        max_iter=10,
-    )
-    return Config().replace(**{**base, **flat})
-
-
-def make_step(config, train_size=20, device="cpu"):
-    torch.manual_seed(0)
-    encoder = build_encoder(config.model, config.input.input_size)
-    return TrainStep(encoder, config, train_size, MEAN, STD, torch.device(device))
-
-
-def make_batch(step, size=8):
-    rng = np.random.default_rng(step)
-    return Batch(
-        images=torch.from_numpy(rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8)),
-        labels=torch.from_numpy(rng.integers(0, 3, size)),
-        indices=np.arange(size),
-        step=step,
-        valid=size,
-    )
+from fastirt.step.train_step import LOSS_NAMES
+from tests.helpers import make_batch, make_step, tiny_config
 
 
 def snapshot(step):
@@ -56,7 +21,7 @@ def snapshot(step):
 @pytest.mark.parametrize("contrastive", ["anchor_sum", "nonzero_mean"])
 @pytest.mark.parametrize("twin", [None, 0.9])
 def test_ten_steps_equal_the_arithmetic_written_out(contrastive, twin):
-    config = config_with(
+    config = tiny_config(
         contrastive=contrastive, encoder_momentum=twin, memory_start=2, clip_grad=0.5, sched="cosine", warmup_iter=3
     )
     step = make_step(config)
@@ -116,7 +81,7 @@ def test_ten_steps_equal_the_arithmetic_written_out(contrastive, twin):
 @pytest.mark.parametrize("opt, precision", [("adamw", "fp32"), ("lamb", "fp32"), ("adamw", "bf16-weights")])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_non_finite_step_changes_nothing_and_stays_flagged(opt, precision, where):
-    step = make_step(config_with(opt=opt, precision=precision, encoder_momentum=0.9))
+    step = make_step(tiny_config(opt=opt, precision=precision, encoder_momentum=0.9))
     for number in range(3):
         step(make_batch(number))
     before = snapshot(step)
@@ -149,7 +114,7 @@ def test_the_step_never_asks_the_device_for_a_number():
                 asked.append(func)
             return func(*args, **(kwargs or {}))
 
-    step = make_step(config_with(encoder_momentum=0.9, clip_grad=1.0, drop_path=0.2))
+    step = make_step(tiny_config(encoder_momentum=0.9, clip_grad=1.0, drop_path=0.2))
     step(make_batch(0))
     with Watch():
         step(make_batch(1))
@@ -159,7 +124,7 @@ def test_the_step_never_asks_the_device_for_a_number():
 def test_drop_path_is_a_function_of_seed_and_step():
     runs = []
     for noise in (1, 2):
-        step = make_step(config_with(drop_path=0.5, drop=0.1, encoder_momentum=0.9))
+        step = make_step(tiny_config(drop_path=0.5, drop=0.1, encoder_momentum=0.9))
         torch.manual_seed(noise)  # the global generator must not matter
         for number in range(3):
             step(make_batch(number))
@@ -168,7 +133,7 @@ def test_drop_path_is_a_function_of_seed_and_step():
 
 
 def test_bf16_autocast_keeps_float32_weights_and_learns():
-    step = make_step(config_with(precision="bf16", memory_dtype="bf16", lambda_reg=0.0, lr=3e-4))
+    step = make_step(tiny_config(precision="bf16", memory_dtype="bf16", lambda_reg=0.0, lr=3e-4))
     batch = make_batch(0)
     losses = []
     for number in range(12):
@@ -187,7 +152,7 @@ def test_bf16_weights_follow_autocast_over_fp32_masters(engine):
     curves = []
     for precision in ("bf16", "bf16-weights"):
         how = engine if precision == "bf16-weights" else "eager"
-        step = make_step(config_with(precision=precision, encoder_momentum=0.9, drop_path=0.2, engine=how))
+        step = make_step(tiny_config(precision=precision, encoder_momentum=0.9, drop_path=0.2, engine=how))
         start = [w.detach().clone() for w in step.weights]
         curve = []
         for number in range(6):
@@ -209,14 +174,14 @@ def test_bf16_weights_follow_autocast_over_fp32_masters(engine):
 
 
 def test_schedules():
-    optim = config_with(max_iter=100, lr=1.0, warmup_iter=10).optim
+    optim = tiny_config(max_iter=100, lr=1.0, warmup_iter=10).optim
     assert [learning_rate(s, optim) for s in (0, 4, 9, 10, 99)] == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0])
-    cosine = config_with(max_iter=110, lr=1.0, warmup_iter=10, sched="cosine").optim
+    cosine = tiny_config(max_iter=110, lr=1.0, warmup_iter=10, sched="cosine").optim
     assert [learning_rate(s, cosine) for s in (9, 10, 60, 110)] == pytest.approx([1.0, 1.0, 0.5, 0.0])
 
 
 def test_weight_decay_spares_biases_norms_tokens_and_positions():
-    step = make_step(config_with())
+    step = make_step(tiny_config())
     names = {id(p): n for n, p in step.encoder.vit.named_parameters()}
     spared = {names[id(p)] for g in step.optimizer.param_groups if g["weight_decay"] == 0 for p in g["params"]}
     decayed = {names[id(p)] for g in step.optimizer.param_groups if g["weight_decay"] > 0 for p in g["params"]}
@@ -230,7 +195,7 @@ def test_training_on_the_kernels_follows_the_reference(contrastive):
     device = "cuda" if torch.cuda.is_available() else "cpu"  # there in the interpreter
     curves = []
     for impl in ("reference", "triton"):
-        step = make_step(config_with(contrastive=contrastive, loss_impl=impl, memory_start=2), device=device)
+        step = make_step(tiny_config(contrastive=contrastive, loss_impl=impl, memory_start=2), device=device)
         curve = []
         for number in range(8):
             before = step.sums.clone()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import TINY
+from tests.helpers import TINY
 
 # Runs `fastirt train` and kills itself at the point named by its first two arguments.
 DRIVER = """

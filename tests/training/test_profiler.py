@@ -13,7 +13,7 @@ from fastirt.model.build import build_encoder
 from fastirt.model.flops import peak_flops, training_flops
 from fastirt.step.train_step import PHASES
 from fastirt.training.throughput import Throughput
-from tests.conftest import TINY
+from tests.helpers import TINY
 
 
 def run(pictures, folder, *flags):
