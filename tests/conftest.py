@@ -10,14 +10,18 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import write_splits
-
 FOLDERS = {"kernels": "interpreter", "distributed": "ranks"}  # folder of tests to the marker of its files
-UNMARKED = {"test_plan.py", "test_decisions.py", "test_rendezvous.py"}  # neither kernels nor processes
+UNMARKED = {
+    "test_plan.py",
+    "test_tune.py",
+    "test_decisions.py",
+    "test_rendezvous.py",
+}  # run neither kernels nor processes
 
 
 def pytest_collection_modifyitems(items):
@@ -30,4 +34,22 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory) -> Path:
     """A `folder` data set: 10 classes x 8 images to train on, 6 unseen classes x 4 to test."""
+    from tests.helpers import write_splits  # not above: tests of kernels alone start without timm and the trainer
+
     return write_splits(tmp_path_factory.mktemp("pictures"), (10, 8), (6, 4))
+
+
+@pytest.fixture(scope="session")
+def finished_run(pictures, tmp_path_factory) -> Path:
+    """A run of six steps on `pictures`, to read only."""
+    from tests.helpers import train_few
+
+    out = tmp_path_factory.mktemp("finished") / "run"
+    assert train_few(pictures, out) == 0
+    return out
+
+
+@pytest.fixture
+def trained_run(finished_run, tmp_path) -> Path:
+    """A copy of `finished_run` in `tmp_path / "run"`."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -34,11 +37,19 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 TINY_MODEL = "vit_tiny_patch16_224"
 TINY_TIMM = dict(patch_size=8, embed_dim=48, depth=2, num_heads=3)  # as timm takes them
-TINY_KWARGS = tuple(f"{name}={value}" for name, value in TINY_TIMM.items())  # as --model-kwargs takes them
+
+
+def tiny_kwargs(**changes) -> tuple[str, ...]:
+    """The tiny model's --model-kwargs."""
+    return tuple(f"{name}={value}" for name, value in {**TINY_TIMM, **changes}.items())
+
+
+TINY_KWARGS = tiny_kwargs()
 TINY = (
     f"--model {TINY_MODEL} --model-kwargs {' '.join(TINY_KWARGS)} --weights scratch --input-size 16 --resize-size 18 "
     f"--device cpu --num-workers 2 --loader {DECODER}"
 ).split()
+SHORT = "--max-iter 4 --batch-size 8 --logging-freq 1 --rank 1 2".split()
 
 
 def write_images(folder: Path, classes: int, views: int, size: int = 24, seed: int = 0) -> None:
@@ -59,7 +70,7 @@ def write_splits(root: Path, train: tuple[int, int], test: tuple[int, int]) -> P
     return root
 
 
-def folder_flags(data: Path) -> list[str]:
+def folder_flags(data: Path | str) -> list[str]:
     return ["--dataset", "folder", "--data-path", str(data)]
 
 
@@ -68,8 +79,19 @@ def run_cli(*words: object) -> int:
     return main([str(word) for word in words])
 
 
-def train_tiny(data: Path, out: Path, *flags: object) -> int:
+def train_tiny(data: Path | str, out: Path | str, *flags: object) -> int:
     return run_cli("train", *folder_flags(data), "--output-dir", out, *TINY, *flags)
+
+
+def train_few(data: Path, out: Path, *flags: object) -> int:
+    """Six steps, with rows of the log at steps 2, 4 and 6 and checkpoints at 3 and 6."""
+    few = "--max-iter 6 --batch-size 16 --m 2 --lr 1e-3 --logging-freq 2 --save-freq 3 --rank 1 2 4"
+    return train_tiny(data, out, *few.split(), *flags)
+
+
+def train_short(data: Path | str, out: Path | str, *flags: object) -> int:
+    """Four steps of IRT_L with the recipe of the paper."""
+    return train_tiny(data, out, "--method", "irt-l", *SHORT, *flags)
 
 
 def read_config(run: Path) -> dict:
@@ -115,6 +137,12 @@ def run_python(code: str, *arguments: object, timeout: float = 100) -> subproces
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
 
 
+def timm_model(file: Path | None = None, **changes) -> torch.nn.Module:
+    """The tiny model as plain timm makes and loads it, in another depth or with a head by `changes`."""
+    kwargs = {**dict(num_classes=0, img_size=16, **TINY_TIMM), **changes}
+    return timm.create_model(TINY_MODEL, **kwargs, checkpoint_path=str(file or ""))
+
+
 def tiny_input(**changes) -> InputConfig:
     return InputConfig(**{**dict(input_size=16, resize_size=18, num_workers=2), **changes})
 
@@ -149,6 +177,17 @@ def make_batch(step: int, size: int = 8, device: str | torch.device = "cpu") -> 
         step=step,
         valid=size,
     )
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Whatever waits for the GPU is an error."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def run_steps(step: TrainStep, first: int, last: int, device: str | torch.device = "cpu") -> torch.Tensor:

@@ -64,9 +64,8 @@ def test_help_shows_what_every_preset_resolves_to(command):
         for name, text in texts.items():
             if name in ("dataset", "resume"):
                 continue
-            own = (
-                dataset != "demo" or recipe is None or name in ("data_path", "orientation")
-            )  # --recipe replaces demo's
+            # --recipe replaces most of demo's values.
+            own = dataset != "demo" or recipe is None or name in ("data_path", "orientation")
             value = promised(text, label, dataset if own else None, method, bare)
             if value is None:
                 assert config[name] in (None, ()), (name, flags, text)
@@ -104,8 +103,10 @@ def test_unknown_flags_suggest_what_was_meant(words, meant, capsys):
     with pytest.raises(SystemExit) as stop:
         main(words.split())
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1
-    assert error.startswith(f"fastirt {words.split()[0]}: error: ") and f"did you mean {meant}" in error
+    assert stop.value.code == 2
+    assert error.count("\n") == 1
+    assert error.startswith(f"fastirt {words.split()[0]}: error: ")
+    assert f"did you mean {meant}" in error
 
 
 def test_a_flag_like_no_other_suggests_nothing(capsys):

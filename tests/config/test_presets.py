@@ -149,7 +149,7 @@ def test_every_config_field_is_a_flag_with_help():
         ("--dataset demo --lr 0.5 --method irt-l", dict(lr=0.5, lambda_reg=0.0, method="irt-l", batch_size=64)),
     ],
 )
-def test_presets(line, expected):
+def test_a_preset_fills_in_what_no_flag_says(line, expected):
     config = parse(line)
     flat = {f.name: getattr(part, f.name) for part in config.parts().values() for f in dataclasses.fields(part)}
     flat.update(method=config.method, recipe=config.recipe)
@@ -201,22 +201,17 @@ def test_values_out_of_range_name_the_flag(line, flag):
 
 
 def test_command_line_errors_are_one_line(capsys):
-    for words in (
-        ["train", "--lr", "fast"],
-        ["train", "--method", "irt-x"],
-        ["train", "--no-such-flag"],
-        ["frobnicate"],
-    ):
+    for words in ("train --lr fast", "train --method irt-x", "train --no-such-flag", "frobnicate"):
         with pytest.raises(SystemExit) as stop:
-            build_parser().parse_args(words)
+            build_parser().parse_args(words.split())
         assert stop.value.code == 2
         assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_absent_device_names_those_present():
-    with pytest.raises(UserError, match="present: .*cpu"):
+    with pytest.raises(UserError, match="cpu"):
         choose_device("cuda:63")
-    with pytest.raises(UserError, match="present"):
+    with pytest.raises(UserError, match="toaster"):
         choose_device("toaster")
     assert choose_device("cpu").type == "cpu"
 

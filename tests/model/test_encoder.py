@@ -4,7 +4,6 @@ import copy
 
 import numpy as np
 import pytest
-import timm
 import torch
 
 from fastirt.config.options import Config, ModelConfig
@@ -14,21 +13,19 @@ from fastirt.model.drop_path import MaskedDropPath
 from fastirt.model.momentum_encoder import make_twin, momentum_update
 from fastirt.model.save import save_model
 from fastirt.model.weights.load import read_model_metadata
-from tests.helpers import TINY_KWARGS
+from tests.helpers import TINY_KWARGS, TINY_MODEL, timm_model
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 def build(size=16, **changes):
     torch.manual_seed(0)
-    return build_encoder(
-        ModelConfig(**{**dict(model="vit_tiny_patch16_224", model_kwargs=TINY_KWARGS, weights="scratch"), **changes}),
-        size,
-    )
+    tiny = dict(model=TINY_MODEL, model_kwargs=TINY_KWARGS, weights="scratch")
+    return build_encoder(ModelConfig(**{**tiny, **changes}), size)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "max", "gem"])
-def test_pooling(pooling):
+def test_poolings_equal_their_definitions(pooling):
     encoder = build(pooling=pooling).eval()
     tokens = encoder.vit.forward_features(IMAGES)
     patches = tokens[:, 1:]
@@ -51,7 +48,7 @@ def test_cls_equals_timm_and_a_model_without_cls_says_so():
     encoder = build().eval()
     torch.testing.assert_close(encoder(IMAGES), torch.nn.functional.normalize(encoder.vit(IMAGES), dim=1))
     with pytest.raises(UserError, match="no CLS token.*--pooling mean"):
-        build(model="vit_tiny_patch16_224", model_kwargs=(*TINY_KWARGS, "class_token=False", "global_pool='avg'"))
+        build(model_kwargs=(*TINY_KWARGS, "class_token=False", "global_pool='avg'"))
     pooled = build(model_kwargs=(*TINY_KWARGS, "class_token=False", "global_pool='avg'"), pooling="mean").eval()
     torch.testing.assert_close(pooled(IMAGES), torch.nn.functional.normalize(pooled.vit(IMAGES), dim=1))
 
@@ -102,10 +99,12 @@ def test_the_mask_buffer_keeps_its_address():
 
 
 @pytest.mark.parametrize("hold", [None, False, True])
-def test_momentum_update(hold):
+def test_the_momentum_encoder_follows_unless_held(hold):
     encoder = build(drop_path=0.2)
     twin = make_twin(encoder)
-    assert twin.training and not any(p.requires_grad for p in twin.parameters()) and twin.table is not encoder.table
+    assert twin.training
+    assert not any(p.requires_grad for p in twin.parameters())
+    assert twin.table is not encoder.table
     with torch.no_grad():
         for p in encoder.parameters():
             p.add_(torch.randn_like(p))
@@ -130,10 +129,11 @@ def test_momentum_update(hold):
         (dict(weights="deit_small_patch16_224.fb_in1k"), 16, "another model"),
     ],
 )
-def test_refusals(changes, size, saying):
+def test_what_no_encoder_can_be_built_from_is_one_line(changes, size, saying):
     with pytest.raises(UserError) as error:
         build(size, **changes)
-    assert saying in str(error.value) and "\n" not in str(error.value)
+    assert saying in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_drop_means_dropout_inside_the_blocks():
@@ -146,7 +146,7 @@ def test_drop_means_dropout_inside_the_blocks():
 
 
 def test_a_timm_tag_is_a_name_of_weights():
-    with pytest.raises(UserError, match="deit_tiny_patch16_224.fb_in1k: pretrained weights could not be downloaded"):
+    with pytest.raises(UserError, match="deit_tiny_patch16_224.fb_in1k: .*download"):
         build(model="deit_tiny_patch16_224", model_kwargs=(), size=224, weights="deit_tiny_patch16_224.fb_in1k")
 
 
@@ -157,27 +157,15 @@ def test_no_network_means_an_error_that_names_weights_never_random_ones():
 
 def test_saved_model_is_timm_s_and_describes_itself(tmp_path):
     encoder = build(pooling="mean")
-    save_model(
-        encoder,
-        tmp_path / "m.safetensors",
-        Config().replace(method="irt-l", input_size=16, resize="shorter", resize_size=18),
-    )
-    model = timm.create_model(
-        "vit_tiny_patch16_224",
-        num_classes=0,
-        img_size=16,
-        patch_size=8,
-        embed_dim=48,
-        depth=2,
-        num_heads=3,
-        checkpoint_path=str(tmp_path / "m.safetensors"),
-    )
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), encoder.vit.state_dict().values()))
-    described = read_model_metadata(tmp_path / "m.safetensors")
-    assert described == {
+    file = tmp_path / "m.safetensors"
+    save_model(encoder, file, Config().replace(method="irt-l", input_size=16, resize="shorter", resize_size=18))
+    theirs, ours = timm_model(file).state_dict(), encoder.vit.state_dict()
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+    assert read_model_metadata(file) == {
         "method": "irt-l",
         "recipe": "paper",
-        "model": "vit_tiny_patch16_224",
+        "model": TINY_MODEL,
         "model_kwargs": TINY_KWARGS,
         "input_size": 16,
         "pooling": "mean",

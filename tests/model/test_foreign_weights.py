@@ -9,23 +9,21 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from fastirt.cli import main
 from fastirt.config.options import ModelConfig
 from fastirt.errors import UserError
 from fastirt.model.build import build_encoder
-from tests.helpers import TINY
+from tests.helpers import DECODER, TINY_MODEL, TINY_TIMM, folder_flags, run_cli, timm_model
 
-NAME = "vit_tiny_patch16_224"
-KWARGS = dict(patch_size=8, embed_dim=48, depth=1, num_heads=3)
+KWARGS = {**TINY_TIMM, "depth": 1}
 
 
 @pytest.fixture(scope="module")
 def state():
     torch.manual_seed(1)
-    return timm.create_model(NAME, num_classes=5, img_size=16, **KWARGS).state_dict()
+    return timm_model(num_classes=5, depth=1).state_dict()
 
 
-def load(path, model=NAME, kwargs=KWARGS, size=16):
+def load(path, model=TINY_MODEL, kwargs=KWARGS, size=16):
     arguments = tuple(f"{name}={value}" for name, value in kwargs.items())
     return build_encoder(ModelConfig(model=model, model_kwargs=arguments, weights=str(path)), size).vit.state_dict()
 
@@ -151,28 +149,29 @@ def test_a_file_that_fits_no_better_than_half_is_refused_with_what_it_looks_like
     torch.save(timm.create_model(**other, num_classes=0).state_dict(), tmp_path / "w.pth")
     with pytest.raises(UserError) as refusal:
         load(tmp_path / "w.pth")
-    told = str(refusal.value)
-    assert f"it looks like {looks}" in told and "choose the --model" in told and "\n" not in told
+    message = str(refusal.value)
+    assert looks in message
+    assert "--model" in message
+    assert "\n" not in message
 
 
 def test_a_whole_pickled_model_is_refused_unread(state, tmp_path):
-    torch.save(timm.create_model(NAME, num_classes=0, img_size=16, **KWARGS), tmp_path / "w.pt")
-    with pytest.raises(UserError, match="whole pickled object, which is not unpickled"):
+    torch.save(timm_model(depth=1), tmp_path / "w.pt")
+    with pytest.raises(UserError, match="w.pt: .*pickled object"):
         load(tmp_path / "w.pt")
 
 
 @pytest.mark.slow
-def test_training_goes_on_from_a_run_and_its_file_without_naming_the_model(pictures, tmp_path):
+def test_training_goes_on_from_a_run_and_its_file_without_naming_the_model(pictures, finished_run, tmp_path):
     """A run's folder, its model file, and the file under a foreign name: the model comes from the file."""
-    data = ["--dataset", "folder", "--data-path", str(pictures), "--device", "cpu", "--num-workers", "1"]
-    short = ["--method", "irt-l", "--batch-size", "8", "--rank", "1", "--loader", TINY[-1]]
-    assert main(["train", *data, *TINY, *short, "--max-iter", "1", "--output-dir", str(tmp_path / "run")]) == 0
-    file = tmp_path / "run/model.safetensors"
+    flags = [*folder_flags(pictures), *f"--device cpu --num-workers 1 --rank 1 --loader {DECODER}".split()]
+    train = ["train", *flags, *"--method irt-l --batch-size 8".split()]
+    file = finished_run / "model.safetensors"
     (tmp_path / "renamed.bin").write_bytes(file.read_bytes())
-    for source in (file.parent, file, tmp_path / "renamed.bin"):
+    for source in (finished_run, file, tmp_path / "renamed.bin"):
         out = tmp_path / f"from-{source.name}"
-        given = ["--weights", str(source), "--resize-size", "18", "--output-dir", str(out)]
-        assert main(["train", *data, *short, "--max-iter", "0", *given]) == 0
+        short = ["--max-iter", "0", "--resize-size", "18", "--output-dir", out]
+        assert run_cli(*train, *short, "--weights", source) == 0
         assert (out / "model.safetensors").exists()
-        assert main(["evaluate", *data, "--rank", "1", "--weights", str(source)]) == 0
-    assert main(["train", *data, *short, "--model", "deit_tiny_patch16_224", "--weights", str(file)]) == 2
+        assert run_cli("evaluate", *flags, "--weights", source, "--output-dir", tmp_path / f"of-{source.name}") == 0
+    assert run_cli(*train, "--model", "deit_tiny_patch16_224", "--weights", file) == 2

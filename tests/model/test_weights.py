@@ -4,7 +4,6 @@ import logging
 import pickle
 
 import pytest
-import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
@@ -12,21 +11,18 @@ from timm.layers import resample_abs_pos_embed
 from fastirt.config.options import ModelConfig
 from fastirt.errors import UserError
 from fastirt.model.build import build_encoder
+from tests.helpers import TINY_MODEL, timm_model, tiny_kwargs
 
-KWARGS = ("patch_size=8", "embed_dim=48", "depth=1", "num_heads=3")
+KWARGS = tiny_kwargs(depth=1)
 
 
 def original(size=16, classes=5):
     torch.manual_seed(1)
-    return timm.create_model(
-        "vit_tiny_patch16_224", num_classes=classes, img_size=size, patch_size=8, embed_dim=48, depth=1, num_heads=3
-    ).state_dict()
+    return timm_model(num_classes=classes, img_size=size, depth=1).state_dict()
 
 
 def load(path, size=16):
-    return build_encoder(
-        ModelConfig(model="vit_tiny_patch16_224", model_kwargs=KWARGS, weights=str(path)), size
-    ).vit.state_dict()
+    return build_encoder(ModelConfig(model=TINY_MODEL, model_kwargs=KWARGS, weights=str(path)), size).vit.state_dict()
 
 
 @pytest.mark.parametrize("wrap", ["safetensors", "bare", "model", "state_dict", "module.", "half"])
@@ -98,7 +94,8 @@ def test_a_wrong_tensor_is_named(tmp_path, change, saying):
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(UserError) as error:
         load(tmp_path / "w.pth")
-    assert saying in str(error.value) and "\n" not in str(error.value)
+    assert saying in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 class Evil:
@@ -128,5 +125,6 @@ def test_what_is_no_file_of_tensors_is_refused_without_running_it(tmp_path, kind
         path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(UserError) as error:
         load(path)
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
     assert "executed" not in capsys.readouterr().out

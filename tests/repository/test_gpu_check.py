@@ -2,12 +2,12 @@
 
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers import ROOT
+
 PRETENDS = """#!/usr/bin/env bash
 case "$*" in
     -c*import\\ fastirt*) exit 1 ;;
@@ -43,7 +43,7 @@ def check(out, **environment):
 def test_without_a_gpu(tmp_path):
     done = check(tmp_path / "out")
     assert done.returncode == 2 and not (tmp_path / "out").exists()
-    assert done.stderr == "gpu_check: no GPU that torch can use here: nothing was checked\n"
+    assert "no GPU" in done.stderr
 
 
 @pytest.mark.slow
@@ -61,18 +61,21 @@ def test_stages_are_bounded_and_the_summary_says_what_happened(tmp_path):
     stages, rest = summary.split("## Not run")
     missing, rest = rest.split("## Failures")
     failures, figures = rest.split("## Figures")
-    assert "test-smoke: passed" in stages and "1 passed, 2 skipped in 0.01s" in stages
-    assert "bench-step: failed (exit 1)" in stages and "test-kernels: cut off after" in stages
-    assert "bench-train: not run: no time left" in stages
-    assert (
-        "tests/step/test_engine.py:1: needs NVIDIA DALI" in missing
-        and "no apex" in missing
-        and "bench-train" in missing
-    )
+    for words in (
+        "test-smoke: passed",
+        "1 passed, 2 skipped in 0.01s",
+        "bench-step: failed (exit 1)",
+        "test-kernels: cut off after",
+        "bench-train: not run: no time left",
+    ):
+        assert words in stages
+    for words in ("tests/step/test_engine.py:1: needs NVIDIA DALI", "no apex", "bench-train"):
+        assert words in missing
     assert failures.split("\n")[1:3] == [
         "RuntimeError: as the last line",
         "tests/kernels/test_edges.py::test_two FAILED [  1%]",
     ]
     assert "12345 imgs/s" in figures and "apex" not in figures
     log = (out / "log.txt").read_text()
-    assert "tests/kernels/test_edges.py::test_three" in log and f"fastirt.__path__.append('{ROOT}')" in log
+    assert "tests/kernels/test_edges.py::test_three" in log
+    assert f"fastirt.__path__.append('{ROOT}')" in log

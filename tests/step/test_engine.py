@@ -1,7 +1,5 @@
 """Engines of the step: compiled and eager agree, one graph, no recompilation; the capture itself on a GPU."""
 
-import dataclasses
-
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -12,29 +10,13 @@ from fastirt.step.engine import choose_engine, compiled
 from fastirt.step.optimizer import load_optimizer, optimizer_state
 from fastirt.step.train_step import LOSS_NAMES
 from fastirt.training import checkpoint
-from tests.helpers import make_batch, make_step, tiny_config
+from tests.helpers import make_batch, make_step, needs_gpu, no_waiting, run_steps, tiny_config
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
-needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
 # An engine of its own for every machine; on a GPU the capture is what a run takes.
 FAST = ["compile", pytest.param("graph", marks=needs_gpu)]
 FULL = dict(lr=3e-4, encoder_momentum=0.9, clip_grad=0.5, drop_path=0.2, sched="cosine", warmup_iter=5, max_iter=50)
-
-
-def batch_on(number):
-    batch = make_batch(number)
-    return dataclasses.replace(batch, images=batch.images.to(DEVICE), labels=batch.labels.to(DEVICE))
-
-
-def run(step, first, last):
-    """The logged values of each step, (steps, 5)."""
-    curve = []
-    for number in range(first, last):
-        before = step.sums.clone()
-        step(batch_on(number))
-        curve.append(step.sums - before)
-    return torch.stack(curve)
 
 
 @pytest.mark.compile
@@ -52,14 +34,16 @@ def test_fifty_steps_agree_with_eager(engine, settings):
     for name in ("eager", engine):
         step = make_step(tiny_config(engine=name, memory_start=2, **settings), device=DEVICE)
         start = [w.detach().clone() for w in step.weights]
-        steps[name] = (step, run(step, 0, 50), start)
+        steps[name] = (step, run_steps(step, 0, 50, DEVICE), start)
     (eager, expected, start), (fast, found, _) = steps.values()
     torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-5)
     moved = torch.stack([(w - s).norm() for w, s in zip(eager.weights, start)]).norm()
     apart = torch.stack([(w - v).norm() for w, v in zip(eager.weights, fast.weights)]).norm()
     assert apart < 0.1 * moved, (apart, moved)
-    assert (found[3:, LOSS_NAMES.index("contrastive_memory")] > 0).all() and fast.first_bad_step == -1
-    assert torch.equal(eager.memory.labels, fast.memory.labels) and eager.memory.pointer == fast.memory.pointer
+    assert (found[3:, LOSS_NAMES.index("contrastive_memory")] > 0).all()
+    assert fast.first_bad_step == -1
+    assert torch.equal(eager.memory.labels, fast.memory.labels)
+    assert eager.memory.pointer == fast.memory.pointer
     assert not counters["graph_break"]
 
 
@@ -68,15 +52,16 @@ def test_fifty_steps_agree_with_eager(engine, settings):
 def test_nothing_is_compiled_again_after_the_warm_up(engine):
     torch.compiler.reset()
     step = make_step(tiny_config(engine=engine, **FULL), device=DEVICE)
-    run(step, 0, 5)
+    run_steps(step, 0, 5, DEVICE)
     step.encoder.eval()  # as an evaluation does
     with torch.inference_mode():
         step.encoder(torch.zeros(3, 3, 16, 16, device=DEVICE))
     step.encoder.train()
     graphs = counters["stats"]["unique_graphs"]
     with torch.compiler.set_stance("fail_on_recompile"):
-        run(step, 5, 12)
-    assert counters["stats"]["unique_graphs"] == graphs and not counters["graph_break"]
+        run_steps(step, 5, 12, DEVICE)
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert not counters["graph_break"]
 
 
 @pytest.mark.compile
@@ -86,14 +71,14 @@ def test_checkpoints_move_between_engines(engine, tmp_path):
     ends = []
     for first, second in (("eager", "eager"), ("eager", engine), (engine, "eager")):
         step = make_step(tiny_config(engine=first, **FULL), device=DEVICE)
-        run(step, 0, 10)
+        run_steps(step, 0, 10, DEVICE)
         state = {"module": step.state_dict(), "optimizer": optimizer_state(step.optimizer)}
         checkpoint.save(tmp_path / "state.safetensors", state)
         state = checkpoint.load(tmp_path / "state.safetensors")
         step = make_step(tiny_config(engine=second, **FULL), device=DEVICE)
         step.load_state_dict(state["module"])
         load_optimizer(step.optimizer, state["optimizer"])
-        ends.append(run(step, 10, 20))
+        ends.append(run_steps(step, 10, 20, DEVICE))
     for end in ends[1:]:
         torch.testing.assert_close(end, ends[0], rtol=2e-4, atol=2e-5)
 
@@ -101,16 +86,11 @@ def test_checkpoints_move_between_engines(engine, tmp_path):
 @needs_gpu
 def test_a_captured_step_is_one_launch_and_never_waits():
     step = make_step(tiny_config(engine="graph", **FULL), device="cuda")
-    batches = [batch_on(number) for number in range(8)]
+    batches = [make_batch(number, device=DEVICE) for number in range(8)]
     for batch in batches[:5]:
         step(batch)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with torch.profiler.profile() as profile:
-            step(batches[5])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with no_waiting(), torch.profiler.profile() as profile:
+        step(batches[5])
     torch.cuda.synchronize()
     assert sum(event.count for event in profile.key_averages() if event.key == "cudaGraphLaunch") == 1
     assert step.first_bad_step == -1
@@ -119,11 +99,12 @@ def test_a_captured_step_is_one_launch_and_never_waits():
 @needs_gpu
 def test_a_captured_step_holds_after_a_bad_one():
     step = make_step(tiny_config(engine="graph", **FULL), device="cuda")
-    run(step, 0, 6)
+    run_steps(step, 0, 6, DEVICE)
     step.memory.embeddings[0, 0] = float("nan")
     before = [w.detach().clone() for w in step.weights]
-    run(step, 6, 8)
-    assert step.first_bad_step == 6 and all(torch.equal(w, b) for w, b in zip(step.weights, before))
+    run_steps(step, 6, 8, DEVICE)
+    assert step.first_bad_step == 6
+    assert all(torch.equal(w, b) for w, b in zip(step.weights, before))
 
 
 class Breaks:
@@ -150,26 +131,28 @@ def test_a_step_that_cannot_be_captured_goes_on_without(caplog):
     for number in range(3):
         plain(make_batch(number))
         step(make_batch(number))
-    assert torch.equal(step.sums, plain.sums) and step.engine == "compile"
-    assert caplog.text.count("going on without the graph") == 1
+    assert torch.equal(step.sums, plain.sums)
+    assert step.engine == "compile"
+    assert caplog.text.count("without the graph") == 1
 
 
 @needs_gpu
 @pytest.mark.parametrize("engine", ["auto", "graph"])
 def test_a_broken_capture_names_the_cause_and_leaves_the_stream_as_it_was(engine, caplog):
     step = make_step(tiny_config(engine=engine, **FULL), device="cuda")
-    step.mark = lambda phase: torch.cuda.synchronize() if phase == "objective" else None
+    step.on_phase_end = lambda phase: torch.cuda.synchronize() if phase == "objective" else None
     before = torch.cuda.current_stream()
     if engine == "graph":
         with pytest.raises(CaptureFailed, match="not permitted|capturing"):
-            run(step, 0, 6)
+            run_steps(step, 0, 6, DEVICE)
     else:
-        curve = run(step, 0, 8)
-        assert step.engine == "compile" and torch.isfinite(curve).all() and "going on without the graph" in caplog.text
+        curve = run_steps(step, 0, 8, DEVICE)
+        assert step.engine == "compile"
+        assert torch.isfinite(curve).all()
+        assert "without the graph" in caplog.text
     assert torch.cuda.current_stream() == before
-    held = (
-        torch.cuda.memory_allocated()
-    )  # memory used on another stream is given back, as it would not be within a capture
+    # Memory used on another stream is given back, as it would not be within a capture.
+    held = torch.cuda.memory_allocated()
     other = torch.empty(2**24, device="cuda")
     other.record_stream(torch.cuda.Stream())
     torch.cuda.synchronize()
@@ -179,7 +162,7 @@ def test_a_broken_capture_names_the_cause_and_leaves_the_stream_as_it_was(engine
     assert torch.cuda.memory_allocated() < held + 2**24
 
 
-def test_the_choice():
+def test_auto_takes_the_graph_where_device_and_optimizer_can():
     cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
     assert choose_engine("auto", cpu, "adamw") == "eager"
     assert choose_engine("auto", gpu, "adamw") == choose_engine("auto", gpu, "apex-fused-adam") == "graph"

@@ -1,23 +1,32 @@
 """What only a GPU can say; skipped where there is none."""
 
-import dataclasses
-import json
 import time
 
 import numpy as np
 import pytest
 import torch
 
-from fastirt.cli import main
-from fastirt.config.options import InputConfig
 from fastirt.datasets import load_dataset
 from fastirt.loading.eval_loader import EvalLoader
 from fastirt.loading.train_loader import TrainLoader
 from fastirt.retrieval.search import search
 from fastirt.step.train_step import PHASES
-from tests.helpers import DECODER, TINY, make_batch, needs_dali, tiny_config
+from fastirt.training.throughput import InputWait
+from tests.helpers import (
+    DECODER,
+    loss_rows,
+    make_batch,
+    make_step,
+    needs_dali,
+    needs_gpu,
+    no_waiting,
+    run_cli,
+    tiny_config,
+    tiny_input,
+    train_tiny,
+)
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = needs_gpu
 GPU = torch.device("cuda:0")
 
 
@@ -27,7 +36,7 @@ def test_mixed_decoding_agrees_with_pil(pictures):
     split = load_dataset("folder", str(pictures)).train
     batches = {}
     for loader in ("dali", "pil"):
-        config = InputConfig(input_size=16, resize_size=18, num_workers=4, loader=loader)
+        config = tiny_input(num_workers=4, loader=loader)
         batches[loader] = [
             (b.indices.tolist(), b.images.cpu().int())
             for b in TrainLoader(split, batch_size=32, m=4, seed=0, input=config, device=GPU, stop_step=20)
@@ -38,7 +47,7 @@ def test_mixed_decoding_agrees_with_pil(pictures):
 
 def test_batches_are_complete_when_they_arrive(pictures):
     split = load_dataset("folder", str(pictures)).query
-    config = InputConfig(input_size=16, resize_size=18, num_workers=4, loader=DECODER)
+    config = tiny_input(num_workers=4, loader=DECODER)
     runs = [
         torch.cat([b.images[: b.valid].clone() for b in EvalLoader(split, batch_size=8, input=config, device=GPU)])
         for _ in range(3)
@@ -50,24 +59,16 @@ def test_batches_are_complete_when_they_arrive(pictures):
     "engine, precision", [("eager", "fp32"), ("eager", "bf16"), ("compile", "bf16"), ("graph", "bf16-weights")]
 )
 def test_the_step_never_waits_for_the_gpu(engine, precision):
-    from fastirt.model.build import build_encoder
-    from fastirt.step.train_step import TrainStep
-
     config = tiny_config(
         precision=precision, engine=engine, encoder_momentum=0.9, clip_grad=1.0, drop_path=0.2, drop=0.1
     )
-    step = TrainStep(build_encoder(config.model, 16), config, 20, (0.5,) * 3, (0.5,) * 3, GPU)
-    batches = [make_batch(number) for number in range(8)]
-    batches = [dataclasses.replace(b, images=b.images.to(GPU), labels=b.labels.to(GPU)) for b in batches]
+    step = make_step(config, device=GPU)
+    batches = [make_batch(number, device=GPU) for number in range(8)]
     for batch in batches[:5]:
         step(batch)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         for batch in batches[5:]:
             step(batch)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert step.first_bad_step.item() == -1
 
 
@@ -83,41 +84,14 @@ def test_search_on_the_gpu_agrees_with_the_cpu(k):
 
 
 def test_a_run_on_the_gpu(pictures, tmp_path):
-    flags = [word if word != "cpu" else "cuda:0" for word in TINY]
-    assert (
-        main(
-            [
-                "train",
-                "--dataset",
-                "folder",
-                "--data-path",
-                str(pictures),
-                "--output-dir",
-                str(tmp_path / "run"),
-                *flags,
-                "--max-iter",
-                "20",
-                "--batch-size",
-                "16",
-                "--logging-freq",
-                "3",
-                "--save-freq",
-                "7",
-                "--eval-freq",
-                "10",
-            ]
-        )
-        == 0
-    )
-    assert main(["evaluate", str(tmp_path / "run"), "--device", "cpu", "--output-dir", str(tmp_path / "cpu")]) == 0
+    flags = "--max-iter 20 --batch-size 16 --logging-freq 3 --save-freq 7 --eval-freq 10"
+    assert train_tiny(pictures, tmp_path / "run", "--device", "cuda:0", *flags.split()) == 0
+    assert run_cli("evaluate", tmp_path / "run", "--device", "cpu", "--output-dir", tmp_path / "cpu") == 0
 
 
 def gpu_run(pictures, out, *flags):
-    tiny = [word if word != "cpu" else "cuda:0" for word in TINY]
-    words = ["train", "--dataset", "folder", "--data-path", str(pictures), "--output-dir", str(out), *tiny]
-    return main(
-        [*words, "--batch-size", "16", "--logging-freq", "4", "--rank", "1", "--encoder-momentum", "0.9", *flags]
-    )
+    few = "--device cuda:0 --batch-size 16 --logging-freq 4 --rank 1 --encoder-momentum 0.9"
+    return train_tiny(pictures, out, *few.split(), *flags)
 
 
 @pytest.mark.parametrize("engine", ["eager", "compile", "graph"])
@@ -136,15 +110,13 @@ def test_pictures_in_the_hosts_memory_are_the_same(pictures, tmp_path):
     losses = []
     for cache in ("host", "device", "none"):
         assert gpu_run(pictures, tmp_path / cache, "--cache", cache, "--max-iter", "20", "--precision", "fp32") == 0
-        rows = [json.loads(line) for line in (tmp_path / cache / "log.jsonl").read_text().splitlines()]
-        losses.append([row["loss"] for row in rows if "loss" in row])
+        losses.append([row["loss"] for row in loss_rows(tmp_path / cache)])
     for other in losses[1:]:  # atomics in the backward may round the later ones differently
         assert other[0] == losses[0][0] and other == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_input_wait_is_the_devices():
     """A loader that takes as long as the device works costs nothing; one that takes longer costs the difference."""
-    from fastirt.training.throughput import InputWait
 
     def busy(milliseconds):
         torch.cuda._sleep(int(milliseconds * 1.5e6))

@@ -1,7 +1,5 @@
 """The eager step: against the arithmetic written out, held back by non-finite values, silent towards the host."""
 
-import dataclasses
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -11,7 +9,7 @@ from fastirt.loading.batch import Batch
 from fastirt.model.build import build_encoder
 from fastirt.step.optimizer import learning_rate
 from fastirt.step.train_step import LOSS_NAMES
-from tests.helpers import make_batch, make_step, tiny_config
+from tests.helpers import make_batch, make_step, run_steps, tiny_config
 
 
 def snapshot(step):
@@ -49,14 +47,8 @@ def test_ten_steps_equal_the_arithmetic_written_out(contrastive, twin):
             slots += 8
             cols = torch.stack([entry[0] for entry in ring])
             col_labels = torch.tensor([entry[1] for entry in ring])
-            loss = loss + pair_loss(
-                z,
-                batch.labels,
-                cols,
-                col_labels,
-                self_cols=torch.tensor(where) if twin is None else None,
-                reduction=contrastive,
-            )
+            own = torch.tensor(where) if twin is None else None
+            loss = loss + pair_loss(z, batch.labels, cols, col_labels, self_cols=own, reduction=contrastive)
         for group in adamw.param_groups:
             group["lr"] = learning_rate(number, config.optim)
         adamw.zero_grad()
@@ -67,11 +59,11 @@ def test_ten_steps_equal_the_arithmetic_written_out(contrastive, twin):
             for k, q in zip(keys.parameters(), encoder.parameters()):
                 k.copy_(0.9 * k + 0.1 * q)
 
-    assert step.steps_summed == 10 and step.first_bad_step == -1
+    assert step.steps_summed == 10
+    assert step.first_bad_step == -1
+    # AdamW turns rounding of tiny gradients into steps of the size of the learning rate.
     for (name, ours), theirs in zip(step.encoder.named_parameters(), encoder.parameters()):
-        torch.testing.assert_close(
-            ours, theirs, rtol=1e-4, atol=2e-5, msg=name
-        )  # AdamW turns rounding of tiny gradients into lr-sized steps
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5, msg=name)
     if twin is not None:
         for ours, theirs in zip(step.twin.parameters(), keys.parameters()):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
@@ -101,16 +93,19 @@ def test_a_non_finite_step_changes_nothing_and_stays_flagged(opt, precision, whe
         assert name == "sums" or torch.equal(value, before[name]), name
 
 
+ASKING = {
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.is_nonzero.default,
+}
+
+
 def test_the_step_never_asks_the_device_for_a_number():
     asked = []
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func in (
-                torch.ops.aten._local_scalar_dense.default,
-                torch.ops.aten.nonzero.default,
-                torch.ops.aten.is_nonzero.default,
-            ):
+            if func in ASKING:
                 asked.append(func)
             return func(*args, **(kwargs or {}))
 
@@ -154,14 +149,10 @@ def test_bf16_weights_follow_autocast_over_fp32_masters(engine):
         how = engine if precision == "bf16-weights" else "eager"
         step = make_step(tiny_config(precision=precision, encoder_momentum=0.9, drop_path=0.2, engine=how))
         start = [w.detach().clone() for w in step.weights]
-        curve = []
-        for number in range(6):
-            before = step.sums.clone()
-            step(make_batch(number))
-            curve.append(step.sums - before)
-        curves.append(torch.stack(curve))
+        curves.append(run_steps(step, 0, 6))
         assert all(w.dtype == torch.float32 for w in [*step.encoder.parameters(), *step.twin.parameters()])
-        assert all(not torch.equal(w, s) for w, s in zip(step.weights, start)) and step.first_bad_step == -1
+        assert all(not torch.equal(w, s) for w, s in zip(step.weights, start))
+        assert step.first_bad_step == -1
     assert {name.split(".")[0] for name in step.state_dict()} == {"encoder", "twin", "memory", "first_bad_step", "sums"}
     copy = step.bf16_copies[0]
     copy.copy_weights()
@@ -173,7 +164,7 @@ def test_bf16_weights_follow_autocast_over_fp32_masters(engine):
     torch.testing.assert_close(curves[0][:, -1], curves[1][:, -1], rtol=0.2, atol=0.05)
 
 
-def test_schedules():
+def test_learning_rates_warm_up_and_follow_the_cosine():
     optim = tiny_config(max_iter=100, lr=1.0, warmup_iter=10).optim
     assert [learning_rate(s, optim) for s in (0, 4, 9, 10, 99)] == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0])
     cosine = tiny_config(max_iter=110, lr=1.0, warmup_iter=10, sched="cosine").optim
@@ -186,7 +177,8 @@ def test_weight_decay_spares_biases_norms_tokens_and_positions():
     spared = {names[id(p)] for g in step.optimizer.param_groups if g["weight_decay"] == 0 for p in g["params"]}
     decayed = {names[id(p)] for g in step.optimizer.param_groups if g["weight_decay"] > 0 for p in g["params"]}
     assert {"cls_token", "pos_embed", "norm.weight", "blocks.0.attn.qkv.bias"} <= spared
-    assert all(n.endswith("weight") and "norm" not in n for n in decayed) and spared | decayed == set(names.values())
+    assert all(n.endswith("weight") and "norm" not in n for n in decayed)
+    assert spared | decayed == set(names.values())
 
 
 @pytest.mark.parametrize("contrastive", ["anchor_sum", "nonzero_mean"])
@@ -196,12 +188,7 @@ def test_training_on_the_kernels_follows_the_reference(contrastive):
     curves = []
     for impl in ("reference", "triton"):
         step = make_step(tiny_config(contrastive=contrastive, loss_impl=impl, memory_start=2), device=device)
-        curve = []
-        for number in range(8):
-            before = step.sums.clone()
-            batch = make_batch(number)
-            step(dataclasses.replace(batch, images=batch.images.to(device), labels=batch.labels.to(device)))
-            curve.append(step.sums - before)
-        curves.append(torch.stack(curve))
-        assert step.first_bad_step == -1 and (curves[-1][3:, LOSS_NAMES.index("contrastive_memory")] > 0).all()
+        curves.append(run_steps(step, 0, 8, device))
+        assert step.first_bad_step == -1
+        assert (curves[-1][3:, LOSS_NAMES.index("contrastive_memory")] > 0).all()
     torch.testing.assert_close(curves[0], curves[1], rtol=2e-4, atol=1e-6)

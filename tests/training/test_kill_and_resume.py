@@ -1,14 +1,12 @@
 """Killed anywhere, a run goes on as if it had not been: real processes, compared bit for bit."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
-from tests.helpers import TINY
+from tests.helpers import ROOT, TINY, assert_same_weights, folder_flags, read_log, read_metrics
 
 # Runs `fastirt train` and kills itself at the point named by its first two arguments.
 DRIVER = """
@@ -36,50 +34,18 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
-def start(out: Path, pictures: Path, kind: str = "none", at: int = 0) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-c",
-        DRIVER,
-        kind,
-        str(at),
-        "train",
-        "--dataset",
-        "folder",
-        "--data-path",
-        str(pictures),
-        "--output-dir",
-        str(out),
-        "--resume",
-        *TINY,
-        "--recipe",
-        "unofficial",
-        "--max-iter",
-        "40",
-        "--batch-size",
-        "16",
-        "--m",
-        "2",
-        "--lr",
-        "1e-3",
-        "--rank",
-        "1",
-        "--logging-freq",
-        "4",
-        "--save-freq",
-        "10",
-        "--encoder-momentum",
-        "0.9",
-        "--drop",
-        "0.1",
-        "--memory-start",
-        "5",
-        "--eval-freq",
-        "20",
-    ]
+FLAGS = (
+    "--recipe unofficial --max-iter 40 --batch-size 16 --m 2 --lr 1e-3 --rank 1 --logging-freq 4 --save-freq 10 "
+    "--encoder-momentum 0.9 --drop 0.1 --memory-start 5 --eval-freq 20"
+).split()
+
+
+def start(out: Path, data: Path, kind: str = "none", at: int = 0) -> subprocess.Popen:
+    train = ["train", *folder_flags(data), "--output-dir", str(out), "--resume", *TINY, *FLAGS]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parents[2]
-    )
+        [sys.executable, "-c", DRIVER, kind, str(at), *train],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+    )  # fmt: skip
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:
@@ -87,43 +53,45 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
     return process.returncode, output
 
 
-def timeless(path: Path) -> list[dict]:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+def timeless(run: Path) -> list[dict]:
     clocks = ("imgs_per_s", "mfu", "input_wait", "seconds_left")
-    return [{k: v for k, v in row.items() if k not in clocks} for row in rows]
+    return [{k: v for k, v in row.items() if k not in clocks} for row in read_log(run)]
+
+
+KILLS = [
+    ("kill", 3, -9),
+    ("kill", 16, -9),
+    ("save", 20, -9),
+    ("kill", 21, -9),
+    ("term", 23, 143),
+    ("kill", 31, -9),
+    ("none", 0, 0),
+]  # how, at which step, with which exit code
 
 
 @pytest.mark.slow
 def test_killed_again_and_again_equals_undisturbed(tmp_path, pictures):
-    bad = (
-        next((pictures / "train").iterdir()) / "9.jpg"
-    )  # one unreadable image: its replacement must survive resumption too
+    # One unreadable image: its replacement must survive resumption too.
+    bad = next((pictures / "train").iterdir()) / "9.jpg"
     bad.write_bytes((pictures / "train/class00/0.jpg").read_bytes()[:300])
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
     try:
-        calm = start(tmp_path / "calm", pictures)
-        out = tmp_path / "killed"
-        for kind, at, code in [
-            ("kill", 3, -9),
-            ("kill", 16, -9),
-            ("save", 20, -9),
-            ("kill", 21, -9),
-            ("term", 23, 143),
-            ("kill", 31, -9),
-            ("none", 0, 0),
-        ]:
-            returned, output = finish(start(out, pictures, kind, at))
+        undisturbed = start(calm, pictures)
+        for kind, at, code in KILLS:
+            returned, output = finish(start(killed, pictures, kind, at))
             assert returned == code, output
             if kind == "term":
-                assert "step_00000024.safetensors" in output and "--resume" in output
-        returned, output = finish(calm)
+                assert "step_00000024.safetensors" in output
+                assert "--resume" in output
+        returned, output = finish(undisturbed)
         assert returned == 0, output
     finally:
         bad.unlink()
     for name in ("model.safetensors", "checkpoints/step_00000040.safetensors"):
-        a, b = load_file(tmp_path / "calm" / name), load_file(out / name)
-        assert a.keys() == b.keys() and all(a[k].numpy().tobytes() == b[k].numpy().tobytes() for k in a)
-    assert timeless(out / "log.jsonl") == timeless(tmp_path / "calm/log.jsonl")
-    assert json.loads((out / "metrics.json").read_text()) == json.loads((tmp_path / "calm/metrics.json").read_text())
-    named = (out / "bad_pictures.csv").read_text().splitlines()
-    assert len(named) == 2 and str(bad) in named[1]
-    assert not list((out / "checkpoints").glob(".*"))
+        assert_same_weights(killed / name, calm / name)
+    assert timeless(killed) == timeless(calm)
+    assert read_metrics(killed) == read_metrics(calm)
+    _, *named = (killed / "bad_pictures.csv").read_text().splitlines()
+    assert len(named) == 1
+    assert str(bad) in named[0]
+    assert not list((killed / "checkpoints").glob(".*"))
