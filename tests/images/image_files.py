@@ -17,7 +17,7 @@ from fastirt.loading.cache_budget import make_cache
 from fastirt.loading.cached_train_loader import CachedTrainLoader
 from fastirt.loading.eval_loader import EvalLoader
 
-CPU = torch.device("cpu")
+CPU = torch.device("cpu")  # subprocesses import this module: importing tests.helpers would cost them seconds
 SIDE = 24
 
 
@@ -32,6 +32,16 @@ def with_alpha(mode: str = "RGBA") -> Image.Image:
     image = photo()
     image.putalpha(Image.fromarray(np.random.default_rng(1).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)))
     return image.convert(mode)
+
+
+def noise(height: int, width: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def smooth(seed: int, size: tuple[int, int]) -> Image.Image:
+    """Colours without noise, (width, height)."""
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
 
 
 def encode(image: Image.Image, kind: str, **options) -> bytes:
@@ -103,3 +113,9 @@ def packed(split: Split, out: Path, **options):
     catalog = Catalog("csv", str(Path(split.paths[0]).parent), split, None, None, ("class",))
     options = {**dict(resize_size=SIDE, quality=100, workers=1, progress=False), **options}
     return PackedStore.open(pack(catalog, out, **options)).split(split)
+
+
+def store_of(catalog: Catalog, out: Path, **options) -> PackedStore:
+    """The packed store of a whole data set."""
+    options = {"resize": "square", "resize_size": 32, "progress": False, **options}
+    return PackedStore.open(pack(catalog, out, **options))

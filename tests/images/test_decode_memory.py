@@ -1,6 +1,5 @@
 """How much memory decoded images take at once, measured in a process of its own."""
 
-import subprocess
 import sys
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fastirt.images.decode_memory import DECODED_BYTES
-from tests.helpers import needs_dali
+from tests.helpers import needs_dali, run_python
 
 MEASURE = """
 import sys, numpy as np, torch
@@ -54,8 +53,6 @@ def images(tmp_path_factory):
 def test_a_batch_of_large_images_stays_under_the_limit(name, loader, images):
     """24 of them are 0.9 GB at once; Pillow reads TIFF in the reading threads."""
     arguments = [images / "small.jpg", images / name, loader, 8, 24]
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *map(str, arguments)], capture_output=True, text=True, timeout=120
-    )
+    done = run_python(MEASURE, *arguments, timeout=120)
     assert done.returncode == 0, done.stderr
     assert 36e6 < int(done.stdout) <= DECODED_BYTES

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from fastirt.datasets import Catalog
 from fastirt.errors import UserError
 from fastirt.images.formats.header_check import inspect
 from fastirt.images.formats.jpeg import with_orientation
@@ -211,21 +212,17 @@ def test_a_packed_jpeg_of_the_right_size_is_kept_unless_it_is_turned(tmp_path):
 
 
 def test_a_store_of_another_orientation_is_refused(tmp_path):
-    from fastirt.datasets import Catalog
-
     split = write(tmp_path / "images", [encode(photo(), "JPEG")])
     catalog = Catalog("csv", str(tmp_path / "images"), split, None, None, ("class",))
     upright_store = packed(split, tmp_path / "store", orientation="exif").store
     assert upright_store.header["orientation"] == "exif"
     upright_store.check(catalog, "square", 24, "exif")
-    with pytest.raises(
-        UserError, match="--orientation is exif in the store and stored in this run.*--orientation stored"
-    ):
+    with pytest.raises(UserError, match="--orientation is exif .*--orientation stored"):
         upright_store.check(catalog, "square", 24)
     older = packed(split, tmp_path / "older").store
     del older.header["orientation"]  # as stores were written before there was a choice
     older.check(catalog, "square", 24, "stored")
-    with pytest.raises(UserError, match="--orientation is stored in the store and exif"):
+    with pytest.raises(UserError, match="--orientation is stored .* exif"):
         older.check(catalog, "square", 24, "exif")
     with pytest.raises(UserError, match="--orientation sideways"):
         packed(split, tmp_path / "none", orientation="sideways")

@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
-from fastirt.cli import main
-from fastirt.config.options import InputConfig
 from fastirt.datasets import load_dataset
 from fastirt.errors import UserError
 from fastirt.images.normalize import normalise
@@ -21,7 +18,15 @@ from fastirt.loading.cached_train_loader import CachedTrainLoader
 from fastirt.loading.image_cache import ImageCache
 from fastirt.loading.train_loader import TrainLoader
 from fastirt.step.step_input import StepInput
-from tests.helpers import DECODER, TINY, needs_dali, write_images
+from tests.helpers import (
+    CPU,
+    DECODER,
+    assert_same_weights,
+    needs_dali,
+    tiny_input,
+    train_tiny,
+    write_splits,
+)
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 PLACES = ["host", "device"] if DEVICE.type == "cuda" else ["host"]
@@ -30,21 +35,20 @@ PLACES = ["host", "device"] if DEVICE.type == "cuda" else ["host"]
 @pytest.fixture
 def mixed(tmp_path):
     """10 classes x 6 images of many shapes, two of them unreadable."""
-    write_images(tmp_path / "mixed" / "train", 10, 6)
-    write_images(tmp_path / "mixed" / "test", 2, 2)
+    root = write_splits(tmp_path / "mixed", (10, 6), (2, 2))
     rng = np.random.default_rng(0)
-    for path in sorted((tmp_path / "mixed" / "train").rglob("*.jpg"))[::3]:
+    for path in sorted((root / "train").rglob("*.jpg"))[::3]:
         height, width = rng.integers(17, 70, 2)
         Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
-    (tmp_path / "mixed/train/class01/3.jpg").write_bytes(b"not an image")
-    whole = (tmp_path / "mixed/train/class04/2.jpg").read_bytes()
-    (tmp_path / "mixed/train/class04/2.jpg").write_bytes(whole[: len(whole) // 2])
-    return tmp_path / "mixed"
+    (root / "train/class01/3.jpg").write_bytes(b"not an image")
+    whole = (root / "train/class04/2.jpg").read_bytes()
+    (root / "train/class04/2.jpg").write_bytes(whole[: len(whole) // 2])
+    return root
 
 
 def loader(folder, place, stop=9, start=0, m=2, store=None, **changes):
     split = load_dataset("folder", str(folder)).train
-    config = InputConfig(**{**dict(input_size=16, resize_size=18, num_workers=2, loader=DECODER), **changes})
+    config = tiny_input(**{"loader": DECODER, **changes})
     given = dict(batch_size=8, m=m, seed=3, input=config, device=DEVICE, start_step=start, stop_step=stop, store=store)
     if place == "none":
         return TrainLoader(split, **given)
@@ -84,7 +88,9 @@ def test_a_packed_store_fills_it_at_once(mixed, tmp_path, resize):
     plain = batches(loader(mixed, "none", resize=resize, store=source))
     cached = loader(mixed, "host", resize=resize, store=source)
     passed = list(cached.fill())
-    assert passed == sorted(passed) and passed[-1] == 60 and cached._cache.valid.sum() == 58
+    assert passed == sorted(passed)
+    assert passed[-1] == 60
+    assert cached._cache.valid.sum() == 58
     decode, calls = cached._reader.decode_whole, []
     cached._reader.decode_whole = lambda encoded: calls.append(len(encoded)) or decode(encoded)
     assert equal(batches(cached), plain) and not calls
@@ -117,36 +123,25 @@ def test_the_step_sees_the_same_bits(pictures, place, dtype):
         for given, batch in zip(inputs, (plain, cached)):
             assert given.copy_batch(batch) == (batch.step == 0)  # the buffers stay where they are
             seen.append(given.build_images())
-            assert seen[-1].is_contiguous(memory_format=torch.channels_last) and torch.equal(given.labels, batch.labels)
-        assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], normalise(plain.images, mean, std, dtype))
+            assert seen[-1].is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(given.labels, batch.labels)
+        assert torch.equal(seen[0], seen[1])
+        assert torch.equal(seen[0], normalise(plain.images, mean, std, dtype))
         assert torch.equal(seen[0].cpu(), normalise(plain.images.cpu(), mean, std, dtype))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [["--recipe", "paper"], ["--recipe", "unofficial", "--m", "2"]])
+@pytest.mark.parametrize("flags", ["--recipe paper".split(), "--recipe unofficial --m 2".split()])
 def test_training_ends_in_the_same_weights(pictures, tmp_path, flags):
-    ends = []
+    few = [*flags, *"--max-iter 8 --batch-size 16 --rank 1".split()]
     for place in ("none", "host"):
-        folder = tmp_path / place
-        words = [
-            "train",
-            "--dataset",
-            "folder",
-            "--data-path",
-            str(pictures),
-            "--output-dir",
-            str(folder),
-            *TINY,
-            *flags,
-        ]
-        assert main([*words, "--max-iter", "8", "--batch-size", "16", "--cache", place, "--rank", "1"]) == 0
-        ends.append(load_file(folder / "model.safetensors"))
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+        assert train_tiny(pictures, tmp_path / place, *few, "--cache", place) == 0
+    assert_same_weights(tmp_path / "host", tmp_path / "none")
 
 
-def test_where_it_goes(pictures, monkeypatch):
+def test_auto_puts_it_on_the_device_then_the_host_then_nowhere(pictures, monkeypatch):
     split = load_dataset("folder", str(pictures)).train
-    source, config = FileSource(split.paths), InputConfig(input_size=16, resize_size=18)
+    source, config = FileSource(split.paths), tiny_input()
     needed = 80 * 18 * 18 * 3
     gpu = torch.device("cuda:0")
     made = []
@@ -157,19 +152,20 @@ def test_where_it_goes(pictures, monkeypatch):
         made.clear()
         make_cache("auto", source, config, gpu)
         assert made == ([place] if place else [])
-    with pytest.raises(UserError, match="--cache host: .* GiB are free: use --cache auto or none"):
+    with pytest.raises(UserError, match="--cache host: .* GiB"):
         monkeypatch.setattr(cache_budget, "free_memory", lambda place, device: needed)
-        make_cache("host", source, config, torch.device("cpu"))
+        make_cache("host", source, config, CPU)
     assert make_cache("none", source, config, gpu) is None
 
 
 def test_room_is_what_the_pictures_need(mixed):
     split = load_dataset("folder", str(mixed)).train
-    config = InputConfig(input_size=16, resize_size=18, resize="shorter")
+    config = tiny_input(resize="shorter")
     shapes = image_shapes(FileSource(split.paths), config)
     bad = [i for i, path in enumerate(split.paths) if path.endswith(("class01/3.jpg", "class04/2.jpg"))]
-    assert np.flatnonzero(shapes[:, 0] == 0).tolist() == bad and (np.delete(shapes, bad, 0).min(1) == 18).all()
-    cache = ImageCache(shapes, torch.device("cpu"), "host")
+    assert np.flatnonzero(shapes[:, 0] == 0).tolist() == bad
+    assert (np.delete(shapes, bad, 0).min(1) == 18).all()
+    cache = ImageCache(shapes, CPU, "host")
     assert cache.pixels.numel() == shapes.prod(1).sum() * 3 and not cache.valid.any()
     with pytest.raises(ValueError, match="has room for"):
         cache.put(0, torch.zeros(5, 5, 3, dtype=torch.uint8))

@@ -32,9 +32,8 @@ def test_m_per_class():
     for step in range(40):
         rows = sampler.batch(step)
         groups = rows.reshape(4, 3)
-        assert len({*LABELS[groups[:, 0]]}) == 4 and all(
-            len({*LABELS[group]}) == 1 and len({*group}) == 3 for group in groups
-        )
+        assert len({*LABELS[groups[:, 0]]}) == 4
+        assert all(len({*LABELS[group]}) == 1 and len({*group}) == 3 for group in groups)
         seen |= set(rows.tolist())
     assert len(seen) == 70
     assert np.array_equal(make_sampler(LABELS, 12, 3, seed=0).batch(17), sampler.batch(17))
@@ -43,7 +42,8 @@ def test_m_per_class():
 def test_small_classes_repeat_and_are_said(caplog):
     labels = np.array([0, 0, 0, 0, 1, 2, 2])
     rows = make_sampler(labels, 12, 4, seed=0).batch(0)
-    assert np.array_equal(np.bincount(labels[rows]), [4, 4, 4]) and "fewer than m = 4" in caplog.text
+    assert np.array_equal(np.bincount(labels[rows]), [4, 4, 4])
+    assert "fewer than m = 4" in caplog.text
 
 
 @pytest.mark.parametrize("m", [0, 2])
@@ -92,7 +92,9 @@ def test_crops_belong_to_positions():
     assert np.array_equal(crops.x[:16], again.x) and np.array_equal(crops.flip[:16], again.flip)
     many = [draw_crops(0, step, 256) for step in range(20)]
     x, flip = np.concatenate([c.x for c in many]), np.concatenate([c.flip for c in many])
-    assert 0 <= x.min() < 0.01 and 0.99 < x.max() < 1 and abs(flip.mean() - 0.5) < 0.03
+    assert 0 <= x.min() < 0.01
+    assert 0.99 < x.max() < 1
+    assert abs(flip.mean() - 0.5) < 0.03
     assert not np.array_equal(draw_crops(5, 10, 64).x, crops.x)
 
 
