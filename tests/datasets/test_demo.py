@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 from fastirt.datasets import load_dataset
+from fastirt.demo import baseline
 from fastirt.demo import generate as generate_module
 from fastirt.demo.baseline import colour_histogram
 from fastirt.demo.generate import generate
 from fastirt.demo.product import make_product
 from fastirt.errors import UserError
+from tests.helpers import ROOT
 
 SMALL = dict(classes=6, views=3, width=48, height=40, progress=False)
 
@@ -38,14 +40,17 @@ def test_same_bytes_for_any_number_of_workers_and_others_for_another_seed(tmp_pa
 
 def test_it_is_a_data_set_with_unseen_classes(tmp_path):
     catalog = load_dataset("demo", str(generate(tmp_path / "demo", workers=1, **SMALL)))
-    assert len(catalog.train) == 12 and len(catalog.query) == 6 and catalog.gallery is None
+    assert len(catalog.train) == 12
+    assert len(catalog.query) == 6
+    assert catalog.gallery is None
     assert not set(catalog.train.labels) & set(catalog.query.labels)
 
 
 def test_an_existing_set_is_used_again_and_anything_else_refused(tmp_path):
     out = generate(tmp_path / "demo", workers=1, **SMALL)
     before = (out / "demo.json").stat().st_mtime_ns
-    assert generate(out, workers=1, **SMALL) == out and (out / "demo.json").stat().st_mtime_ns == before
+    assert generate(out, workers=1, **SMALL) == out
+    assert (out / "demo.json").stat().st_mtime_ns == before
     with pytest.raises(UserError, match="holds another demo set .*classes 6"):
         generate(out, workers=1, **{**SMALL, "classes": 8})
     (tmp_path / "mine").mkdir()
@@ -77,9 +82,7 @@ def test_a_killed_drawing_is_never_taken_for_a_whole_one(tmp_path):
     call = f"generate({str(out)!r}, classes=5000, workers=2, progress=False)"
     code = f"from fastirt.demo.generate import generate\nif __name__ == '__main__': {call}"
     (tmp_path / "draw.py").write_text(code)
-    process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "draw.py")], env={**os.environ, "PYTHONPATH": str(Path.cwd())}
-    )
+    process = subprocess.Popen([sys.executable, str(tmp_path / "draw.py")], env={**os.environ, "PYTHONPATH": str(ROOT)})
     try:
         wait_until(lambda: any(partial.rglob("*.jpg")))
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -108,14 +111,13 @@ def wait_until(condition, seconds=60):
 
 
 def test_large_pictures_weigh_what_photographs_do(tmp_path):
-    out = generate(tmp_path / "demo", classes=12, views=2, width=500, height=375, workers=1, progress=False)
+    large = dict(views=2, width=500, height=375, workers=1, progress=False)
+    out = generate(tmp_path / "demo", classes=12, **large)
     pictures = list(out.rglob("*.jpg"))
     assert 60_000 < np.mean([path.stat().st_size for path in pictures]) < 120_000
     with Image.open(pictures[0]) as picture:
         assert picture.size == (500, 375) and picture.mode == "RGB"
-    best = generate(
-        tmp_path / "best", classes=2, views=2, width=500, height=375, workers=1, quality=(95, 95), progress=False
-    )
+    best = generate(tmp_path / "best", classes=2, quality=(95, 95), **large)
     name = "train/product00000/0000.jpg"
     assert (best / name).stat().st_size > (out / name).stat().st_size
 
@@ -133,10 +135,10 @@ def test_colour_helps_but_is_not_enough(tmp_path):
 def test_neighbouring_classes_share_palette_or_silhouette():
     products = [make_product(3, number) for number in range(4)]
     outlines = [np.asarray(p.front)[..., 3] for p in products]
-    assert np.array_equal(products[0].palette, products[1].palette) and not np.array_equal(
-        products[1].palette, products[2].palette
-    )
-    assert np.array_equal(outlines[1], outlines[2]) and not np.array_equal(outlines[0], outlines[1])
+    assert np.array_equal(products[0].palette, products[1].palette)
+    assert not np.array_equal(products[1].palette, products[2].palette)
+    assert np.array_equal(outlines[1], outlines[2])
+    assert not np.array_equal(outlines[0], outlines[1])
     assert not np.array_equal(np.asarray(products[0].front), np.asarray(products[1].front))
 
 
@@ -150,10 +152,6 @@ def test_colour_histogram(tmp_path):
 
 
 def test_baseline_writes_metrics(tmp_path):
-    from fastirt.demo.baseline import main
-
-    main(
-        str(generate(tmp_path / "demo", classes=12, views=4, width=32, height=32, workers=1, progress=False)),
-        str(tmp_path / "out"),
-    )
+    demo = generate(tmp_path / "demo", classes=12, views=4, width=32, height=32, workers=1, progress=False)
+    baseline.main(str(demo), str(tmp_path / "out"))
     assert 0 < json.loads((tmp_path / "out/metrics.json").read_text())["recall@1"] <= 1

@@ -11,26 +11,17 @@ from PIL import Image
 
 from fastirt.datasets import check_recall_ks, load_dataset, warn_of_copies
 from fastirt.errors import UserError
+from tests.datasets.files import refusal, touch
 
 
 def classes(root: Path, *names: str, each: int = 2) -> None:
-    """Empty files in class folders: a catalogue opens only what has no extension."""
-    for name in names:
-        (root / name).mkdir(parents=True, exist_ok=True)
-        for i in range(each):
-            (root / name / f"{i}.jpg").touch()
+    """Empty files in class folders."""
+    touch(root, *(f"{name}/{i}.jpg" for name in names for i in range(each)))
 
 
 def counts(catalog) -> dict[str, tuple[int, int]]:
     """Split -> (images, classes)"""
     return {split.name: (len(split), len(np.unique(split.labels))) for split in catalog.splits()}
-
-
-def error(path: Path, **kwargs) -> str:
-    with pytest.raises(UserError) as caught:
-        load_dataset("folder", str(path), **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("TRAIN", "test")])
@@ -44,10 +35,10 @@ def test_val_is_used_where_it_is_alone_and_chosen_beside_test(tmp_path, caplog, 
     caplog.set_level(logging.INFO, "fastirt")
     classes(tmp_path, "train/a", "train/b", f"{name}/c", f"{name}/d")
     assert counts(load_dataset("folder", str(tmp_path))) == {"train": (4, 2), "val": (4, 2)}
-    assert "there is no test split: evaluation uses the val split" in caplog.text
+    assert "evaluation uses the val split" in caplog.text
     classes(tmp_path, "test/e", "test/f", "test/g")
     assert counts(load_dataset("folder", str(tmp_path)))["test"] == (6, 3)
-    assert "evaluation uses the test split; for the val split pass --eval-split val" in caplog.text
+    assert "--eval-split val" in caplog.text
     assert "test" not in counts(load_dataset("folder", str(tmp_path), eval_split="val"))
 
 
@@ -58,8 +49,8 @@ def test_query_and_gallery_by_synonyms(tmp_path):
 
 def test_two_folders_of_one_split_are_refused(tmp_path):
     classes(tmp_path, "train/a", "train/b", "Training/a", "test/c", "test/d")
-    text = error(tmp_path)
-    assert "Training/ and train/ are both the split train" in text
+    text = refusal("folder", tmp_path)
+    assert "Training/ and train/" in text
 
 
 @pytest.mark.parametrize("names", [("images", "segmentations"), ("trn", "tst"), ("images", "masks", "depth")])
@@ -68,7 +59,7 @@ def test_folders_of_class_folders_are_no_classes(tmp_path, names):
         classes(tmp_path, f"{name}/a", f"{name}/b", f"{name}/c", f"{name}/d")
     classes(tmp_path, "docs")  # images of its own do not make the others classes
     for _ in range(2):
-        text = error(tmp_path, training=False)
+        text = refusal("folder", tmp_path, training=False)
         assert "not understood" in text and f"--data-path {tmp_path / sorted(names)[0]}" in text
         for file in (tmp_path / "docs").iterdir():
             file.unlink()
@@ -76,21 +67,20 @@ def test_folders_of_class_folders_are_no_classes(tmp_path, names):
 
 def test_one_wrapping_folder_is_entered_and_said(tmp_path, caplog):
     classes(tmp_path, *(f"data/images/{c}" for c in "abcd"))
-    (tmp_path / "data" / "attributes").mkdir()
-    (tmp_path / "data" / "attributes" / "list.txt").touch()
+    touch(tmp_path, "data/attributes/list.txt")
     assert counts(load_dataset("folder", str(tmp_path))) == {"train": (4, 2), "test": (4, 2)}
-    assert f"the class folders are read from {tmp_path}/data/images" in caplog.text
+    assert f"{tmp_path}/data/images" in caplog.text
 
 
 def test_sub_folders_of_some_classes_belong_to_the_class(tmp_path, caplog):
     classes(tmp_path, "a/front", "a/back", "b", "c", "d")
     assert counts(load_dataset("folder", str(tmp_path))) == {"train": (6, 2), "test": (4, 2)}
-    assert "a: no images there but in sub-folders, which are read as one class" in caplog.text
+    assert "a: no images there" in caplog.text
 
 
 def test_a_lone_split_beside_classes_is_refused(tmp_path):
     classes(tmp_path, "train/steam", "train/electric", "car", "doll")
-    assert "the split test is missing, or train/ is a class" in error(tmp_path)
+    assert "the split test is missing, or train/ is a class" in refusal("folder", tmp_path)
 
 
 def test_splits_that_a_command_needs(tmp_path, caplog):
@@ -98,19 +88,19 @@ def test_splits_that_a_command_needs(tmp_path, caplog):
     assert counts(load_dataset("folder", str(tmp_path))) == {"train": (4, 2)}
     assert "evaluation is skipped" in caplog.text
     assert load_dataset("folder", str(tmp_path), training=None).query is None
-    assert "the split test is missing (found: train)" in error(tmp_path, training=False)
+    assert "the split test is missing (found: train)" in refusal("folder", tmp_path, training=False)
     (tmp_path / "train").rename(tmp_path / "test")
-    assert "the split train is missing (found: test)" in error(tmp_path)
+    assert "the split train is missing (found: test)" in refusal("folder", tmp_path)
     for training in (False, None):
         assert load_dataset("folder", str(tmp_path), training=training).train is None
 
 
 def test_one_class_is_refused_where_it_decides_the_figure(tmp_path, caplog):
     classes(tmp_path, "train/a", "test/c", "test/d")
-    assert "the train split has one class only (a)" in error(tmp_path)
+    assert "the train split has one class only (a)" in refusal("folder", tmp_path)
     assert counts(load_dataset("folder", str(tmp_path), training=False))["test"] == (4, 2)
     classes(tmp_path / "one", "train/a", "train/b", "test/c")
-    assert "the test split has one class only (c)" in error(tmp_path / "one")
+    assert "the test split has one class only (c)" in refusal("folder", tmp_path / "one")
 
 
 def test_what_is_left_out_is_counted_in_one_warning(tmp_path, caplog):
@@ -120,8 +110,10 @@ def test_what_is_left_out_is_counted_in_one_warning(tmp_path, caplog):
     load_dataset("folder", str(tmp_path))
     (line,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
     assert "2 .txt, 1 without extension, 1 .xml" in line or "2 .txt, 1 .xml, 1 without extension" in line
-    assert "class folder __other__ (3 files)" in line and "1 image in no class folder: loose.jpg" in line
-    assert "MACOSX" not in line and "DS_Store" not in line and "humbs" not in line
+    assert "class folder __other__ (3 files)" in line
+    assert "1 image in no class folder: loose.jpg" in line
+    for name in ("MACOSX", "DS_Store", "humbs"):
+        assert name not in line
 
 
 def test_images_of_every_format_are_listed(tmp_path):
@@ -174,4 +166,4 @@ def test_ranks_without_the_own_file(tmp_path):
 def test_labels_that_differ_in_case_alone_are_named(tmp_path, caplog):
     classes(tmp_path, "train/a", "train/b", "test/shoe", "test/SHOE", "test/d")
     load_dataset("folder", str(tmp_path))
-    assert "1 label differs from another in case alone" in caplog.text and "'shoe'" in caplog.text
+    assert "1 label" in caplog.text and "'shoe'" in caplog.text

@@ -148,7 +148,8 @@ def test_query_and_gallery_apart(tmp_path):
     for split, seed in (("train", 1), ("query", 2), ("gallery", 2)):
         write_images(tmp_path / split, 4, 1, seed=seed)
     metrics = evaluate(Pixels(), load_dataset("folder", str(tmp_path)), CONFIG, CPU, progress=False)
-    assert metrics["recall@1"] == metrics["map@r"] == 1.0 and metrics["queries"] == metrics["gallery"] == 4
+    assert metrics["recall@1"] == metrics["map@r"] == 1.0
+    assert metrics["queries"] == metrics["gallery"] == 4
 
 
 def test_a_rank_above_the_gallery_is_refused_before_anything_is_embedded():

@@ -1,6 +1,5 @@
 """Exact search where rounding and copies could decide: larger galleries than the metrics' tests have."""
 
-import subprocess
 import sys
 
 import numpy as np
@@ -8,12 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastirt.retrieval import search as module
+from fastirt.retrieval import search as search_module
 from fastirt.retrieval.search import Distinct, search
-
-
-def vectors(count, dim=384, seed=0):
-    return F.normalize(torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
+from tests.helpers import CPU, run_python
+from tests.retrieval.vectors import neighbours, vectors
 
 
 def with_copies(count, dim=384, seed=0):
@@ -21,11 +18,6 @@ def with_copies(count, dim=384, seed=0):
     gallery, rng = vectors(count, dim, seed), np.random.default_rng(seed)
     gallery[rng.integers(0, count, count // 3)] = gallery[rng.integers(0, count, count // 3)]
     return gallery, torch.from_numpy(np.unique(gallery.numpy(), axis=0, return_inverse=True)[1].ravel())
-
-
-def neighbours(query, gallery, k, **options):
-    parts = list(search(query, gallery, k, **options))
-    return torch.cat([s for _, s, _ in parts]), torch.cat([i for _, _, i in parts])
 
 
 def by_definition(query, gallery, k, exclude_self):
@@ -62,7 +54,7 @@ def test_copies_stay_in_catalogue_order_however_the_backend_rounds(backend, excl
 @pytest.mark.parametrize("k", [1, 3, 20, 149])
 def test_ties_of_unequal_vectors_are_settled_at_every_place(backend, exclude_self, k, monkeypatch):
     """Small whole numbers: products are exact, and many different vectors tie, also at the k-th place."""
-    monkeypatch.setattr(module, "CHUNK_VALUES", 1000)
+    monkeypatch.setattr(search_module, "CHUNK_VALUES", 1000)
     gallery = torch.randint(-1, 2, (150, 4), generator=torch.Generator().manual_seed(k)).float()
     similarities, indices = neighbours(gallery, gallery, k, exclude_self=exclude_self, backend=backend)
     assert torch.equal(indices, by_definition(gallery, gallery, k, exclude_self))
@@ -81,8 +73,8 @@ def test_a_query_that_is_not_its_own_nearest_is_still_left_out():
 @pytest.mark.parametrize("backend", ["faiss", "torch"])
 def test_a_collapsed_model_is_measured_without_a_loop_over_queries(backend, monkeypatch):
     """Everything ties: each query's neighbours are the first rows but its own, found a chunk at a time."""
-    calls, top = [], module._top
-    monkeypatch.setattr(module, "_top", lambda *a: calls.append(1) or top(*a))
+    calls, top = [], search_module._top
+    monkeypatch.setattr(search_module, "_top", lambda *a: calls.append(1) or top(*a))
     gallery = F.normalize(torch.ones(2000, 16), dim=1)
     _, indices = neighbours(gallery, gallery, 5, exclude_self=True, backend=backend)
     assert indices[[0, 3, 1999]].tolist() == [[1, 2, 3, 4, 5], [0, 1, 2, 4, 5], [0, 1, 2, 3, 4]]
@@ -101,18 +93,20 @@ def test_distinct_rows_expand_to_all_their_copies():
 
 
 def test_above_faiss_limit_on_a_gpu_torch_takes_over_and_says_so(monkeypatch, caplog):
-    monkeypatch.setattr(module, "_Torch", lambda gallery, device: ("torch", device.type))
+    monkeypatch.setattr(search_module, "_Torch", lambda gallery, device: ("torch", device.type))
     with caplog.at_level("INFO", logger="fastirt"):
-        assert module._backend(vectors(4), 2049, "auto", torch.device("cuda")) == ("torch", "cuda")
-    assert "2048" in caplog.text and len(caplog.records) == 1
+        assert search_module._backend(vectors(4), 2049, "auto", torch.device("cuda")) == ("torch", "cuda")
+    assert "2048" in caplog.text
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("parts", [2, 3, 5])
 def test_an_index_in_parts_finds_what_one_finds(parts):
     """As over the GPUs of a node: each part has its stretch of the gallery, and rows are numbered through."""
-    gallery, cpu = vectors(1001), torch.device("cpu")
-    one, several = module._Faiss(gallery, cpu), module._Faiss(gallery, cpu, parts)
-    assert several.index.count() == parts and several.index.ntotal == 1001
+    gallery = vectors(1001, 384)
+    one, several = search_module._Faiss(gallery, CPU), search_module._Faiss(gallery, CPU, parts)
+    assert several.index.count() == parts
+    assert several.index.ntotal == 1001
     (expected, rows), (found, others) = one(gallery[:100], 20), several(gallery[:100], 20)
     torch.testing.assert_close(found, expected, atol=3e-7, rtol=0)
     assert (rows == others).float().mean() > 0.99  # two that are equal in float32 may change places
@@ -122,7 +116,7 @@ def test_products_are_float32_where_training_allows_tf32():
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        with module._full_precision():
+        with search_module._full_precision():
             assert torch.get_float32_matmul_precision() == "highest"
         assert torch.get_float32_matmul_precision() == "high"
     finally:
@@ -141,4 +135,39 @@ for _ in range(3):
     found = list(search(z.detach(), z.detach(), 5, backend="faiss"))
 assert (found[0][2][:, 0] == torch.arange(600)).all() and faiss.omp_get_max_threads() == 2
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    done = run_python(code, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("backend", ["faiss", "torch"])
+def test_ties_go_by_gallery_row_also_at_the_last_place(backend):
+    axis = torch.eye(4)
+    gallery = torch.cat([axis[0].expand(20, 4), axis[1].expand(5, 4)])
+    _, indices = neighbours(axis[:1], gallery, 3, backend=backend)
+    assert indices.tolist() == [[0, 1, 2]]
+    _, indices = neighbours(gallery, gallery, 4, exclude_self=True, backend=backend)
+    for row, expected in {0: [1, 2, 3, 4], 2: [0, 1, 3, 4], 19: [0, 1, 2, 3], 21: [20, 22, 23, 24]}.items():
+        assert indices[row].tolist() == expected
+
+
+def test_backends_and_chunks_agree(monkeypatch):
+    gallery = vectors(300, 24)
+    whole = neighbours(gallery, gallery, 7, exclude_self=True, backend="faiss")
+    monkeypatch.setattr(search_module, "CHUNK_VALUES", 1500)
+    for backend in ("faiss", "torch"):
+        similarities, indices = neighbours(gallery, gallery, 7, exclude_self=True, backend=backend)
+        assert torch.equal(indices, whole[1])
+        torch.testing.assert_close(similarities, whole[0])
+
+
+def test_what_is_held_at_once_is_bounded():
+    query = vectors(5000, 4)
+    sizes = [indices.numel() for _, _, indices in search(query, query[:3000], 2500, backend="torch")]
+    assert len(sizes) > 1 and max(sizes) <= search_module.CHUNK_VALUES
+
+
+def test_a_missing_faiss_is_said_and_replaced(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with caplog.at_level("INFO", logger="fastirt"):
+        neighbours(vectors(5), vectors(9), 2)
+    assert "plain torch" in caplog.text
