@@ -103,13 +103,17 @@ def test_the_report_fills_the_readme_and_draws_the_same_plots(tmp_path, capsys):
         assert main(["report", results, "--readme", str(readme), "--plots", str(tmp_path / folder)]) == 0
         plots.append({path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()})
     text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
     assert "**step** (CPU, 2 threads; batch size 8)\n\n|" in text  # its rows are of two days, the loss's of one
     assert "| fastirt (commit abc1234, 2026-02-02) |" in text
     assert "**loss** (CPU, 2 threads; batch size 8, commit abc1234, 2026-01-02)" in text
     assert "| 123 imgs/s" in text and "100 imgs/s (98-102)" not in text  # the newest counts
-    assert "5.0 % of 400 imgs/s (fp32 products)" in text and "- loss, kernels (CPU, 2 threads): needs a GPU" in text
-    assert plots[0] == plots[1] and set(plots[0]) == {"step-imgs-s-cpu-2-threads.svg", "loss-ms-cpu-2-threads.svg"}
+    assert "5.0 % of 400 imgs/s (fp32 products)" in text
+    assert "- loss, kernels (CPU, 2 threads): needs a GPU" in text
+    assert plots[0] == plots[1]
+    assert set(plots[0]) == {"step-imgs-s-cpu-2-threads.svg", "loss-ms-cpu-2-threads.svg"}
     drawn = {name: data.decode() for name, data in plots[0].items()}
     assert "this machine's limit" in drawn["step-imgs-s-cpu-2-threads.svg"]
     assert "limit" not in drawn["loss-ms-cpu-2-threads.svg"]  # none is drawn there
@@ -129,7 +133,9 @@ def test_modelled_figures_share_no_table_and_no_plot_with_measured_ones(tmp_path
     text = table(rows)
     before, after = text.split("Model, not measured")
     assert "memory whole, gloo" in before and "900,000" not in before
-    assert "| memory whole | 900,000 imgs/s |" in after and "CPU" not in after and "median" not in after
+    assert "| memory whole | 900,000 imgs/s |" in after
+    assert "CPU" not in after
+    assert "median" not in after
     (svg,) = plot(rows, tmp_path)
     assert "memory whole, gloo" in svg.read_text() and MODEL not in svg.read_text()
     assert "Model" not in table(rows[:1]) and plot(rows[1:], tmp_path / "none") == []
