@@ -32,20 +32,20 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> Path:
+def image_folder(tmp_path_factory) -> Path:
     """A `folder` data set: 10 classes x 8 images to train on, 6 unseen classes x 4 to test."""
     from tests.helpers import write_splits  # not above: tests of kernels alone start without timm and the trainer
 
-    return write_splits(tmp_path_factory.mktemp("pictures"), (10, 8), (6, 4))
+    return write_splits(tmp_path_factory.mktemp("images"), (10, 8), (6, 4))
 
 
 @pytest.fixture(scope="session")
-def finished_run(pictures, tmp_path_factory) -> Path:
-    """A run of six steps on `pictures`, to read only."""
+def finished_run(image_folder, tmp_path_factory) -> Path:
+    """A run of six steps on `image_folder`, to read only."""
     from tests.helpers import train_few
 
     out = tmp_path_factory.mktemp("finished") / "run"
-    assert train_few(pictures, out) == 0
+    assert train_few(image_folder, out) == 0
     return out
 
 

@@ -76,7 +76,7 @@ def test_dynamo_may_compile_as_often_as_there_are_contenders():
         torch._dynamo.config.recompile_limit = before
 
 
-def test_a_cache_s_random_bytes_do_not_repeat_with_its_pictures():
+def test_a_cache_s_random_bytes_do_not_repeat_with_its_images():
     pixels = torch.zeros(3 * cache.TILE // 2, dtype=torch.uint8)
     cache.fill(pixels)
     assert (pixels[cache.TILE :] == pixels[: cache.TILE // 2 - 1 + cache.TILE % 2]).all()

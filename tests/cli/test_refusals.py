@@ -24,15 +24,17 @@ SHALLOW = "--model-kwargs patch_size=8 embed_dim=48 depth=1 num_heads=3"
         (f"--resume {SHALLOW}", "depth=1"),
     ],
 )
-def test_a_finished_run_is_not_trained_over_nor_resumed_with_other_flags(pictures, trained_run, flags, named, capsys):
-    assert train_few(pictures, trained_run, *flags.split()) == 2
+def test_a_finished_run_is_not_trained_over_nor_resumed_with_other_flags(
+    image_folder, trained_run, flags, named, capsys
+):
+    assert train_few(image_folder, trained_run, *flags.split()) == 2
     assert named in last_line(capsys)
 
 
-def test_a_damaged_checkpoint_is_not_resumed_from(pictures, trained_run, capsys):
+def test_a_damaged_checkpoint_is_not_resumed_from(image_folder, trained_run, capsys):
     path = checkpoint.latest(trained_run)
     path.write_bytes(path.read_bytes()[:-10])
-    assert train_few(pictures, trained_run, "--resume") == 2
+    assert train_few(image_folder, trained_run, "--resume") == 2
     assert "damaged checkpoint" in last_line(capsys)
 
 
@@ -49,21 +51,21 @@ def test_a_damaged_checkpoint_is_not_resumed_from(pictures, trained_run, capsys)
         ("--rank 1 500", "500"),
     ],
 )
-def test_flags_that_cannot_work_here_are_named(pictures, tmp_path, flags, named, capsys):
-    assert train_few(pictures, tmp_path / "run", *flags.split()) == 2
+def test_flags_that_cannot_work_here_are_named(image_folder, tmp_path, flags, named, capsys):
+    assert train_few(image_folder, tmp_path / "run", *flags.split()) == 2
     assert named in last_line(capsys)
 
 
-def test_an_output_folder_below_a_file_is_refused(pictures, tmp_path, capsys):
+def test_an_output_folder_below_a_file_is_refused(image_folder, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert train_few(pictures, tmp_path / "file/run") == 2
+    assert train_few(image_folder, tmp_path / "file/run") == 2
     assert "cannot write there" in last_line(capsys)
 
 
-def test_two_processes_do_not_train_in_one_folder(pictures, tmp_path, capsys):
+def test_two_processes_do_not_train_in_one_folder(image_folder, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     held = _lock(tmp_path / "run")
-    assert train_few(pictures, tmp_path / "run") == 2
+    assert train_few(image_folder, tmp_path / "run") == 2
     assert "another process" in last_line(capsys)
     held.close()
 
@@ -76,9 +78,9 @@ def test_another_data_set_of_the_same_size_is_not_resumed_on(trained_run, tmp_pa
 
 
 @pytest.mark.parametrize("flag", [(), ("--weights",)])
-def test_weights_of_another_model_are_refused(pictures, trained_run, tmp_path, flag, capsys):
+def test_weights_of_another_model_are_refused(image_folder, trained_run, tmp_path, flag, capsys):
     """Our file names its model: with another --model its depth and width would pass as that model's."""
-    flags = [*folder_flags(pictures), *"--model deit_small_patch16_224 --device cpu --output-dir".split()]
+    flags = [*folder_flags(image_folder), *"--model deit_small_patch16_224 --device cpu --output-dir".split()]
     assert run_cli("evaluate", *flag, trained_run / "model.safetensors", *flags, tmp_path / "other") == 2
     error = last_line(capsys)
     assert TINY_MODEL in error

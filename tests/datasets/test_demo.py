@@ -32,10 +32,10 @@ def test_same_bytes_for_any_number_of_workers_and_others_for_another_seed(tmp_pa
     assert contents(one) == contents(two) and len(contents(one)) == 6 * 3 + 1
     other = generate(tmp_path / "other", workers=1, seed=1, **SMALL)
     assert not set(contents(one).values()) & set(contents(other).values())
-    with Image.open(one / "train/product00000/0000.jpg") as picture:
-        assert picture.size == (48, 40)
-    pictures = [data for name, data in contents(one).items() if name.endswith("jpg")]
-    assert len(set(pictures)) == len(pictures)
+    with Image.open(one / "train/product00000/0000.jpg") as image:
+        assert image.size == (48, 40)
+    images = [data for name, data in contents(one).items() if name.endswith("jpg")]
+    assert len(set(images)) == len(images)
 
 
 def test_it_is_a_data_set_with_unseen_classes(tmp_path):
@@ -110,13 +110,13 @@ def wait_until(condition, seconds=60):
         time.sleep(0.05)
 
 
-def test_large_pictures_weigh_what_photographs_do(tmp_path):
+def test_large_images_weigh_what_photographs_do(tmp_path):
     large = dict(views=2, width=500, height=375, workers=1, progress=False)
     out = generate(tmp_path / "demo", classes=12, **large)
-    pictures = list(out.rglob("*.jpg"))
-    assert 60_000 < np.mean([path.stat().st_size for path in pictures]) < 120_000
-    with Image.open(pictures[0]) as picture:
-        assert picture.size == (500, 375) and picture.mode == "RGB"
+    images = list(out.rglob("*.jpg"))
+    assert 60_000 < np.mean([path.stat().st_size for path in images]) < 120_000
+    with Image.open(images[0]) as image:
+        assert image.size == (500, 375) and image.mode == "RGB"
     best = generate(tmp_path / "best", classes=2, quality=(95, 95), **large)
     name = "train/product00000/0000.jpg"
     assert (best / name).stat().st_size > (out / name).stat().st_size

@@ -137,7 +137,7 @@ def test_a_disk_that_fills_up_leaves_the_previous_checkpoint(mixed, tmp_path):
     job(2, "-m", "fastirt", *arguments(mixed, out, "--memory-sharded", "--memory-ratio", "20", "--resume", steps=12))
 
 
-def test_a_data_folder_that_disappears_is_no_bad_picture(runs, mixed, tmp_path):
+def test_a_data_folder_that_disappears_is_no_bad_image(runs, mixed, tmp_path):
     """Without a cache every epoch reads; the run stops and, once the folder is back, goes on as if nothing had been."""
     data = Path(shutil.copytree(mixed, tmp_path / "data"))
     command = arguments(data, tmp_path / "run", "--cache", "none", "--resume")

@@ -18,7 +18,7 @@ def test_each_kind_is_refused_before_decoding(name):
 @pytest.mark.parametrize(
     "kind, options", [("JPEG", {}), ("JPEG", dict(progressive=True)), ("PNG", {}), ("WEBP", {}), ("BMP", {})]
 )
-def test_whole_pictures_pass_also_with_bytes_after_the_end(kind, options):
+def test_whole_images_pass_also_with_bytes_after_the_end(kind, options):
     data = encoded(kind, **options)
     assert inspect(data)[:2] == (30, 40)
     if kind == "JPEG":

@@ -33,7 +33,7 @@ def pixels(encoded: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("resize", ["square", "shorter"])
-def test_pictures_are_torchvisions_resize_within_the_loss_of_jpeg(data, tmp_path, resize):
+def test_images_are_torchvisions_resize_within_the_loss_of_jpeg(data, tmp_path, resize):
     catalog = load_dataset("csv", str(data))
     store = store_of(catalog, tmp_path / "s.pack", resize=resize, quality=100)
     assert len(store) == 12
@@ -102,7 +102,7 @@ def test_a_worker_that_dies_is_said(data, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["data"]
 
 
-def test_bad_pictures_are_recorded_and_named(data, tmp_path, caplog):
+def test_bad_images_are_recorded_and_named(data, tmp_path, caplog):
     whole = encode(smooth(0, (60, 60)), "JPEG")
     scan = whole.index(b"\xff\xda") + 40
     bomb = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0))

@@ -69,7 +69,7 @@ def test_check_of_options_and_edits_of_equal_size(data, tmp_path):
         store.check(catalog, "square", 32)
 
 
-def test_split_refuses_other_pictures(data, tmp_path):
+def test_split_refuses_other_images(data, tmp_path):
     store = store_of(load_dataset("csv", str(data)), tmp_path / "s.pack")
     rewrite(data / "split.csv", "train/é 5.jpg,b,train\n", "")
     with pytest.raises(UserError, match="split train holds other images"):
@@ -109,7 +109,7 @@ def test_every_damage_is_refused(data, tmp_path):
     assert "no.pack: cannot be read" in pytest.raises(UserError, PackedStore.open, tmp_path / "no.pack").value.args[0]
     # One flipped bit anywhere is found: at once, or when the image is read.
     positions = [*range(0, PROLOGUE.size - 4), *np.random.default_rng(0).integers(PROLOGUE.size, len(good), 400)]
-    in_pictures = 0
+    in_images = 0
     for position in positions:
         content = bytearray(good)
         content[position] ^= 1 << int(position) % 8
@@ -128,8 +128,8 @@ def test_every_damage_is_refused(data, tmp_path):
                     assert "checksum" in error.reason and error.path == split.paths[i]
                     bad += 1
         assert bad == 1
-        in_pictures += 1
-    assert in_pictures > 100
+        in_images += 1
+    assert in_images > 100
 
 
 def test_threads_read_at_once(data, tmp_path):

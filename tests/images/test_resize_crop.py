@@ -49,7 +49,7 @@ def test_geometry_equals_torchvision(resize, training, loader, mean, largest):
     corners = crop_corners(resized, 56, x, y)
     decoder = PilDecoder(56, 2) if loader == "pil" else DaliDecoder(56, len(images), 2, CPU)
     ours = decoder.decode(files, np.array(SIZES), resized, corners, flip).numpy().astype(int)
-    whole = [picture.numpy() for picture in decoder.decode_whole(files, np.array(SIZES), resized)]
+    whole = [image.numpy() for image in decoder.decode_whole(files, np.array(SIZES), resized)]
     decoder.close()
     places = [(x[i], y[i], flip[i]) if training else () for i in range(len(images))]
     theirs = np.stack([by_torchvision(image, config, *place) for image, place in zip(images, places)]).astype(int)

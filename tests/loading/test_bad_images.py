@@ -68,7 +68,7 @@ def train_loader(root, **options):
     return split, TrainLoader(split, **{**own, **options})
 
 
-def test_batches_are_the_same_whether_bad_pictures_are_known_or_found(broken_set):
+def test_batches_are_the_same_whether_bad_images_are_known_or_found(broken_set):
     _, fresh = train_loader(broken_set)
     found = [(b.indices.tolist(), b.images.clone()) for b in fresh]
     _, resumed = train_loader(broken_set, start_step=5, bad=fresh.bad)
@@ -87,7 +87,7 @@ def test_a_file_is_named_once_also_after_a_resumption(broken_set, tmp_path, capl
     assert caplog.text.count("bad image:") == len(names) - 1
 
 
-def test_a_class_without_pictures_leaves_the_sampler_by_name(tmp_path, caplog):
+def test_a_class_without_images_leaves_the_sampler_by_name(tmp_path, caplog):
     write_splits(tmp_path, (6, 4), (2, 2))
     for path in (tmp_path / "train/class03").iterdir():
         path.write_bytes(b"")
@@ -104,7 +104,7 @@ def test_more_than_max_bad_stops_with_one_clear_line(broken_set, tmp_path):
 
 
 @pytest.mark.parametrize("backend", ["dali", "pil"])
-def test_evaluation_leaves_bad_pictures_out(broken_set, backend, caplog):
+def test_evaluation_leaves_bad_images_out(broken_set, backend, caplog):
     split = load_dataset("folder", str(broken_set)).query
     loader = EvalLoader(split, batch_size=8, input=tiny_input(loader=backend), device=CPU)
     rows = np.concatenate([b.indices[: b.valid] for b in loader])
@@ -115,7 +115,7 @@ def test_evaluation_leaves_bad_pictures_out(broken_set, backend, caplog):
     assert caplog.text.count("bad image:") == 2
 
 
-def test_a_picture_that_disappears_is_a_bad_one(broken_set):
+def test_an_image_that_disappears_is_a_bad_one(broken_set):
     split, loader = train_loader(broken_set)
     gone = Path(split.paths[0])
     gone.unlink()
@@ -123,7 +123,7 @@ def test_a_picture_that_disappears_is_a_bad_one(broken_set):
     assert 0 in loader.bad
 
 
-def test_a_folder_that_disappears_blames_no_picture(broken_set, tmp_path):
+def test_a_folder_that_disappears_blames_no_image(broken_set, tmp_path):
     split, loader = train_loader(broken_set)
     root = Path(split.paths[0]).parent.parent
     root.rename(tmp_path / "elsewhere")

@@ -96,8 +96,8 @@ def test_a_packed_store_fills_it_at_once(mixed, tmp_path, resize):
     assert equal(batches(cached), plain) and not calls
 
 
-def test_it_fills_in_catalogue_order_and_decodes_each_picture_once(pictures):
-    cached = loader(pictures, "host", stop=30)
+def test_it_fills_in_catalogue_order_and_decodes_each_image_once(image_folder):
+    cached = loader(image_folder, "host", stop=30)
     decode, decoded = cached._reader.decode_whole, []
     cached._reader.decode_whole = lambda encoded: decoded.append(len(encoded)) or decode(encoded)
     cached._reader.open()
@@ -115,10 +115,10 @@ def test_it_fills_in_catalogue_order_and_decodes_each_picture_once(pictures):
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_step_sees_the_same_bits(pictures, place, dtype):
+def test_the_step_sees_the_same_bits(image_folder, place, dtype):
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     inputs = [StepInput(mean, std, dtype, DEVICE) for _ in range(2)]
-    for plain, cached in zip(loader(pictures, "none", stop=3), loader(pictures, place, stop=3)):
+    for plain, cached in zip(loader(image_folder, "none", stop=3), loader(image_folder, place, stop=3)):
         seen = []
         for given, batch in zip(inputs, (plain, cached)):
             assert given.copy_batch(batch) == (batch.step == 0)  # the buffers stay where they are
@@ -132,15 +132,15 @@ def test_the_step_sees_the_same_bits(pictures, place, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", ["--recipe paper".split(), "--recipe unofficial --m 2".split()])
-def test_training_ends_in_the_same_weights(pictures, tmp_path, flags):
+def test_training_ends_in_the_same_weights(image_folder, tmp_path, flags):
     few = [*flags, *"--max-iter 8 --batch-size 16 --rank 1".split()]
     for place in ("none", "host"):
-        assert train_tiny(pictures, tmp_path / place, *few, "--cache", place) == 0
+        assert train_tiny(image_folder, tmp_path / place, *few, "--cache", place) == 0
     assert_same_weights(tmp_path / "host", tmp_path / "none")
 
 
-def test_auto_puts_it_on_the_device_then_the_host_then_nowhere(pictures, monkeypatch):
-    split = load_dataset("folder", str(pictures)).train
+def test_auto_puts_it_on_the_device_then_the_host_then_nowhere(image_folder, monkeypatch):
+    split = load_dataset("folder", str(image_folder)).train
     source, config = FileSource(split.paths), tiny_input()
     needed = 80 * 18 * 18 * 3
     gpu = torch.device("cuda:0")
@@ -158,7 +158,7 @@ def test_auto_puts_it_on_the_device_then_the_host_then_nowhere(pictures, monkeyp
     assert make_cache("none", source, config, gpu) is None
 
 
-def test_room_is_what_the_pictures_need(mixed):
+def test_room_is_what_the_images_need(mixed):
     split = load_dataset("folder", str(mixed)).train
     config = tiny_input(resize="shorter")
     shapes = image_shapes(FileSource(split.paths), config)
@@ -171,7 +171,7 @@ def test_room_is_what_the_pictures_need(mixed):
         cache.put(0, torch.zeros(5, 5, 3, dtype=torch.uint8))
 
 
-def test_a_picture_that_changes_meanwhile_is_a_bad_one(mixed):
+def test_an_image_that_changes_meanwhile_is_a_bad_one(mixed):
     cached = loader(mixed, "host", resize="shorter")
     shutil.copy(mixed / "train/class00/0.jpg", mixed / "train/class00/swap.jpg")
     Image.new("RGB", (90, 20)).save(mixed / "train/class00/1.jpg")

@@ -15,8 +15,8 @@ from fastirt.loading.train_loader import TrainLoader
 from tests.helpers import CPU, run_python, tiny_input
 
 
-def loaded(pictures, start=0, stop=5, **changes):
-    split = load_dataset("folder", str(pictures)).train
+def loaded(image_folder, start=0, stop=5, **changes):
+    split = load_dataset("folder", str(image_folder)).train
     config = tiny_input(**{"loader": "dali", **changes})
     loader = TrainLoader(split, batch_size=32, m=4, seed=7, input=config, device=CPU, start_step=start, stop_step=stop)
     batches = [(b.step, b.indices.tolist(), b.labels.tolist(), b.images.clone()) for b in loader]
@@ -29,31 +29,31 @@ def same(a, b):
     return len(a) == len(b) and all(x[:3] == y[:3] and torch.equal(x[3], y[3]) for x, y in zip(a, b))
 
 
-def test_batches_do_not_depend_on_threads_or_on_where_the_run_began(pictures):
-    whole = loaded(pictures)
+def test_batches_do_not_depend_on_threads_or_on_where_the_run_began(image_folder):
+    whole = loaded(image_folder)
     assert [step for step, *_ in whole] == [0, 1, 2, 3, 4]
     assert whole[0][3].shape == (32, 16, 16, 3)
     assert whole[0][3].dtype == torch.uint8
-    assert same(whole, loaded(pictures, num_workers=1))
-    assert same(whole[3:], loaded(pictures, start=3))
+    assert same(whole, loaded(image_folder, num_workers=1))
+    assert same(whole[3:], loaded(image_folder, start=3))
 
 
-def test_the_pil_twin_gives_the_same_batches(pictures):
-    for ours, plain in zip(loaded(pictures), loaded(pictures, loader="pil")):
+def test_the_pil_twin_gives_the_same_batches(image_folder):
+    for ours, plain in zip(loaded(image_folder), loaded(image_folder, loader="pil")):
         assert ours[:3] == plain[:3]
         assert (ours[3].int() - plain[3].int()).abs().float().mean() < 0.5
 
 
-def test_images_survive_later_batches(pictures):
-    catalog = load_dataset("folder", str(pictures))
+def test_images_survive_later_batches(image_folder):
+    catalog = load_dataset("folder", str(image_folder))
     config = tiny_input()
     loader = TrainLoader(catalog.train, batch_size=32, m=0, seed=0, input=config, device=CPU, stop_step=6)
     kept = [(batch.images, batch.images.clone()) for batch in loader]
     assert all(torch.equal(now, then) for now, then in kept)
 
 
-def test_evaluation_is_in_order_with_a_padded_last_batch(pictures):
-    catalog = load_dataset("folder", str(pictures))
+def test_evaluation_is_in_order_with_a_padded_last_batch(image_folder):
+    catalog = load_dataset("folder", str(image_folder))
     config = tiny_input()
     batches = list(EvalLoader(catalog.query, batch_size=5, input=config, device=CPU))
     assert [b.valid for b in batches] == [5, 5, 5, 5, 4]
@@ -63,9 +63,9 @@ def test_evaluation_is_in_order_with_a_padded_last_batch(pictures):
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 7, 10, 23, 24, 25, 128])
-def test_evaluation_takes_the_smallest_batches_of_their_number(pictures, batch_size):
+def test_evaluation_takes_the_smallest_batches_of_their_number(image_folder, batch_size):
     """24 images: no more batches than with full ones, and less than one image of padding a batch."""
-    catalog = load_dataset("folder", str(pictures))
+    catalog = load_dataset("folder", str(image_folder))
     config = tiny_input()
     loader = EvalLoader(catalog.query, batch_size=batch_size, input=config, device=CPU)
     batches = list(loader)
@@ -76,15 +76,15 @@ def test_evaluation_takes_the_smallest_batches_of_their_number(pictures, batch_s
     assert np.concatenate([b.indices[: b.valid] for b in batches]).tolist() == list(range(24))
 
 
-def test_a_batch_size_of_zero_is_one_clear_line(pictures):
+def test_a_batch_size_of_zero_is_one_clear_line(image_folder):
     config = tiny_input()
     with pytest.raises(UserError, match="--eval-batch-size 0"):
-        EvalLoader(load_dataset("folder", str(pictures)).query, batch_size=0, input=config, device=CPU)
+        EvalLoader(load_dataset("folder", str(image_folder)).query, batch_size=0, input=config, device=CPU)
 
 
 @pytest.mark.parametrize("resize", ["square", "shorter"])
-def test_a_packed_store_gives_the_batches_of_the_files(pictures, tmp_path, resize):
-    catalog = load_dataset("folder", str(pictures))
+def test_a_packed_store_gives_the_batches_of_the_files(image_folder, tmp_path, resize):
+    catalog = load_dataset("folder", str(image_folder))
     config = tiny_input(resize=resize)
     pack(catalog, tmp_path / "store", resize=resize, resize_size=18, quality=100, workers=1, progress=False)
     store = PackedStore.open(tmp_path / "store")
@@ -97,8 +97,8 @@ def test_a_packed_store_gives_the_batches_of_the_files(pictures, tmp_path, resiz
         assert (files.images.int() - packed.images.int()).abs().float().mean() < 1.5
 
 
-def test_leaving_the_loop_and_errors_stop_the_background_thread(pictures):
-    catalog = load_dataset("folder", str(pictures))
+def test_leaving_the_loop_and_errors_stop_the_background_thread(image_folder):
+    catalog = load_dataset("folder", str(image_folder))
     config = tiny_input()
     before = threading.active_count()
     loader = TrainLoader(catalog.train, batch_size=8, m=0, seed=0, input=config, device=CPU)
@@ -124,8 +124,8 @@ for batch in loader:
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_with_a_loader_open_ends_cleanly(pictures):
-    done = run_python(ABANDONED, pictures, timeout=60)
+def test_a_process_that_dies_with_a_loader_open_ends_cleanly(image_folder):
+    done = run_python(ABANDONED, image_folder, timeout=60)
     assert done.returncode == 1
     assert done.stderr.strip().endswith("the consumer's own\"")
     assert "ignored" not in done.stderr

@@ -63,7 +63,7 @@ def test_replacements_stay_in_the_class_and_do_not_depend_on_when_they_were_foun
 
 
 @pytest.mark.parametrize("m", [0, 2])
-def test_a_class_without_pictures_leaves_and_nothing_left_is_an_error(m):
+def test_a_class_without_images_leaves_and_nothing_left_is_an_error(m):
     sampler = make_sampler(LABELS, 14, m, seed=1)
     for step in range(20):
         rows = sampler.batch(step, set(range(7)))

@@ -162,9 +162,9 @@ def test_a_whole_pickled_model_is_refused_unread(state, tmp_path):
 
 
 @pytest.mark.slow
-def test_training_goes_on_from_a_run_and_its_file_without_naming_the_model(pictures, finished_run, tmp_path):
+def test_training_goes_on_from_a_run_and_its_file_without_naming_the_model(image_folder, finished_run, tmp_path):
     """A run's folder, its model file, and the file under a foreign name: the model comes from the file."""
-    flags = [*folder_flags(pictures), *f"--device cpu --num-workers 1 --rank 1 --loader {DECODER}".split()]
+    flags = [*folder_flags(image_folder), *f"--device cpu --num-workers 1 --rank 1 --loader {DECODER}".split()]
     train = ["train", *flags, *"--method irt-l --batch-size 8".split()]
     file = finished_run / "model.safetensors"
     (tmp_path / "renamed.bin").write_bytes(file.read_bytes())

@@ -65,6 +65,5 @@ def test_parts_hold_together_what_one_ring_holds(size, parts):
     slots = torch.arange(size)
     for part in ring:
         rows = part.local_rows(slots)
-        assert torch.equal(rows[rows >= 0], torch.arange(len(part))) and torch.equal(
-            slots[rows >= 0] - part.first, rows[rows >= 0]
-        )
+        assert torch.equal(rows[rows >= 0], torch.arange(len(part)))
+        assert torch.equal(slots[rows >= 0] - part.first, rows[rows >= 0])

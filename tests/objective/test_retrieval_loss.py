@@ -84,7 +84,7 @@ def test_equals_the_definition_with_padding_empty_slots_and_own_slots(reduction)
     assert float(parts.koleo) == pytest.approx(float(koleo(z[keep])), rel=1e-6)
 
 
-def test_own_slot_is_no_pair_but_an_older_entry_of_the_picture_is():
+def test_own_slot_is_no_pair_but_an_older_entry_of_the_image_is():
     z = F.normalize(torch.randn(1, 8), dim=1)
     label = torch.tensor([5])
     memory = torch.cat([z, F.normalize(z + 0.5, dim=1)])

@@ -23,8 +23,8 @@ def test_own_training_loop():
 
 
 @pytest.mark.slow
-def test_search_a_folder(pictures, finished_run):
-    lines = output_of("search_a_folder.py", pictures, finished_run).splitlines()
+def test_search_a_folder(image_folder, finished_run):
+    lines = output_of("search_a_folder.py", image_folder, finished_run).splitlines()
     assert len([line for line in lines if line.count(".jpg (") == 3]) == 24
 
 

@@ -126,7 +126,7 @@ def test_mean_and_std_are_the_models_or_imagenets():
     assert tuple(mean) == (0.485, 0.456, 0.406) and tuple(std) == (0.229, 0.224, 0.225)
 
 
-def test_evaluation_of_pictures_with_bad_ones_and_a_lonely_one(tmp_path, caplog):
+def test_evaluation_of_images_with_bad_ones_and_a_lonely_one(tmp_path, caplog):
     """Images that cannot be read count for nothing; a class that loses its match joins the unmatched."""
     write_images(tmp_path / "train", 2, 2)
     write_images(tmp_path / "test", 5, 4, seed=1)

@@ -31,9 +31,9 @@ GPU = torch.device("cuda:0")
 
 
 @needs_dali
-def test_mixed_decoding_agrees_with_pil(pictures):
+def test_mixed_decoding_agrees_with_pil(image_folder):
     """nvJPEG's inverse transform and chroma upsampling differ from libjpeg's, so only the mean is pinned."""
-    split = load_dataset("folder", str(pictures)).train
+    split = load_dataset("folder", str(image_folder)).train
     batches = {}
     for loader in ("dali", "pil"):
         config = tiny_input(num_workers=4, loader=loader)
@@ -45,8 +45,8 @@ def test_mixed_decoding_agrees_with_pil(pictures):
         assert ours[0] == plain[0] and (ours[1] - plain[1]).abs().float().mean() < 2
 
 
-def test_batches_are_complete_when_they_arrive(pictures):
-    split = load_dataset("folder", str(pictures)).query
+def test_batches_are_complete_when_they_arrive(image_folder):
+    split = load_dataset("folder", str(image_folder)).query
     config = tiny_input(num_workers=4, loader=DECODER)
     runs = [
         torch.cat([b.images[: b.valid].clone() for b in EvalLoader(split, batch_size=8, input=config, device=GPU)])
@@ -83,33 +83,33 @@ def test_search_on_the_gpu_agrees_with_the_cpu(k):
     assert (on_cpu == on_gpu).mean() > 0.999  # near-ties may be rounded differently
 
 
-def test_a_run_on_the_gpu(pictures, tmp_path):
+def test_a_run_on_the_gpu(image_folder, tmp_path):
     flags = "--max-iter 20 --batch-size 16 --logging-freq 3 --save-freq 7 --eval-freq 10"
-    assert train_tiny(pictures, tmp_path / "run", "--device", "cuda:0", *flags.split()) == 0
+    assert train_tiny(image_folder, tmp_path / "run", "--device", "cuda:0", *flags.split()) == 0
     assert run_cli("evaluate", tmp_path / "run", "--device", "cpu", "--output-dir", tmp_path / "cpu") == 0
 
 
-def gpu_run(pictures, out, *flags):
+def gpu_run(image_folder, out, *flags):
     few = "--device cuda:0 --batch-size 16 --logging-freq 4 --rank 1 --encoder-momentum 0.9"
-    return train_tiny(pictures, out, *few.split(), *flags)
+    return train_tiny(image_folder, out, *few.split(), *flags)
 
 
 @pytest.mark.parametrize("engine", ["eager", "compile", "graph"])
-def test_every_engine_trains_profiles_and_resumes(pictures, tmp_path, engine, caplog):
+def test_every_engine_trains_profiles_and_resumes(image_folder, tmp_path, engine, caplog):
     with caplog.at_level("INFO", logger="fastirt"):
-        assert gpu_run(pictures, tmp_path, "--engine", engine, "--max-iter", "24", "--profile", "2") == 0
+        assert gpu_run(image_folder, tmp_path, "--engine", engine, "--max-iter", "24", "--profile", "2") == 0
     assert (tmp_path / "trace.json").exists()
     said = [r.getMessage().removeprefix("profile: ") for r in caplog.records if r.getMessage().startswith("profile")]
     spent = {line[:10].strip(): float(line[10:].split()[0]) for line in said[1:-1]}
     assert list(spent) == ["input wait", *PHASES, "other"] and spent["backward"] > 0
-    assert gpu_run(pictures, tmp_path, "--engine", engine, "--max-iter", "30", "--resume") == 0
+    assert gpu_run(image_folder, tmp_path, "--engine", engine, "--max-iter", "30", "--resume") == 0
 
 
-def test_pictures_in_the_hosts_memory_are_the_same(pictures, tmp_path):
+def test_images_in_the_hosts_memory_are_the_same(image_folder, tmp_path):
     """Page-locked memory read across the bus, under the captured step."""
     losses = []
     for cache in ("host", "device", "none"):
-        assert gpu_run(pictures, tmp_path / cache, "--cache", cache, "--max-iter", "20", "--precision", "fp32") == 0
+        assert gpu_run(image_folder, tmp_path / cache, "--cache", cache, "--max-iter", "20", "--precision", "fp32") == 0
         losses.append([row["loss"] for row in loss_rows(tmp_path / cache)])
     for other in losses[1:]:  # atomics in the backward may round the later ones differently
         assert other[0] == losses[0][0] and other == pytest.approx(losses[0], rel=1e-3)

@@ -20,9 +20,9 @@ def vit():
 
 
 @pytest.mark.parametrize("opt", ["apex-fused-adam", "apex-fused-lamb"])
-def test_without_apex_the_error_says_how_to_build_it(opt, capsys, tmp_path, pictures, monkeypatch):
+def test_without_apex_the_error_says_how_to_build_it(opt, capsys, tmp_path, image_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "apex", None)  # also where it is installed
-    assert train_tiny(pictures, tmp_path / "run", "--batch-size", "8", "--rank", "1", "--opt", opt) == 2
+    assert train_tiny(image_folder, tmp_path / "run", "--batch-size", "8", "--rank", "1", "--opt", opt) == 2
     error = last_line(capsys)
     assert f"--opt {opt}: needs NVIDIA apex" in error
     assert "pip install" in error

@@ -70,15 +70,15 @@ KILLS = [
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_equals_undisturbed(tmp_path, pictures):
+def test_killed_again_and_again_equals_undisturbed(tmp_path, image_folder):
     # One unreadable image: its replacement must survive resumption too.
-    bad = next((pictures / "train").iterdir()) / "9.jpg"
-    bad.write_bytes((pictures / "train/class00/0.jpg").read_bytes()[:300])
+    bad = next((image_folder / "train").iterdir()) / "9.jpg"
+    bad.write_bytes((image_folder / "train/class00/0.jpg").read_bytes()[:300])
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     try:
-        undisturbed = start(calm, pictures)
+        undisturbed = start(calm, image_folder)
         for kind, at, code in KILLS:
-            returned, output = finish(start(killed, pictures, kind, at))
+            returned, output = finish(start(killed, image_folder, kind, at))
             assert returned == code, output
             if kind == "term":
                 assert "step_00000024.safetensors" in output

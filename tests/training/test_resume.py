@@ -26,23 +26,23 @@ WAYS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_to_train_resumes_bit_for_bit(pictures, tmp_path, way):
+def test_every_way_to_train_resumes_bit_for_bit(image_folder, tmp_path, way):
     flags = WAYS[way].split()
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    assert train_few(pictures, whole, *flags) == 0
+    assert train_few(image_folder, whole, *flags) == 0
     half = whole / "checkpoints/step_00000003.safetensors"
     if "--keep" in flags:  # the middle is gone: stop there instead
         assert len(list((whole / "checkpoints").iterdir())) == 1
-        assert train_few(pictures, tmp_path / "both", *flags, "--keep", "2") == 0
+        assert train_few(image_folder, tmp_path / "both", *flags, "--keep", "2") == 0
         half = tmp_path / "both/checkpoints/step_00000003.safetensors"
     (resumed / "checkpoints").mkdir(parents=True)
     middle = half.rename(resumed / "checkpoints" / half.name)
-    assert train_few(pictures, resumed, *flags, "--resume", middle) == 0
+    assert train_few(image_folder, resumed, *flags, "--resume", middle) == 0
     assert_same_weights(resumed, whole)
 
 
-def test_longer_training_goes_on_from_a_finished_run(pictures, tmp_path):
-    assert train_few(pictures, tmp_path / "a", "--max-iter", "3") == 0
-    assert train_few(pictures, tmp_path / "a", "--resume", "--max-iter", "6") == 0
-    assert train_few(pictures, tmp_path / "b") == 0
+def test_longer_training_goes_on_from_a_finished_run(image_folder, tmp_path):
+    assert train_few(image_folder, tmp_path / "a", "--max-iter", "3") == 0
+    assert train_few(image_folder, tmp_path / "a", "--resume", "--max-iter", "6") == 0
+    assert train_few(image_folder, tmp_path / "b") == 0
     assert_same_weights(tmp_path / "a", tmp_path / "b")
