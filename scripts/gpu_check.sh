@@ -98,13 +98,13 @@ bench() { # NAME SECONDS PARTS AND FLAGS...
 }
 
 # The budget: 15 s to find Python and install, then 85 + 190 + 50 + 45 + 45 + 30 + 30 + 25 + 10 = 510 s.
-tests smoke 85 tests/kernels/test_torch.py tests/kernels/test_values.py tests/kernels/test_gather.py tests/test_engine.py \
+tests smoke 85 tests/kernels/test_torch.py tests/kernels/test_values.py tests/kernels/test_gather.py tests/step/test_engine.py \
     -k "cuda_graph or no_wait or page_locked or without_a_memory or test_engine"
 bench step 190 step --batch-size 64 --repeats 5 --skip "graph, max-autotune"
 tests kernels 50 tests/kernels/test_torch.py tests/kernels/test_gather.py tests/kernels/test_edges.py tests/kernels/test_values.py tests/kernels/test_parts.py
 bench cache-attention-loss 45 cache attention loss --rows 64 256 --slots 59551 --dtype tf32 bf16
-tests gpu 45 tests/test_gpu.py tests/test_cache.py tests/test_step.py -k "test_gpu or test_cache and not training_ends or on_the_kernels"
-tests ranks 30 tests/ranks/test_on_gpu.py
+tests gpu 45 tests/step/test_gpu.py tests/loading/test_image_cache.py tests/step/test_train_step.py -k "test_gpu or test_image_cache and not training_ends or on_the_kernels"
+tests ranks 30 tests/distributed/test_on_gpu.py
 bench train 30 train --steps 120 --images 480
 bench step-256 25 step --batch-size 256 --repeats 3 --only "+ bf16 autocast" "+ torch.compile" "+ CUDA graph" "public recipe"
 bench input-retrieval 10 input retrieval --repeats 2 --images 240

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All tests, in a virtual environment of the project's own; `quick`: those without interpreter, ranks and compiler.
-# Further arguments go to pytest: bash scripts/test.sh tests/test_memory.py
+# Further arguments go to pytest: bash scripts/test.sh tests/objective/test_cross_batch_memory.py
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
 if [ "${1:-}" = quick ]; then

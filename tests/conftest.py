@@ -1,4 +1,4 @@
-"""Shared fixtures: little images, a little model."""
+"""Shared fixtures, and markers by folder."""
 
 import os
 
@@ -10,67 +10,46 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
 
+import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-try:
-    import nvidia.dali  # noqa: F401
-
-    DECODER = "dali"
-except ImportError:  # a machine that only runs the GPU's tests may lack it
-    DECODER = "pil"
-needs_dali = pytest.mark.skipif(DECODER != "dali", reason="needs NVIDIA DALI")
-
-TINY_KWARGS = ("patch_size=8", "embed_dim=48", "depth=2", "num_heads=3")
-TINY = [
-    "--model",
-    "vit_tiny_patch16_224",
-    "--model-kwargs",
-    *TINY_KWARGS,
-    "--weights",
-    "scratch",
-    "--input-size",
-    "16",
-    "--resize-size",
-    "18",
-    "--device",
-    "cpu",
-    "--num-workers",
-    "2",
-    "--loader",
-    DECODER,
-]
-
-
-def write_images(folder: Path, classes: int, views: int, size: int = 24, seed: int = 0) -> None:
-    """Class folders of JPEG images: each class a colour, each view noise on top."""
-    rng = np.random.default_rng(seed)
-    for label in range(classes):
-        colour = rng.integers(40, 216, 3)
-        (folder / f"class{label:02d}").mkdir(parents=True)
-        for view in range(views):
-            pixels = np.clip(colour + rng.normal(0, 25, (size, size, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"class{label:02d}" / f"{view}.jpg", quality=92)
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> Path:
-    """A `folder` data set: 10 classes x 8 images to train on, 6 unseen classes x 4 to test."""
-    root = tmp_path_factory.mktemp("pictures")
-    write_images(root / "train", 10, 8)
-    write_images(root / "test", 6, 4, seed=1)
-    return root
-
-
-FOLDERS = {"kernels": "interpreter", "ranks": "ranks"}  # folder of tests to the marker of all of them
-WITHOUT_INTERPRETER = {"test_plan.py"}
+FOLDERS = {"kernels": "interpreter", "distributed": "ranks"}  # folder of tests to the marker of its files
+UNMARKED = {
+    "test_plan.py",
+    "test_tune.py",
+    "test_decisions.py",
+    "test_rendezvous.py",
+}  # run neither kernels nor processes
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
         marker = FOLDERS.get(item.path.parent.name)
-        if marker and item.path.name not in WITHOUT_INTERPRETER:
+        if marker and item.path.name not in UNMARKED:
             item.add_marker(marker)
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory) -> Path:
+    """A `folder` data set: 10 classes x 8 images to train on, 6 unseen classes x 4 to test."""
+    from tests.helpers import write_splits  # not above: tests of kernels alone start without timm and the trainer
+
+    return write_splits(tmp_path_factory.mktemp("images"), (10, 8), (6, 4))
+
+
+@pytest.fixture(scope="session")
+def finished_run(image_folder, tmp_path_factory) -> Path:
+    """A run of six steps on `image_folder`, to read only."""
+    from tests.helpers import train_few
+
+    out = tmp_path_factory.mktemp("finished") / "run"
+    assert train_few(image_folder, out) == 0
+    return out
+
+
+@pytest.fixture
+def trained_run(finished_run, tmp_path) -> Path:
+    """A copy of `finished_run` in `tmp_path / "run"`."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import DEVICE, REDUCTIONS, Case, exact, make
 
 from fastirt.kernels import contrastive_koleo, nearest
+from tests.kernels.cases import DEVICE, REDUCTIONS, Case, exact, make
 
 BOTH = pytest.mark.parametrize("reduction", REDUCTIONS)
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cases import DEVICE, REDUCTIONS, exact, make
 
 from fastirt.kernels import contrastive_koleo, koleo_grad, nearest, pair_grad, pair_stats
+from tests.kernels.cases import DEVICE, REDUCTIONS, exact, make
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])

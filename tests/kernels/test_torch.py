@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import DEVICE, REDUCTIONS, make
 
 from fastirt.kernels import contrastive as module
 from fastirt.kernels import contrastive_koleo, launch
 from fastirt.kernels.tile_table import Tile
+from tests.kernels.cases import DEVICE, REDUCTIONS, make
 
 needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cases import DIMS, REDUCTIONS, ROWS, SLOTS, all_pairs, exact, make
 
 from fastirt.kernels import contrastive_koleo
+from tests.kernels.cases import DIMS, REDUCTIONS, ROWS, SLOTS, all_pairs, exact, make
 
 WEIGHTS = (1.0, 0.5, 0.7)
 LARGE = 200  # from here on only the weighted sum's gradient

@@ -1,0 +1,33 @@
+"""Flags that make each part small, and what a small part must report."""
+
+QUICK = "--quick --device cpu --repeats 2".split()
+
+
+LIMITS = {"GB/s": 10.0, "bf16": 0.1, "tf32": 0.1, "fp32": 0.1}
+
+
+# Flags that make a part small, and the contenders that a CPU has.
+SMALL = {
+    "loss": ("--rows 16 --slots 50 --dim 32 --dtype fp32", {"plain", "compiled", "metric-learning"}),
+    "cache": ("--images 20 --side 40 --crop 32", {"fastirt, host", "torch indexing"}),
+    "input": (
+        "--images 48 --batches 1 --workers 2",
+        {"decode alone", "decode alone, packed", "fastirt files", "fastirt files, PIL", "fastirt packed"}
+        | {"public recipe", "torchvision v2"},
+    ),
+    "step": ("--input-size 32 --only", {"eager fp32", "public recipe", "compile fp32"}),
+    "attention": (
+        "--tokens 20 --heads 2 --dim 8",
+        {"torch's choice", "flash", "math", "padded to 200", "padded to 256"},
+    ),
+    "train": ("--steps 15 --images 48", {"fastirt", "fastirt, no cache", "public recipe"}),
+    "retrieval": (
+        "--queries 200 --dim 16 --k 5",
+        {"fastirt (FAISS)", "fastirt (torch)", "torch product + topk", "FAISS IndexFlatIP"},
+    ),
+    "scaling": (
+        "--step-ms 4",
+        {"memory whole, alone", "memory whole, gloo", "memory sharded, gloo"}
+        | {f"model (not measured), memory {layout}" for layout in ("whole", "sharded")},
+    ),
+}

@@ -1,0 +1,127 @@
+"""Decoding, resize and crop: against torchvision, DALI against its plain twin."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import functional as tvf
+
+from fastirt.config.options import InputConfig
+from fastirt.images.decode_dali import DaliDecoder
+from fastirt.images.decode_pil import PilDecoder
+from fastirt.images.normalize import normalise
+from fastirt.images.resize_crop import crop_corners, crop_offset, resized_size, resized_sizes
+from fastirt.loading.augment import draw_crops
+from tests.helpers import CPU
+from tests.images.image_files import encode, photo
+
+SIZES = [(300, 400), (401, 299), (64, 64), (48, 200), (333, 91), (56, 57), (1, 1), (3, 500), (700, 10), (1000, 800)]
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options) -> np.ndarray:
+    return np.frombuffer(encode(image, kind, **options), np.uint8)
+
+
+def by_torchvision(image, config, x=None, y=None, flip=False):
+    """Resize, crop and flip as the public re-implementation's transforms do, at a given place."""
+    side, size = config.resize_size, config.input_size
+    target = (side, side) if config.resize == "square" else side
+    image = transforms.Resize(target, transforms.InterpolationMode.BICUBIC)(image.convert("RGB"))
+    if x is None:
+        image = transforms.CenterCrop(size)(image)
+    else:
+        image = tvf.crop(image, int(y * (image.height - size + 1)), int(x * (image.width - size + 1)), size, size)
+    return np.asarray(tvf.hflip(image) if flip else image)
+
+
+@pytest.mark.parametrize("resize", ["square", "shorter"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("loader, mean, largest", [("pil", 0.03, 2), ("dali", 0.35, 12)])
+def test_geometry_equals_torchvision(resize, training, loader, mean, largest):
+    """Mean and largest difference in levels of 255. DALI rounds once where PIL rounds after each direction."""
+    config = InputConfig(input_size=56, resize_size=64, resize=resize)
+    images = [photo(h, w, seed=seed) for seed, (h, w) in enumerate(SIZES)]
+    files = [encoded(image, "PNG") for image in images]
+    crops = draw_crops(0, 1, len(images))
+    x, y, flip = (crops.x, crops.y, crops.flip) if training else (None, None, np.zeros(len(images), bool))
+    resized = resized_sizes(SIZES, config)
+    corners = crop_corners(resized, 56, x, y)
+    decoder = PilDecoder(56, 2) if loader == "pil" else DaliDecoder(56, len(images), 2, CPU)
+    ours = decoder.decode(files, np.array(SIZES), resized, corners, flip).numpy().astype(int)
+    whole = [image.numpy() for image in decoder.decode_whole(files, np.array(SIZES), resized)]
+    decoder.close()
+    places = [(x[i], y[i], flip[i]) if training else () for i in range(len(images))]
+    theirs = np.stack([by_torchvision(image, config, *place) for image, place in zip(images, places)]).astype(int)
+    difference = np.abs(ours - theirs)
+    assert difference.mean() < mean and difference.max() <= largest
+    for i, (top, left) in enumerate(corners):  # every view is a crop of the same pixels, bit for bit
+        crop = whole[i][top : top + 56, left : left + 56]
+        assert whole[i].shape[:2] == tuple(resized[i])
+        assert np.array_equal(crop[:, ::-1] if flip[i] else crop, ours[i])
+
+
+def test_sizes_and_offsets_are_torchvision_s():
+    for height, width in [(375, 500), (500, 375), (333, 1000), (256, 257), (1, 3)]:
+        with_pil = transforms.Resize(256)(Image.new("RGB", (width, height)))
+        assert resized_size(height, width, "shorter", 256) == (with_pil.height, with_pil.width)
+    for resized in range(56, 70):
+        assert crop_offset(resized, 56, None) == int(round((resized - 56) / 2.0))
+        assert [crop_offset(resized, 56, u) for u in (0.0, 0.999999)] == [0, resized - 56]
+
+
+def decoded_twice(file, size, height, width):
+    """By DALI and by PIL: the top left corner, resized to (height, width)."""
+    place = *[np.array([[height, width]])] * 2, np.zeros((1, 2), int), np.zeros(1, bool)
+    return DaliDecoder(size, 1, 1, CPU).decode([file], *place), PilDecoder(size, 1).decode([file], *place)
+
+
+def test_leaving_out_a_resize_that_changes_nothing_changes_nothing():
+    """A batch that has its size already, as a packed store's, against the same images beside one that has not."""
+    files = [encoded(photo(64, 64 + 9 * i, seed=i), "PNG") for i in range(3)]
+    sizes = np.array([[64, 64 + 9 * i] for i in range(3)])
+    decoder = DaliDecoder(56, 4, 2, CPU)
+    alone = decoder.decode_whole(files, sizes, sizes)
+    other = encoded(photo(90, 80, seed=9), "PNG")
+    mixed = decoder.decode_whole([*files, other], np.array([*sizes, [90, 80]]), np.array([*sizes, [72, 64]]))
+    assert len(decoder._pipelines) == 2 and mixed[3].shape == (72, 64, 3)
+    assert all(torch.equal(a, b) for a, b in zip(alone, mixed))
+
+
+@pytest.mark.parametrize(
+    "kind, mode, options",
+    [
+        ("JPEG", "RGB", {}),
+        ("JPEG", "L", {}),
+        ("JPEG", "CMYK", {}),
+        ("JPEG", "RGB", {"progressive": True}),
+        ("PNG", "RGBA", {}),
+        ("PNG", "P", {}),
+        ("PNG", "L", {}),
+        ("WEBP", "RGB", {}),
+        ("BMP", "RGB", {}),
+    ],
+)
+def test_dali_decodes_every_kind_as_pil_does(kind, mode, options):
+    file = encoded(photo(60, 60, mode, seed=3), kind, **options)
+    ours, plain = decoded_twice(file, 60, 60, 60)
+    assert (ours.int() - plain.int()).abs().max() <= (3 if mode == "CMYK" or kind == "WEBP" else 1)
+
+
+def test_exif_orientation_is_ignored_as_pil_ignores_it():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = encoded(photo(40, 60), exif=exif)
+    ours, plain = decoded_twice(file, 40, 40, 60)
+    assert (ours.int() - plain.int()).abs().float().mean() < 1
+
+
+def test_normalisation_is_torchvisions_in_channels_last():
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3).contiguous()
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    out = normalise(images, mean, std)
+    expected = transforms.Normalize(mean, std)(images.permute(0, 3, 1, 2).float() / 255)
+    torch.testing.assert_close(out, expected)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert out.data_ptr() != images.data_ptr()
+    assert normalise(images, mean, std, torch.bfloat16).dtype == torch.bfloat16

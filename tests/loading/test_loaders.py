@@ -1,0 +1,131 @@
+"""Images to batches: the same for any threads, decoder and start, padded in evaluation, also of packed stores."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from fastirt.datasets import load_dataset
+from fastirt.errors import UserError
+from fastirt.images.pack import PackedStore, pack
+from fastirt.images.resize_crop import check_input
+from fastirt.loading.eval_loader import EvalLoader
+from fastirt.loading.train_loader import TrainLoader
+from tests.helpers import CPU, run_python, tiny_input
+
+
+def loaded(image_folder, start=0, stop=5, **changes):
+    split = load_dataset("folder", str(image_folder)).train
+    config = tiny_input(**{"loader": "dali", **changes})
+    loader = TrainLoader(split, batch_size=32, m=4, seed=7, input=config, device=CPU, start_step=start, stop_step=stop)
+    batches = [(b.step, b.indices.tolist(), b.labels.tolist(), b.images.clone()) for b in loader]
+    loader.close()
+    assert all(np.array_equal(labels, split.labels[rows]) for _, rows, labels, _ in batches)
+    return batches
+
+
+def same(a, b):
+    return len(a) == len(b) and all(x[:3] == y[:3] and torch.equal(x[3], y[3]) for x, y in zip(a, b))
+
+
+def test_batches_do_not_depend_on_threads_or_on_where_the_run_began(image_folder):
+    whole = loaded(image_folder)
+    assert [step for step, *_ in whole] == [0, 1, 2, 3, 4]
+    assert whole[0][3].shape == (32, 16, 16, 3)
+    assert whole[0][3].dtype == torch.uint8
+    assert same(whole, loaded(image_folder, num_workers=1))
+    assert same(whole[3:], loaded(image_folder, start=3))
+
+
+def test_the_pil_twin_gives_the_same_batches(image_folder):
+    for ours, plain in zip(loaded(image_folder), loaded(image_folder, loader="pil")):
+        assert ours[:3] == plain[:3]
+        assert (ours[3].int() - plain[3].int()).abs().float().mean() < 0.5
+
+
+def test_images_survive_later_batches(image_folder):
+    catalog = load_dataset("folder", str(image_folder))
+    config = tiny_input()
+    loader = TrainLoader(catalog.train, batch_size=32, m=0, seed=0, input=config, device=CPU, stop_step=6)
+    kept = [(batch.images, batch.images.clone()) for batch in loader]
+    assert all(torch.equal(now, then) for now, then in kept)
+
+
+def test_evaluation_is_in_order_with_a_padded_last_batch(image_folder):
+    catalog = load_dataset("folder", str(image_folder))
+    config = tiny_input()
+    batches = list(EvalLoader(catalog.query, batch_size=5, input=config, device=CPU))
+    assert [b.valid for b in batches] == [5, 5, 5, 5, 4]
+    assert all(b.images.shape == (5, 16, 16, 3) for b in batches)
+    assert np.concatenate([b.indices[: b.valid] for b in batches]).tolist() == list(range(24))
+    assert (batches[-1].labels[4:] == -1).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 7, 10, 23, 24, 25, 128])
+def test_evaluation_takes_the_smallest_batches_of_their_number(image_folder, batch_size):
+    """24 images: no more batches than with full ones, and less than one image of padding a batch."""
+    catalog = load_dataset("folder", str(image_folder))
+    config = tiny_input()
+    loader = EvalLoader(catalog.query, batch_size=batch_size, input=config, device=CPU)
+    batches = list(loader)
+    assert len(loader) == len(batches) == -(-24 // batch_size)
+    assert len({len(b) for b in batches}) == 1
+    assert len(batches[0]) <= batch_size
+    assert sum(len(b) - b.valid for b in batches) < len(batches)
+    assert np.concatenate([b.indices[: b.valid] for b in batches]).tolist() == list(range(24))
+
+
+def test_a_batch_size_of_zero_is_one_clear_line(image_folder):
+    config = tiny_input()
+    with pytest.raises(UserError, match="--eval-batch-size 0"):
+        EvalLoader(load_dataset("folder", str(image_folder)).query, batch_size=0, input=config, device=CPU)
+
+
+@pytest.mark.parametrize("resize", ["square", "shorter"])
+def test_a_packed_store_gives_the_batches_of_the_files(image_folder, tmp_path, resize):
+    catalog = load_dataset("folder", str(image_folder))
+    config = tiny_input(resize=resize)
+    pack(catalog, tmp_path / "store", resize=resize, resize_size=18, quality=100, workers=1, progress=False)
+    store = PackedStore.open(tmp_path / "store")
+    loaders = [
+        TrainLoader(catalog.train, batch_size=16, m=2, seed=0, input=config, device=CPU, stop_step=2, store=source)
+        for source in (None, store.split(catalog.train))
+    ]
+    for files, packed in zip(*loaders):
+        assert np.array_equal(files.indices, packed.indices)
+        assert (files.images.int() - packed.images.int()).abs().float().mean() < 1.5
+
+
+def test_leaving_the_loop_and_errors_stop_the_background_thread(image_folder):
+    catalog = load_dataset("folder", str(image_folder))
+    config = tiny_input()
+    before = threading.active_count()
+    loader = TrainLoader(catalog.train, batch_size=8, m=0, seed=0, input=config, device=CPU)
+    for batch in loader:
+        if batch.step == 2:
+            break
+    loader.close()
+    assert threading.active_count() <= before + 1
+    with pytest.raises(UserError, match="--resize-size 10"):
+        check_input(tiny_input(resize_size=10))
+
+
+ABANDONED = """
+import sys, torch
+from fastirt.config.options import InputConfig
+from fastirt.datasets import load_dataset
+from fastirt.loading.train_loader import TrainLoader
+split, config = load_dataset("folder", sys.argv[1]).train, InputConfig(input_size=16, resize_size=18, num_workers=2)
+loader = TrainLoader(split, batch_size=8, m=0, seed=0, device=torch.device("cpu"), input=config)
+for batch in loader:
+    raise KeyError("the consumer's own")
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_with_a_loader_open_ends_cleanly(image_folder):
+    done = run_python(ABANDONED, image_folder, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("the consumer's own\"")
+    assert "ignored" not in done.stderr

@@ -1,0 +1,136 @@
+"""What only a GPU can say; skipped where there is none."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from fastirt.datasets import load_dataset
+from fastirt.loading.eval_loader import EvalLoader
+from fastirt.loading.train_loader import TrainLoader
+from fastirt.retrieval.search import search
+from fastirt.step.train_step import PHASES
+from fastirt.training.throughput import InputWait
+from tests.helpers import (
+    DECODER,
+    loss_rows,
+    make_batch,
+    make_step,
+    needs_dali,
+    needs_gpu,
+    no_waiting,
+    run_cli,
+    tiny_config,
+    tiny_input,
+    train_tiny,
+)
+
+pytestmark = needs_gpu
+GPU = torch.device("cuda:0")
+
+
+@needs_dali
+def test_mixed_decoding_agrees_with_pil(image_folder):
+    """nvJPEG's inverse transform and chroma upsampling differ from libjpeg's, so only the mean is pinned."""
+    split = load_dataset("folder", str(image_folder)).train
+    batches = {}
+    for loader in ("dali", "pil"):
+        config = tiny_input(num_workers=4, loader=loader)
+        batches[loader] = [
+            (b.indices.tolist(), b.images.cpu().int())
+            for b in TrainLoader(split, batch_size=32, m=4, seed=0, input=config, device=GPU, stop_step=20)
+        ]
+    for ours, plain in zip(batches["dali"], batches["pil"], strict=True):
+        assert ours[0] == plain[0] and (ours[1] - plain[1]).abs().float().mean() < 2
+
+
+def test_batches_are_complete_when_they_arrive(image_folder):
+    split = load_dataset("folder", str(image_folder)).query
+    config = tiny_input(num_workers=4, loader=DECODER)
+    runs = [
+        torch.cat([b.images[: b.valid].clone() for b in EvalLoader(split, batch_size=8, input=config, device=GPU)])
+        for _ in range(3)
+    ]
+    assert torch.equal(runs[0], runs[1]) and torch.equal(runs[0], runs[2])
+
+
+@pytest.mark.parametrize(
+    "engine, precision", [("eager", "fp32"), ("eager", "bf16"), ("compile", "bf16"), ("graph", "bf16-weights")]
+)
+def test_the_step_never_waits_for_the_gpu(engine, precision):
+    config = tiny_config(
+        precision=precision, engine=engine, encoder_momentum=0.9, clip_grad=1.0, drop_path=0.2, drop=0.1
+    )
+    step = make_step(config, device=GPU)
+    batches = [make_batch(number, device=GPU) for number in range(8)]
+    for batch in batches[:5]:
+        step(batch)
+    with no_waiting():
+        for batch in batches[5:]:
+            step(batch)
+    assert step.counters.first_bad_step.item() == -1
+
+
+@pytest.mark.parametrize("k", [5, 2500])
+def test_search_on_the_gpu_agrees_with_the_cpu(k):
+    vectors = torch.nn.functional.normalize(torch.randn(4000, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    vectors[100:200] = vectors[0]
+    on_cpu, on_gpu = (
+        np.concatenate([i.numpy() for _, _, i in search(vectors[:300], vectors, k, device=device)])
+        for device in ("cpu", GPU)
+    )
+    assert (on_cpu == on_gpu).mean() > 0.999  # near-ties may be rounded differently
+
+
+def test_a_run_on_the_gpu(image_folder, tmp_path):
+    flags = "--max-iter 20 --batch-size 16 --logging-freq 3 --save-freq 7 --eval-freq 10"
+    assert train_tiny(image_folder, tmp_path / "run", "--device", "cuda:0", *flags.split()) == 0
+    assert run_cli("evaluate", tmp_path / "run", "--device", "cpu", "--output-dir", tmp_path / "cpu") == 0
+
+
+def gpu_run(image_folder, out, *flags):
+    few = "--device cuda:0 --batch-size 16 --logging-freq 4 --rank 1 --encoder-momentum 0.9"
+    return train_tiny(image_folder, out, *few.split(), *flags)
+
+
+@pytest.mark.parametrize("engine", ["eager", "compile", "graph"])
+def test_every_engine_trains_profiles_and_resumes(image_folder, tmp_path, engine, caplog):
+    with caplog.at_level("INFO", logger="fastirt"):
+        assert gpu_run(image_folder, tmp_path, "--engine", engine, "--max-iter", "24", "--profile", "2") == 0
+    assert (tmp_path / "trace.json").exists()
+    said = [r.getMessage().removeprefix("profile: ") for r in caplog.records if r.getMessage().startswith("profile")]
+    spent = {line[:10].strip(): float(line[10:].split()[0]) for line in said[1:-1]}
+    assert list(spent) == ["input wait", *PHASES, "other"] and spent["backward"] > 0
+    assert gpu_run(image_folder, tmp_path, "--engine", engine, "--max-iter", "30", "--resume") == 0
+
+
+def test_images_in_the_hosts_memory_are_the_same(image_folder, tmp_path):
+    """Page-locked memory read across the bus, under the captured step."""
+    losses = []
+    for cache in ("host", "device", "none"):
+        assert gpu_run(image_folder, tmp_path / cache, "--cache", cache, "--max-iter", "20", "--precision", "fp32") == 0
+        losses.append([row["loss"] for row in loss_rows(tmp_path / cache)])
+    for other in losses[1:]:  # atomics in the backward may round the later ones differently
+        assert other[0] == losses[0][0] and other == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_input_wait_is_the_devices():
+    """A loader that takes as long as the device works costs nothing; one that takes longer costs the difference."""
+
+    def busy(milliseconds):
+        torch.cuda._sleep(int(milliseconds * 1.5e6))
+
+    def slow(seconds):
+        for number in range(10):
+            time.sleep(seconds)
+            yield number
+
+    found = []
+    for seconds in (0.002, 0.05):
+        waiting = InputWait(GPU)
+        for _ in waiting.follow(slow(seconds)):
+            busy(10)
+        torch.cuda.synchronize()
+        found.append(waiting.read())
+    assert found[0] < 0.02 and found[1] > 0.2, found
