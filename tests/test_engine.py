@@ -1,7 +1,5 @@
 """Engines of the step: compiled and eager agree, one graph, no recompilation; the capture itself on a GPU."""
 
-import dataclasses
-
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -23,8 +21,7 @@ FULL = dict(lr=3e-4, encoder_momentum=0.9, clip_grad=0.5, drop_path=0.2, sched="
 
 
 def batch_on(number):
-    batch = make_batch(number)
-    return dataclasses.replace(batch, images=batch.images.to(DEVICE), labels=batch.labels.to(DEVICE))
+    return make_batch(number, device=DEVICE)
 
 
 def run(step, first, last):

@@ -1,6 +1,5 @@
 """What only a GPU can say; skipped where there is none."""
 
-import dataclasses
 import json
 import time
 
@@ -10,10 +9,10 @@ import torch
 
 from conftest import DECODER, TINY, needs_dali
 from fastirt.cli import main
-from fastirt.config.options import InputConfig
+from fastirt.config.options import Config, InputConfig
 from fastirt.datasets import load_dataset
 from fastirt.loading.eval_loader import EvalLoader
-from fastirt.loading.train_loader import TrainLoader
+from fastirt.loading.train_loader import train_loader
 from fastirt.retrieval.search import search
 from fastirt.step.train_step import PHASES
 from test_step import config_with, make_batch
@@ -25,14 +24,21 @@ GPU = torch.device("cuda:0")
 @needs_dali
 def test_mixed_decoding_agrees_with_pil(pictures):
     """nvJPEG's inverse transform and chroma upsampling differ from libjpeg's, so only the mean is pinned."""
-    split = load_dataset("folder", str(pictures)).train
+    catalog = load_dataset("folder", str(pictures))
     batches = {}
     for loader in ("dali", "pil"):
-        config = InputConfig(input_size=16, resize_size=18, num_workers=4, loader=loader)
-        batches[loader] = [
-            (b.indices.tolist(), b.images.cpu().int())
-            for b in TrainLoader(split, batch_size=32, m=4, seed=0, input=config, device=GPU, stop_step=20)
-        ]
+        config = Config().replace(
+            batch_size=32,
+            m=4,
+            seed=0,
+            input_size=16,
+            resize_size=18,
+            num_workers=4,
+            loader=loader,
+            cache="none",
+            max_iter=20,
+        )
+        batches[loader] = [(b.indices.tolist(), b.images.cpu().int()) for b in train_loader(catalog, config, GPU)]
     for ours, plain in zip(batches["dali"], batches["pil"], strict=True):
         assert ours[0] == plain[0] and (ours[1] - plain[1]).abs().float().mean() < 2
 
@@ -58,8 +64,7 @@ def test_the_step_never_waits_for_the_gpu(engine, precision):
         precision=precision, engine=engine, encoder_momentum=0.9, clip_grad=1.0, drop_path=0.2, drop=0.1
     )
     step = build_train_step(build_encoder(config.model, 16), config, 20, GPU)
-    batches = [make_batch(number) for number in range(8)]
-    batches = [dataclasses.replace(b, images=b.images.to(GPU), labels=b.labels.to(GPU)) for b in batches]
+    batches = [make_batch(number, device=GPU) for number in range(8)]
     for batch in batches[:5]:
         step(batch)
     torch.cuda.synchronize()

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional as tvf
 
-from fastirt.config.options import InputConfig
+from fastirt.config.options import Config, InputConfig
 from fastirt.datasets import load_dataset
 from fastirt.errors import UserError
 from fastirt.images.decode_dali import DaliDecoder
@@ -22,7 +22,7 @@ from fastirt.images.pack import PackedStore, pack
 from fastirt.images.resize_crop import check_input, crop_corners, crop_offset, resized_size, resized_sizes
 from fastirt.loading.augment import draw_crops
 from fastirt.loading.eval_loader import EvalLoader
-from fastirt.loading.train_loader import TrainLoader
+from fastirt.loading.train_loader import train_loader
 
 CPU = torch.device("cpu")
 SIZES = [(300, 400), (401, 299), (64, 64), (48, 200), (333, 91), (56, 57), (1, 1), (3, 500), (700, 10), (1000, 800)]
@@ -137,13 +137,15 @@ def test_exif_orientation_is_ignored_as_pil_ignores_it():
     assert (ours.int() - plain.int()).abs().float().mean() < 1
 
 
+def training(**options):
+    small = dict(m=0, seed=0, input_size=16, resize_size=18, num_workers=2, cache="none")
+    return Config().replace(**{**small, **options})
+
+
 def loaded(pictures, start=0, stop=5, **changes):
     catalog = load_dataset("folder", str(pictures))
-    options = {**dict(num_workers=2, loader="dali"), **changes}
-    config = InputConfig(input_size=16, resize_size=18, **options)
-    loader = TrainLoader(
-        catalog.train, batch_size=32, m=4, seed=7, input=config, device=CPU, start_step=start, stop_step=stop
-    )
+    config = training(batch_size=32, m=4, seed=7, max_iter=stop, **changes)
+    loader = train_loader(catalog, config, CPU, start_step=start)
     batches = [(b.step, b.indices.tolist(), b.labels.tolist(), b.images.clone()) for b in loader]
     loader.close()
     assert all(np.array_equal(labels, catalog.train.labels[rows]) for _, rows, labels, _ in batches)
@@ -173,8 +175,7 @@ def test_the_pil_twin_gives_the_same_batches(pictures):
 
 def test_images_survive_later_batches(pictures):
     catalog = load_dataset("folder", str(pictures))
-    config = InputConfig(input_size=16, resize_size=18, num_workers=2)
-    loader = TrainLoader(catalog.train, batch_size=32, m=0, seed=0, input=config, device=CPU, stop_step=6)
+    loader = train_loader(catalog, training(batch_size=32, max_iter=6), CPU)
     kept = [(batch.images, batch.images.clone()) for batch in loader]
     assert all(torch.equal(now, then) for now, then in kept)
 
@@ -212,13 +213,10 @@ def test_a_batch_size_of_zero_is_one_clear_line(pictures):
 @pytest.mark.parametrize("resize", ["square", "shorter"])
 def test_a_packed_store_gives_the_batches_of_the_files(pictures, tmp_path, resize):
     catalog = load_dataset("folder", str(pictures))
-    config = InputConfig(input_size=16, resize_size=18, resize=resize, num_workers=2)
+    config = training(batch_size=16, m=2, max_iter=2, resize=resize)
     pack(catalog, tmp_path / "store", resize=resize, resize_size=18, quality=100, workers=1, progress=False)
     store = PackedStore.open(tmp_path / "store")
-    loaders = [
-        TrainLoader(catalog.train, batch_size=16, m=2, seed=0, input=config, device=CPU, stop_step=2, store=source)
-        for source in (None, store.split(catalog.train))
-    ]
+    loaders = [train_loader(catalog, config, CPU, store=source) for source in (None, store.split(catalog.train))]
     for files, packed in zip(*loaders):
         assert np.array_equal(files.indices, packed.indices)
         assert (files.images.int() - packed.images.int()).abs().float().mean() < 1.5
@@ -238,9 +236,8 @@ def test_leaving_the_loop_and_errors_stop_the_background_thread(pictures):
     import threading
 
     catalog = load_dataset("folder", str(pictures))
-    config = InputConfig(input_size=16, resize_size=18, num_workers=2)
     before = threading.active_count()
-    loader = TrainLoader(catalog.train, batch_size=8, m=0, seed=0, input=config, device=CPU)
+    loader = train_loader(catalog, training(batch_size=8), CPU)
     for batch in loader:
         if batch.step == 2:
             break
@@ -253,10 +250,10 @@ def test_leaving_the_loop_and_errors_stop_the_background_thread(pictures):
 ABANDONED = """
 import sys, torch
 from fastirt.datasets import load_dataset
-from fastirt.config.options import InputConfig
-from fastirt.loading.train_loader import TrainLoader
-loader = TrainLoader(load_dataset("folder", sys.argv[1]).train, batch_size=8, m=0, seed=0, device=torch.device("cpu"),
-                     input=InputConfig(input_size=16, resize_size=18, num_workers=2))
+from fastirt.config.options import Config
+from fastirt.loading.train_loader import train_loader
+config = Config().replace(batch_size=8, input_size=16, resize_size=18, num_workers=2, cache="none")
+loader = train_loader(load_dataset("folder", sys.argv[1]), config, torch.device("cpu"))
 for batch in loader:
     raise KeyError("the consumer's own")
 """

@@ -64,9 +64,7 @@ def test_apex_has_the_same_groups_and_trains_alike(opt, plain):
     assert groups[0] == groups[1]
     for number in range(5):
         for step in steps:
-            batch = make_batch(number)
-            batch.images, batch.labels = batch.images.cuda(), batch.labels.cuda()
-            step(batch)
+            step(make_batch(number, device="cuda"))
     if plain == "adamw":
         for ours, theirs in zip(*(step.weights for step in steps)):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)

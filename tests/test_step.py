@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from conftest import TINY_KWARGS
 from fastirt.config.options import Config
 from fastirt.kernels.reference import koleo, pair_loss
-from fastirt.loading.batch import Batch
+from fastirt.loading.batch import Batch, ImageViews
 from fastirt.model.build import build_encoder
 from fastirt.step.optimizer import learning_rate
 from fastirt.step.step_counters import LOSS_NAMES
@@ -39,15 +39,12 @@ def make_step(config, train_size=20, device="cpu"):
     return build_train_step(encoder, config, train_size, torch.device(device))
 
 
-def make_batch(step, size=8):
+def make_batch(step, size=8, device="cpu", rows=slice(None)):
+    """Of `size` images, these rows of it."""
     rng = np.random.default_rng(step)
-    return Batch(
-        images=torch.from_numpy(rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8)),
-        labels=torch.from_numpy(rng.integers(0, 3, size)),
-        indices=np.arange(size),
-        step=step,
-        valid=size,
-    )
+    images = torch.from_numpy(rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8))[rows].to(device)
+    labels = torch.from_numpy(rng.integers(0, 3, size))[rows].to(device)
+    return Batch(ImageViews.whole(images), labels, np.arange(size)[rows], step, len(images))
 
 
 def snapshot(step):
@@ -174,7 +171,7 @@ def test_bf16_autocast_keeps_float32_weights_and_learns():
     losses = []
     for number in range(12):
         step.counters.sums.zero_()
-        step(Batch(batch.images, batch.labels, batch.indices, number, 8))
+        step(dataclasses.replace(batch, step=number))
         losses.append(step.counters.sums[LOSS_NAMES.index("contrastive_batch")].item())
     assert all(p.dtype == torch.float32 for p in step.encoder.parameters())
     assert step.memory.embeddings.dtype == torch.bfloat16
@@ -240,8 +237,7 @@ def test_training_on_the_kernels_follows_the_reference(contrastive):
         curve = []
         for number in range(8):
             before = step.counters.sums.clone()
-            batch = make_batch(number)
-            step(dataclasses.replace(batch, images=batch.images.to(device), labels=batch.labels.to(device)))
+            step(make_batch(number, device=device))
             curve.append(step.counters.sums - before)
         curves.append(torch.stack(curve))
         assert step.counters.first_bad_step == -1 and (curves[-1][3:, LOSS_NAMES.index("contrastive_memory")] > 0).all()

@@ -6,8 +6,12 @@ import csv
 import io
 import logging
 from pathlib import Path
+from typing import Iterable
 
+from fastirt.distributed.host_channel import HostChannel
+from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import UserError
+from fastirt.images.source import ImageSource
 
 COLUMNS = ("path", "reason", "step")
 
@@ -59,3 +63,47 @@ def read_rows(csv_path: Path) -> list[list[str]]:
     with open(csv_path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = list(csv.reader(file))
     return [row for row in rows if len(row) == len(COLUMNS) and tuple(row) != COLUMNS]
+
+
+class BadRows:
+    """Rows of a split known to be unreadable, the same on all ranks after each `sync`.
+
+    `rows` is a frozenset that `add` and `sync` replace and never change: other threads read it.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        csv_path: Path | None,
+        max_bad: int,
+        known: Iterable[int] = (),
+        ranks: Ranks = SINGLE_PROCESS,
+    ) -> None:
+        """known: rows bad from the start, of a checkpoint; they are not reported again."""
+        self.source, self.ranks = source, ranks
+        self.rows = frozenset(int(row) for row in known)
+        self._images = BadImages(csv_path, max_bad, ranks.is_main)
+        self._new: list[tuple[int, str, int]] = []  # (row, reason, step) since the last `sync`
+
+    def add(self, row: int, reason: str, step: int) -> None:
+        """Mark a row bad and report it (distributed: at the next `sync`). Raises UserError past `max_bad`."""
+        self.rows |= {row}
+        self._new.append((row, reason, step))
+        if not self.ranks.is_distributed:
+            self._images.add(self.source.path(row), reason, step)
+
+    def sync(self, channel: HostChannel) -> set[int]:
+        """The rows found bad since the last call, by any rank. A collective call. Raises UserError past `max_bad`.
+
+        channel: `ranks.loader_host` from the thread that makes training batches, else `ranks.host`.
+        """
+        found, self._new = self._new, []
+        new: dict[int, tuple[str, int]] = {}
+        for part in channel.gather_json(found):
+            for row, reason, step in part:
+                new.setdefault(row, (reason, step))
+        self.rows |= new.keys()
+        if self.ranks.is_distributed:
+            for row, (reason, step) in new.items():
+                self._images.add(self.source.path(row), reason, step)
+        return set(new)

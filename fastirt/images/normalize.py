@@ -35,7 +35,9 @@ def byte_table(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dty
 @lru_cache(maxsize=8)
 def whole_views(count: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """(starts, widths, picks) for `gather_views` that show each of `count` stored (size, size, 3) images as it is."""
-    rows = torch.arange(count, device=device)
-    picks = torch.zeros(count, 4, dtype=torch.int64, device=device)
+    rows = torch.arange(count)
+    picks = torch.zeros(count, 4, dtype=torch.int64)
     picks[:, 0] = rows
-    return rows * (size * size * 3), torch.full_like(rows, size), picks
+    # Copies that are complete on return: the next caller may be another thread, which works on another CUDA stream.
+    starts, widths = rows * (size * size * 3), torch.full_like(rows, size)
+    return starts.to(device), widths.to(device), picks.to(device)

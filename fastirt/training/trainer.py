@@ -18,7 +18,8 @@ from fastirt.datasets.digest import catalog_digest
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import UserError
 from fastirt.loading.batch import Batch
-from fastirt.loading.cached_train_loader import CachedTrainLoader, train_loader
+from fastirt.loading.cached_images import CachedImages
+from fastirt.loading.train_loader import train_loader
 from fastirt.model.encoder import Encoder
 from fastirt.model.flops import peak_flops, training_flops
 from fastirt.model.save import save_model
@@ -155,10 +156,11 @@ class Trainer:
 
     def _fill_cache(self, stopper: StopSignal) -> bool:
         """From a packed store all of the cache at once; False where a signal broke it off."""
-        if isinstance(self.loader, CachedTrainLoader) and self.step < self.config.optim.max_iter:
+        images = self.loader.images
+        if isinstance(images, CachedImages) and self.step < self.config.optim.max_iter:
             quiet = None if self.ranks.is_main else True
             with tqdm(total=len(self.catalog.train), desc="cache", unit="img", disable=quiet, leave=False) as bar:
-                for done in self.loader.fill():
+                for done in images.fill(self.step):
                     bar.update(done - bar.n)
                     if self._told_to_stop(stopper):
                         return False
