@@ -3,6 +3,8 @@
 import io
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from fastirt.images.decode_pil import PilDecoder
 from fastirt.images.normalize import normalise
 from fastirt.images.pack import PackedStore, pack
 from fastirt.images.resize_crop import check_input, crop_corners, crop_offset, resized_size, resized_sizes
+from fastirt.images.source import FileSource
 from fastirt.loading.augment import draw_crops
 from fastirt.loading.eval_loader import EvalLoader
 from fastirt.loading.train_loader import train_loader
@@ -178,6 +181,42 @@ def test_images_survive_later_batches(pictures):
     loader = train_loader(catalog, training(batch_size=32, max_iter=6), CPU)
     kept = [(batch.images, batch.images.clone()) for batch in loader]
     assert all(torch.equal(now, then) for now, then in kept)
+
+
+class CountingSource(FileSource):
+    """Counts how often each row is read."""
+
+    def __init__(self, paths):
+        super().__init__(paths)
+        self.reads = Counter()
+
+    def read(self, row):
+        self.reads[row] += 1
+        return super().read(row)
+
+
+def test_the_next_batch_is_read_while_one_is_decoded(pictures):
+    """Before a batch is decoded the threads are given the next one, and no image is read twice in an epoch."""
+    catalog = load_dataset("folder", str(pictures))
+    source = CountingSource(catalog.train.paths)
+    loader = train_loader(catalog, training(batch_size=16, max_iter=4), CPU, store=source)
+    images, decoded = loader.images, []
+    decode = images.decoder.decode
+
+    def slow(encoded, crops):
+        following = loader.sampler.batch(len(decoded) + 1).tolist()
+        end = time.monotonic() + 20
+        while not source.reads.keys() >= set(following) and time.monotonic() < end:
+            time.sleep(0.001)
+        assert source.reads.keys() >= set(following)
+        decoded.append(decode(encoded, crops))
+        return decoded[-1]
+
+    images.decoder.decode = slow
+    batches = list(loader)
+    assert len(batches) == 4 and list(source.reads.values()) == [1] * 80
+    for batch, pixels in zip(batches, decoded):
+        assert batch.images.data_ptr() == pixels.data_ptr()  # a view of what was decoded, not a copy
 
 
 def test_evaluation_is_in_order_with_a_padded_last_batch(pictures):

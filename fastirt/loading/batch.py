@@ -17,11 +17,13 @@ from fastirt.kernels.gather import gather_views, look_up
 class ImageViews:
     """B square views of stored images, as `fastirt.kernels.gather_views` takes them.
 
-    pixels: (bytes,) uint8, images (H, W, 3) one after the other, on the device or in page-locked host memory.
+    pixels: (bytes,) uint8, images (H, W, 3) one after the other, on the device or in page-locked
+        host memory.
     starts, widths: (P,) int64 on the device, where image p begins in `pixels` and its width.
     picks: (B, 4) int64 on the device: image, top, left, flip (0 or 1) of each view.
     size: S, the side of each view in pixels.
-    owned: `pixels` are B images (S, S, 3) of this batch alone, each shown whole. Otherwise all batches share them.
+    owned: `pixels` are B images (S, S, 3) of this batch alone, each shown whole. Otherwise they are
+        a cache that all batches share.
     """
 
     pixels: Tensor
@@ -42,12 +44,12 @@ class ImageViews:
 
     @property
     def per_batch(self) -> Tensor:
-        """What differs from one batch to the next: the pixels where they are `owned`, else the picks."""
+        """What differs from one batch to the next: the pixels if they are `owned`, else the picks."""
         return self.pixels if self.owned else self.picks
 
     @property
     def images(self) -> Tensor:
-        """(B, S, S, 3) uint8 on the device: the memory of `pixels` where they are `owned`, else a copy."""
+        """(B, S, S, 3) uint8 on the device: the memory of `pixels` if they are `owned`, else a copy."""
         shape = (len(self), self.size, self.size, 3)
         if self.owned:
             return self.pixels.view(shape)
@@ -56,9 +58,12 @@ class ImageViews:
         return self.fill(torch.empty(shape, dtype=torch.uint8, device=device), identity)
 
     def fill(self, out: Tensor, table: Tensor) -> Tensor:
-        """Fill `out` (B, S, S, 3) with table[byte, channel] of each view; table (256, 3) of out's dtype. Returns `out`."""
-        if self.owned and not out.is_cuda:
-            return look_up(self.images, table, out)  # on a CPU `gather_views` copies every view first
+        """Fill `out` (B, S, S, 3) with table[byte, channel] of each view; returns it.
+
+        table: (256, 3) of out's dtype: what a byte becomes, by channel.
+        """
+        if self.owned and not out.is_cuda:  # on a CPU `gather_views` copies each view first
+            return look_up(self.images, table, out)
         return gather_views(out, self.pixels, self.starts, self.widths, self.picks, table)
 
     def with_new_buffer(self) -> ImageViews:
@@ -74,7 +79,7 @@ class Batch:
     labels: (B,) int64 on the device.
     indices: (B,) int64 rows of the split, on the host.
     step: the training step that it is for; in evaluation, the number of the batch.
-    valid: images; rows from `valid` on are padding: black, with label and index -1.
+    valid: number of images; rows from `valid` on are padding: black, with label and index -1.
     whole: (N,) int64 rows of the batch of all ranks, in training.
     """
 

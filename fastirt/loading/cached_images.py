@@ -1,4 +1,4 @@
-"""Images from the decoded cache: what a batch shows and is not there yet is decoded into it first."""
+"""Images from the decoded cache: images of a batch that are not in it yet are decoded into it first."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ LOG_INTERVAL_S = 15.0  # seconds
 
 
 class CachedImages:
-    """Images that are decoded once and kept: the same images, crops, flips and pixels as `DecodedImages`.
+    """Images that are decoded once and kept; the views have the pixels of `DecodedImages.views`.
 
-    Besides its own images every batch decodes `ahead` further ones, in catalogue order. With the size of the batch of
-    all ranks each rank's private cache is full by the end of the first epoch. `fill` does all of that at once.
+    Each batch decodes its own images and `ahead` further ones, in catalogue order. With `ahead` the
+    size of the batch of all ranks, each rank's private cache is full by the end of the first epoch.
+    `fill` decodes all images at once.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class CachedImages:
         self.decoder.open()
 
     def views(self, rows: np.ndarray, crops: Crops, step: int, following: np.ndarray) -> ImageViews | None:
-        """As `DecodedImages.views`. Rows found bad that the batch does not show do not matter to it."""
+        """As `DecodedImages.views`; None only if one of `rows` is bad, not for a further image."""
         self._decode(self._needed(rows), step)
         if not self.bad.rows.isdisjoint(rows.tolist()):
             return None
@@ -61,13 +62,13 @@ class CachedImages:
         corners = crop_corners(cache.shapes[rows], size, crops.x, crops.y)
         picks = torch.from_numpy(np.column_stack([rows, corners, crops.flip]).astype(np.int64))
         views = ImageViews(cache.pixels, cache.starts, cache.widths, self.stream.upload(picks), size)
-        # Across the bus now, while an earlier step runs.
+        # Copy across the bus now, while an earlier step runs.
         return ImageViews.whole(views.images) if cache.remote else views
 
     def fill(self, step: int) -> Iterator[int]:
-        """Decode every image, in catalogue order; yields the number of rows passed after each batch of them.
+        """Decode every image, in catalogue order, between `open` and `close`. A collective call.
 
-        Opens and closes by itself. All ranks must call it alike. step: to report bad rows with.
+        Yields the number of rows done, after each `ahead` of them. step: named in reports of bad rows.
         """
         self.open()
         try:
@@ -85,12 +86,12 @@ class CachedImages:
         self.decoder.close()
 
     def _needed(self, rows: Sequence[int] | np.ndarray) -> list[int]:
-        """Those of `rows` that are not in the cache, and the next `ahead` ones in catalogue order."""
+        """Those of `rows` that are not in the cache, then the next `ahead` in catalogue order."""
         missing = [int(row) for row in dict.fromkeys(rows) if not self.cache.valid[row]]
         return missing + next_missing(self.cache, self._next, self._ahead, self.bad.rows, missing)
 
     def _decode(self, rows: list[int], step: int) -> None:
-        """Read, decode and keep these rows, or find them bad."""
+        """Read rows and decode them into the cache; unreadable ones are marked bad."""
         if not rows and self._next == len(self.cache.valid):
             return
         self.reader.submit(rows)
@@ -109,7 +110,7 @@ class CachedImages:
         self._advance()
 
     def _keep(self, rows: list[int], encoded: dict[int, Encoded], step: int) -> set[int]:
-        """Decode rows into the cache; where some of them cannot be decoded, returns these and keeps none."""
+        """Decode rows into the cache. If some cannot be decoded, marks and returns them, and keeps none."""
         try:
             images = self.decoder.decode_whole([encoded[row] for row in rows])
         except Undecodable as error:
@@ -123,7 +124,7 @@ class CachedImages:
         return set()
 
     def _advance(self) -> None:
-        """Move `_next` past what is there or bad, and log how far it has come."""
+        """Move `_next` past rows that are in the cache or bad, and log the progress."""
         valid, before = self.cache.valid, self._next
         while self._next < len(valid) and (valid[self._next] or self._next in self.bad.rows):
             self._next += 1

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 
 class EvalLoader(BackgroundLoader):
-    """All images of a split in catalogue order, center crop, in as few batches as `batch_size` allows.
+    """Center crops of all images of a split, in catalogue order, in as few batches as possible.
 
-    All batches have one size, the smallest with which their number stays the same, so there is less than one image of
-    padding a batch. Unreadable images are left out and reported once; a batch of which nothing is left is skipped.
-    `Batch.step` counts batches. It can be iterated again. Each rank makes a consecutive part of the batches.
+    All batches have one size, the smallest that does not add a batch, so padding is less than one
+    image a batch. Unreadable images are left out and reported once; a batch without any readable
+    image is skipped. `Batch.step` counts batches. The loader can be iterated again. Each rank makes
+    a consecutive part of the batches.
     """
 
     images: DecodedImages
@@ -49,10 +50,11 @@ class EvalLoader(BackgroundLoader):
         input: resize, crop, decoder and threads.
         device: where batches go.
         store: images are read from here; None: from the files of the split.
-        csv_path: the `bad_pictures.csv` to which unreadable images are written; None: they are only logged.
+        csv_path: a `bad_pictures.csv` that lists unreadable images; None: they are only logged.
         ranks: share the batches; all must call `agree` after the last one.
 
-        Raises UserError for impossible settings, and while iterating if more than `--max-bad` images are unreadable.
+        Raises UserError for impossible settings. Iterating raises it if more than `--max-bad` images
+        are unreadable.
         """
         if batch_size < 1:
             raise UserError(f"--eval-batch-size {batch_size}: must be at least 1")

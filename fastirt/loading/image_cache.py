@@ -1,6 +1,6 @@
-"""The decoded cache: each image of a split is decoded and resized once, and stays in memory as uint8.
+"""The decoded cache: each image of a split is decoded and resized once, then kept as uint8.
 
-A training view of an image is then a crop, which the step's input kernel copies from here (`fastirt.kernels.gather_views`).
+A training view of an image is a crop of it, which the step copies with `fastirt.kernels.gather_views`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ImageCache:
 
     pixels: (bytes,) uint8, on the device, or in host memory, page-locked where the device is a GPU.
     starts, widths: (P,) int64 on the device: where in `pixels` each image begins, and its width.
-    shapes: (P, 2) int64 (height, width) after the resize, on the host; (0, 0) for an unreadable image.
+    shapes: (P, 2) int64 (height, width) after the resize, on the host; (0, 0) if unreadable.
     valid: (P,) bool on the host: which images are in `pixels`.
     remote: whether a GPU reads `pixels` across the bus.
     """
@@ -55,7 +55,7 @@ class ImageCache:
         self.widths = torch.from_numpy(np.ascontiguousarray(shapes[:, 1])).to(device)
 
     def put(self, row: int, image: Tensor) -> None:
-        """Copy an image (H, W, 3) uint8 into the cache without waiting; the caller sets `valid[row]` once it is there.
+        """Start to copy an image (H, W, 3) uint8 into the cache; the caller waits and sets `valid[row]`.
 
         Raises ValueError for another shape than `shapes[row]`.
         """
@@ -67,7 +67,7 @@ class ImageCache:
 
 
 def _lock(pixels: Tensor) -> None:
-    """Page-lock memory so that GPUs can read it. torch's `pin_memory` rounds up to a power of two: up to twice the size."""
+    """Page-lock memory so that GPUs can read it. torch's `pin_memory` could take twice the size."""
     if pixels.numel():
         error = torch.cuda.cudart().cudaHostRegister(pixels.data_ptr(), pixels.numel(), 0)
         if int(error):
@@ -80,7 +80,7 @@ def _unlock(pixels: Tensor) -> None:
 
 
 def next_missing(cache: ImageCache, after: int, count: int, bad: frozenset[int], skip: Sequence[int]) -> list[int]:
-    """Up to `count` rows from `after` on, in catalogue order, that are neither in the cache, nor bad, nor in `skip`."""
+    """Up to `count` rows from `after` on, in order: not in the cache, not bad and not in `skip`."""
     rows: list[int] = []
     passed = set(skip)
     for row in np.flatnonzero(~cache.valid[after:]) + after:

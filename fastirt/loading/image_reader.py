@@ -37,14 +37,17 @@ class ImageReader:
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="fastirt-read")
 
     def submit(self, rows: Iterable[int]) -> None:
-        """Begin to read `rows`, in this order, and forget all others. A row submitted before is not read again."""
+        """Begin to read `rows`, in this order, and forget all others.
+
+        Rows among them that were submitted before are not read again.
+        """
         before, self._reading = self._reading, {}
         for row in rows:
             if row not in self._reading:
                 self._reading[row] = before[row] if row in before else self._pool.submit(self._read, row)
 
     def collect(self, rows: Iterable[int]) -> tuple[dict[int, Encoded], dict[int, str]]:
-        """Wait for submitted rows. Returns the bytes and size of each readable row, and why each other one is bad."""
+        """Wait for submitted rows. Returns bytes and size by readable row, and the reason by bad row."""
         encoded, failed = {}, {}
         for row in dict.fromkeys(rows):
             try:
@@ -63,14 +66,17 @@ class ImageReader:
 
 
 class ImageDecoder:
-    """Encoded images to uint8 pixels, resized: a batch of crops, or whole images. At most `batch_size` at a time."""
+    """Decodes and resizes at most `batch_size` images at a time, to crops or to whole images."""
 
     def __init__(self, input: InputConfig, batch_size: int, threads: int, device: torch.device) -> None:
         self.input, self.batch_size, self.threads, self.device = input, batch_size, threads, device
         self._decoder: DaliDecoder | PilDecoder | None = None
 
     def open(self) -> None:
-        """Create what `close` releases. Call it from the consumer's thread: it must import DALI before others do."""
+        """Create what `close` releases.
+
+        Call it from the consumer's thread: DALI must be imported before the background thread starts.
+        """
         size, orientation = self.input.input_size, self.input.orientation
         if self.input.loader == "pil":
             self._decoder = PilDecoder(size, self.threads, orientation)
@@ -78,9 +84,9 @@ class ImageDecoder:
             self._decoder = DaliDecoder(size, self.batch_size, self.threads, self.device, orientation=orientation)
 
     def decode(self, encoded: Sequence[Encoded], crops: Crops | None) -> torch.Tensor:
-        """(B, S, S, 3) uint8; crops None: the centers, not flipped. Large images are decoded in `parts`.
+        """(B, S, S, 3) uint8; crops None: the centers, not flipped. Raises Undecodable.
 
-        Raises Undecodable.
+        Large images are decoded in `parts`.
         """
         sizes, resized = self._sizes(encoded)
         x, y = (None, None) if crops is None else (crops.x, crops.y)
@@ -123,7 +129,7 @@ class ImageDecoder:
 
 
 class DecodedImages:
-    """Images that are decoded for the batch in which they are shown. `CachedImages` does the same from a cache."""
+    """Images that are decoded anew for each batch. `CachedImages` keeps them instead."""
 
     def __init__(self, reader: ImageReader, decoder: ImageDecoder, bad: BadRows, stream: DeviceStream) -> None:
         self.reader, self.decoder, self.bad, self.stream = reader, decoder, bad, stream
@@ -134,13 +140,15 @@ class DecodedImages:
         self.decoder.open()
 
     def views(self, rows: np.ndarray, crops: Crops | None, step: int, following: np.ndarray) -> ImageViews | None:
-        """Images of `rows`, each cropped and flipped as `crops` says; None where one of them turns out to be bad.
+        """The images of `rows`, cropped and flipped; None if one of them is bad, which `bad` then knows.
 
-        rows: (B,) int64. crops: B draws; None for the centers. step: to report bad rows with. following: the rows of
-        the next call, which are read while these are decoded.
+        rows: (B,) int64.
+        crops: B draws; None: the centers, not flipped.
+        step: named in reports of bad rows.
+        following: rows of the next call; they are read while these are decoded.
         """
         wanted = rows.tolist()
-        self.reader.submit([*wanted, *following.tolist()])
+        self.reader.submit(wanted + following.tolist())
         encoded, failed = self.reader.collect(wanted)
         if not failed:
             try:
@@ -148,7 +156,7 @@ class DecodedImages:
             except Undecodable as error:
                 failed = {wanted[i]: reason for i, reason in error.reasons.items()}
             else:
-                self.reader.submit(following.tolist())  # frees the bytes that are decoded
+                self.reader.submit(following.tolist())  # frees the bytes of `rows`
                 return ImageViews.whole(self.stream.upload(images))
         for row, reason in failed.items():
             self.bad.add(row, reason, step)

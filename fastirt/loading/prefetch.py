@@ -1,4 +1,4 @@
-"""Batches made in a background thread, on a CUDA stream of its own, a bounded number ahead of their consumer."""
+"""Batches made in a background thread, on its own CUDA stream, a bounded number ahead of the step."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ PREFETCH = 2  # batches ready ahead of the step
 
 
 class DeviceStream:
-    """The CUDA stream of background work, apart from the one on which the model runs. On a CPU nothing is done."""
+    """The CUDA stream of background work; the model runs on another one. On a CPU it does nothing."""
 
     def __init__(self, device: torch.device, pin_memory: bool = True) -> None:
         self.device, self.pin_memory = torch.device(device), pin_memory
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def active(self) -> Any:
-        """A context in which this thread's device work is queued here."""
+        """A context in which this thread queues its device work here."""
         return torch.cuda.stream(self._stream)
 
     def upload(self, tensor: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class DeviceStream:
 
 
 class Images(Protocol):
-    """Where a loader's images come from: resources to open and close, the device's stream, and the bad rows."""
+    """Where a loader's images come from: threads and decoders to open and close, and the bad rows."""
 
     stream: DeviceStream
     bad: BadRows
@@ -55,10 +55,10 @@ class Images(Protocol):
 
 
 class BackgroundLoader(ABC):
-    """An iterable of batches, which runs `batches` in a background thread. One iteration at a time."""
+    """Iterating runs `batches` in a background thread. There is one iteration at a time."""
 
     def __init__(self, images: Images) -> None:
-        # Weak: a consumer that leaves its loop ends the run.
+        # Weak, so that a consumer that leaves its loop stops the thread.
         self._running: weakref.ref[Prefetch[Batch]] | None = None
         self.images = images
 
@@ -91,7 +91,10 @@ class BackgroundLoader(ABC):
 
 
 def _recorded(batches: Prefetch[Batch]) -> Iterator[Batch]:
-    """Tell torch's allocator that the consumer's stream uses memory of another stream; else it is reused too early."""
+    """Batches, after telling torch's allocator that the consumer's stream uses their memory.
+
+    Without this, memory of the background stream is reused while the step still reads it.
+    """
     for batch in batches:
         views = batch.views
         for tensor in (batch.labels, views.starts, views.widths, views.picks, views.per_batch):
@@ -100,9 +103,10 @@ def _recorded(batches: Prefetch[Batch]) -> Iterator[Batch]:
 
 
 class Prefetch(Generic[T]):
-    """Runs `items` in a thread and keeps at most `depth` of them ready; an exception there is raised here, in its place.
+    """Runs `items` in a thread and keeps at most `depth` of them ready.
 
-    `close`, losing the last reference and the end of the interpreter all stop the thread and wait for it.
+    An exception in the thread is raised to the consumer, after the items before it. The thread is
+    stopped by `close`, by the loss of the last reference, and at the end of the interpreter.
     """
 
     def __init__(self, items: Iterator[T], depth: int) -> None:
@@ -152,7 +156,7 @@ def _produce(items: Iterator, ready: queue.Queue, stop: threading.Event) -> None
             if stop.is_set():
                 return
         offer(None, StopIteration())
-    except BaseException as error:  # whatever it is, it belongs to the consumer
+    except BaseException as error:  # raised again in the consumer
         offer(None, error)
 
 

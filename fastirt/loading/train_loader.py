@@ -1,4 +1,4 @@
-"""Training batches: rows are drawn, their images read, checked, decoded and cropped, and bad ones replaced."""
+"""Training batches: rows are drawn and their images loaded; rows with bad images are replaced."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ class TrainImages(Images, Protocol):
 
 
 class TrainLoader(BackgroundLoader):
-    """Batches for start_step, start_step + 1, … up to stop_step (exclusive), made in a background thread.
+    """Batches of start_step, start_step + 1, … up to stop_step (exclusive), made in a background thread.
 
-    Batch `step` is a function of (seed, step, which images are bad), whatever the number of threads and wherever the
-    run began. Each rank gets its slice of the batch of all ranks. `train_loader` builds one from a run's config.
+    Batch `step` is a function of (seed, step, which images are bad). It depends neither on the number
+    of threads nor on start_step. Each rank gets its slice of the batch of all ranks. `train_loader`
+    builds a loader from the config of a run.
     """
 
     images: TrainImages
@@ -54,13 +55,14 @@ class TrainLoader(BackgroundLoader):
     ) -> None:
         """Nothing is read before the first iteration.
 
-        sampler: draws the rows of each batch of all ranks; its seed is that of the crops too.
-        images: gives the images of rows, decoded each time or cached.
-        start_step: the step of the first batch.
+        sampler: draws the rows of each batch of all ranks; the crops are drawn with its seed.
+        images: turns rows into views of images, decoded for each batch or cached.
+        start_step: step of the first batch.
         stop_step: the step after the last batch; None: endless.
-        class_names: by label, for messages; None: the folder of an image is named.
+        class_names: by label, for messages; None: messages name the folder of a class's first image.
 
-        Iterating raises UserError if more than `--max-bad` images are unreadable, or too few are left for a batch.
+        Iterating raises UserError if more than `--max-bad` images are unreadable, or if too few are
+        left for a batch.
         """
         super().__init__(images)
         self.sampler = sampler
@@ -76,7 +78,7 @@ class TrainLoader(BackgroundLoader):
             step += 1
 
     def _batch(self, step: int) -> Batch:
-        """Draw and load a batch, again and again with replacements, until no image of it is bad on any rank."""
+        """Draw and load a batch until none of its images is bad on any rank."""
         sampler, images, bad, own = self.sampler, self.images, self.images.bad, self._slice
         crops = draw_crops(sampler.seed, step, sampler.batch_size)[own]
         while True:
@@ -86,12 +88,12 @@ class TrainLoader(BackgroundLoader):
             lost = bad.sync(bad.ranks.loader_host).intersection(whole.tolist())
             if not lost:
                 labels = images.stream.upload(torch.from_numpy(sampler.labels[rows]))
-                images.stream.wait()  # complete: nobody has to wait for a copy later
+                images.stream.wait()  # the batch is complete: the step need not wait for a copy
                 return Batch(views, labels, rows, step, len(rows), whole)
             self._warn_of_empty_classes(lost)
 
     def _warn_of_empty_classes(self, lost: Iterable[int]) -> None:
-        """Name each class that has no readable image left now that the rows `lost` are bad; rank 0 does it for all."""
+        """Name each class that has no readable image left after the loss of these rows, on rank 0."""
         bad, labels = self.images.bad, self.sampler.labels
         if not bad.ranks.is_main:
             return
@@ -117,15 +119,15 @@ def train_loader(
     """The training batches of a run, up to `--max-iter`, cached as `--cache` says.
 
     catalog: its training split is loaded.
-    config: of the run; `data`, `input`, `optim.batch_size`, `optim.max_iter` and `run.seed` are used.
+    config: of the run: `data.m`, `input`, `optim.batch_size`, `optim.max_iter` and `run.seed`.
     device: where batches go.
-    start_step: the first step.
-    bad: rows known to be unreadable from the start, of a checkpoint.
+    start_step: step of the first batch.
+    bad: rows known to be unreadable, from a checkpoint.
     store: a packed store's training split; None: the image files are read.
-    csv_path: the `bad_pictures.csv` to which unreadable images are written; None: they are only logged.
-    ranks: all of them must call this.
+    csv_path: a `bad_pictures.csv` that lists unreadable images; None: they are only logged.
+    ranks: the ranks that share each batch; all must call this function.
 
-    Raises UserError for impossible settings, and if a cache that was asked for does not fit.
+    Raises UserError for impossible settings, and if `--cache device` or `host` does not fit.
     """
     split, input, batch_size = catalog.train, config.input, config.optim.batch_size
     source = FileSource(split.paths) if store is None else store

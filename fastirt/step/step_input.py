@@ -1,4 +1,4 @@
-"""The step's input: static buffers on the device, so that a captured step finds every batch at the same address."""
+"""The step's input: static buffers on the device, so that a CUDA graph finds each batch at one address."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from fastirt.loading.batch import Batch, ImageViews
 
 
 class StepInput:
-    """`copy_batch` brings a batch in, from the host's side; `build_images` makes the encoder's input of it, on the device alone.
+    """`copy_batch`, outside a graph, takes a batch; `build_images`, inside it, makes the encoder's input.
 
-    images (B, 3, S, S) in channels-last memory and labels (B,) int64 keep their address while the batch's shape stays the same.
+    images (B, 3, S, S) in channels-last memory and labels (B,) int64 keep their address as long as the
+    shape of the batch and its cache stay the same. On a GPU, so do the tensors that `build_images` reads.
     """
 
     images: Tensor
@@ -27,7 +28,7 @@ class StepInput:
         self._layout: tuple[int, int, int | None] | None = None
 
     def copy_batch(self, batch: Batch) -> bool:
-        """Copy what is new of a batch into place, without waiting; True where the places themselves are new."""
+        """Start to copy what differs from batch to batch; True if the buffers themselves are new."""
         views = batch.views
         layout = (len(batch), views.size, None if views.owned else views.pixels.data_ptr())
         moved = layout != self._layout
@@ -38,7 +39,7 @@ class StepInput:
         if self.device.type == "cuda":
             self._views.per_batch.copy_(views.per_batch, non_blocking=True)
         else:
-            self._views = views  # no graph reads it: a copy is not needed
+            self._views = views  # no CUDA graph: the batch is read where it is
         return moved
 
     def build_images(self) -> Tensor:
