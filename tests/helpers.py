@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 
 from fastirt.cli import main
 from fastirt.config.options import Config, InputConfig
-from fastirt.loading.batch import Batch
+from fastirt.datasets import Catalog
+from fastirt.loading.batch import Batch, ImageViews
+from fastirt.loading.train_loader import TrainLoader, train_loader
 from fastirt.model.build import build_encoder
 from fastirt.step.train_step import TrainStep, build_train_step
 
@@ -33,7 +35,6 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
-MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 TINY_MODEL = "vit_tiny_patch16_224"
 TINY_TIMM = dict(patch_size=8, embed_dim=48, depth=2, num_heads=3)  # as timm takes them
@@ -147,6 +148,15 @@ def tiny_input(**changes) -> InputConfig:
     return InputConfig(**{**dict(input_size=16, resize_size=18, num_workers=2), **changes})
 
 
+def tiny_loader(
+    catalog: Catalog, device: torch.device = CPU, store=None, start_step=0, bad=(), csv_path=None, **flat
+) -> TrainLoader:
+    """The training loader of a run with these options; without a cache unless `cache` says so."""
+    small = dict(m=0, seed=0, input_size=16, resize_size=18, num_workers=2, cache="none")
+    config = Config().replace(**{**small, **flat})
+    return train_loader(catalog, config, device, store=store, start_step=start_step, bad=bad, csv_path=csv_path)
+
+
 def tiny_config(**flat) -> Config:
     base = dict(
         model=TINY_MODEL,
@@ -167,16 +177,12 @@ def make_step(config: Config, train_size: int = 20, device: str | torch.device =
     return build_train_step(encoder, config, train_size, torch.device(device))
 
 
-def make_batch(step: int, size: int = 8, device: str | torch.device = "cpu") -> Batch:
-    """Random images of three classes, the same for the same step."""
+def make_batch(step: int, size: int = 8, device: str | torch.device = "cpu", rows: slice = slice(None)) -> Batch:
+    """Random images of three classes, the same for the same step; `rows`: of a batch of `size`."""
     rng = np.random.default_rng(step)
-    return Batch(
-        images=torch.from_numpy(rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8)).to(device),
-        labels=torch.from_numpy(rng.integers(0, 3, size)).to(device),
-        indices=np.arange(size),
-        step=step,
-        valid=size,
-    )
+    images = torch.from_numpy(rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8))[rows].to(device)
+    labels = torch.from_numpy(rng.integers(0, 3, size))[rows].to(device)
+    return Batch(ImageViews.whole(images), labels, np.arange(size)[rows], step, len(images))
 
 
 @contextmanager

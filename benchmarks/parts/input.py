@@ -19,13 +19,13 @@ import torch
 from benchmarks.contenders import public_recipe
 from benchmarks.results import Results, figure_of
 from benchmarks.timing import reason
-from fastirt.config.options import InputConfig
+from fastirt.config.options import Config
 from fastirt.datasets import Catalog, load_dataset
 from fastirt.demo.generate import generate
 from fastirt.images.decode_pil import decode
 from fastirt.images.pack import PackedStore, pack
 from fastirt.images.source import FileSource, ImageSource
-from fastirt.loading.train_loader import TrainLoader
+from fastirt.loading.train_loader import train_loader
 
 SIZE, RESIZE = 224, 256
 PUBLIC = "public recipe"
@@ -89,10 +89,11 @@ def contenders(
     split = catalog.train
 
     def ours(loader: str, source: Any = None) -> Callable[[], Iterator]:
-        config = InputConfig(resize="shorter", input_size=SIZE, resize_size=RESIZE, num_workers=workers, loader=loader)
-        return lambda: iter(
-            TrainLoader(split, batch_size=batch_size, m=0, seed=0, input=config, device=device, store=source)
-        )
+        config = Config().replace(
+            resize="shorter", input_size=SIZE, resize_size=RESIZE, num_workers=workers, loader=loader, cache="none",
+            batch_size=batch_size, m=0, seed=0, max_iter=10**9,
+        )  # fmt: skip
+        return lambda: iter(train_loader(catalog, config, device, store=source))
 
     def peer() -> Iterator:
         return (batch for batch in public_recipe.loader(split.paths, split.labels, batch_size, workers, SIZE, RESIZE))

@@ -18,7 +18,7 @@ from benchmarks.results import Results, figure_of
 from benchmarks.rounds import Rounds, launches, run_interleaved
 from benchmarks.timing import reason, release
 from fastirt.config.options import Config
-from fastirt.loading.batch import Batch
+from fastirt.loading.batch import Batch, ImageViews
 from fastirt.model.build import build_encoder
 from fastirt.model.flops import training_flops
 from fastirt.step.train_step import TrainStep, build_train_step
@@ -75,7 +75,7 @@ def batches(size: int, count: int, device: torch.device) -> Iterator[Batch]:
     step = 0
     while True:
         images, labels = pool[step % 8]
-        yield Batch(images, labels, np.arange(count), step, count)
+        yield Batch(ImageViews.whole(images), labels, np.arange(count), step, count)
         step += 1
 
 

@@ -6,17 +6,21 @@ import csv
 import io
 import logging
 from pathlib import Path
+from typing import Iterable
 
+from fastirt.distributed.host_channel import HostChannel
+from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import UserError
+from fastirt.images.source import ImageSource
 
 COLUMNS = ("path", "reason", "step")
 
 
 class BadImages:
-    """Names each bad file once: one warning and one row of `bad_pictures.csv` (columns path, reason, step).
+    """Reports each bad file once: a warning, and a row of `bad_pictures.csv` (path, reason, step).
 
-    Rows that the file already has count and are not repeated, so a resumed run and all loaders of a run share one list. Raises
-    UserError once more than `max_bad` distinct files are bad. logs: one of many ranks names them, all count.
+    Rows that the file already has count and are not repeated, so a resumed run and all loaders of a
+    run share one list. logs: whether this rank reports; all ranks count.
     """
 
     def __init__(self, csv_path: Path | str | None, max_bad: int, logs: bool = True) -> None:
@@ -24,7 +28,7 @@ class BadImages:
         self._paths = {row[0] for row in read_rows(self.csv_path)} if self.csv_path else set()
 
     def add(self, path: str, reason: str, step: int) -> None:
-        """Reports a file, unless it was before."""
+        """Report a file, unless it was before. Raises UserError for more than `max_bad` distinct files."""
         if path not in self._paths:
             self._paths.add(path)
             if self.logs:
@@ -59,3 +63,51 @@ def read_rows(csv_path: Path) -> list[list[str]]:
     with open(csv_path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = list(csv.reader(file))
     return [row for row in rows if len(row) == len(COLUMNS) and tuple(row) != COLUMNS]
+
+
+class BadRows:
+    """Rows of a split known to be unreadable, the same on all ranks after each `sync`.
+
+    `rows` is a frozenset that `add` and `sync` replace and never change: other threads read it.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        csv_path: Path | None,
+        max_bad: int,
+        known: Iterable[int] = (),
+        ranks: Ranks = SINGLE_PROCESS,
+    ) -> None:
+        """known: rows that are bad from the start, from a checkpoint; they are not reported again."""
+        self.source, self.ranks = source, ranks
+        self.rows = frozenset(int(row) for row in known)
+        self._images = BadImages(csv_path, max_bad, ranks.is_main)
+        self._new: list[tuple[int, str, int]] = []  # (row, reason, step) since the last `sync`
+
+    def add(self, row: int, reason: str, step: int) -> None:
+        """Mark a row bad and report it (distributed: at the next `sync`).
+
+        Raises UserError for more than `max_bad` distinct files.
+        """
+        self.rows |= {row}
+        self._new.append((row, reason, step))
+        if not self.ranks.is_distributed:
+            self._images.add(self.source.path(row), reason, step)
+
+    def sync(self, channel: HostChannel) -> set[int]:
+        """The rows that any rank found bad since the last call. A collective call.
+
+        channel: `ranks.loader_host` for training batches, else `ranks.host`.
+        Raises UserError for more than `max_bad` distinct files.
+        """
+        found, self._new = self._new, []
+        new: dict[int, tuple[str, int]] = {}
+        for part in channel.gather_json(found):
+            for row, reason, step in part:
+                new.setdefault(row, (reason, step))
+        self.rows |= new.keys()
+        if self.ranks.is_distributed:
+            for row, (reason, step) in new.items():
+                self._images.add(self.source.path(row), reason, step)
+        return set(new)

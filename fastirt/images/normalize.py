@@ -14,7 +14,10 @@ from fastirt.kernels.gather import gather_views, look_up
 def normalise(
     images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """(B, S, S, 3) uint8 to (B, 3, S, S) `dtype` in channels-last memory: (x / 255 - mean) / std, computed in float32."""
+    """(B, S, S, 3) uint8 to (B, 3, S, S) `dtype` in channels-last memory.
+
+    It is (x / 255 - mean) / std, computed in float32.
+    """
     out = torch.empty(images.shape, dtype=dtype, device=images.device)
     table = byte_table(tuple(mean), tuple(std), dtype, images.device)
     if images.is_cuda:
@@ -26,7 +29,7 @@ def normalise(
 
 @lru_cache
 def byte_table(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(256, 3) `dtype`: what each byte becomes in each channel. Computed on the CPU, whatever the device."""
+    """(256, 3) `dtype`: what each byte becomes in each channel. Always computed on the CPU."""
     scale = torch.tensor([1 / (255 * s) for s in std])
     shift = torch.tensor([-m / s for m, s in zip(mean, std)])
     return (torch.arange(256)[:, None] * scale + shift).to(dtype).to(device)
@@ -34,8 +37,11 @@ def byte_table(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dty
 
 @lru_cache(maxsize=8)
 def whole_views(count: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """(starts, widths, picks) for `gather_views` that show each of `count` stored (size, size, 3) images as it is."""
-    rows = torch.arange(count, device=device)
-    picks = torch.zeros(count, 4, dtype=torch.int64, device=device)
-    picks[:, 0] = rows
-    return rows * (size * size * 3), torch.full_like(rows, size), picks
+    """(starts, widths, picks) for `gather_views`: each of `count` stored (size, size, 3) images, whole."""
+    with torch.inference_mode(False):  # what evaluation makes, training takes from the cache
+        rows = torch.arange(count)
+        picks = torch.zeros(count, 4, dtype=torch.int64)
+        picks[:, 0] = rows
+        starts, widths = rows * (size * size * 3), torch.full_like(rows, size)
+        # Blocking copies: the next caller may be a thread whose work is on another CUDA stream.
+        return starts.to(device), widths.to(device), picks.to(device)

@@ -1,4 +1,4 @@
-"""Whether the decoded images of a split fit into a memory, and which."""
+"""Whether the decoded images of a split fit into the device's or the host's memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from fastirt.loading.image_cache import ImageCache
 log = logging.getLogger("fastirt")
 
 
-AUTO_MEMORY_FRACTION = {"device": 0.4, "host": 0.5}  # of the free memory that `auto` may take; training needs the rest
+# The share of the free memory that `auto` may take; training needs the rest.
+AUTO_MEMORY_FRACTION = {"device": 0.4, "host": 0.5}
 
 
 def make_cache(
@@ -31,11 +32,19 @@ def make_cache(
     bad: frozenset[int] = frozenset(),
     ranks: Ranks = SINGLE_PROCESS,
 ) -> ImageCache | None:
-    """The cache that `--cache` asks for, or None. `auto`: the device's memory where AUTO_MEMORY_FRACTION of what is free is enough, else the
-    host's likewise, else none. Raises UserError where one that was asked for does not fit at all."""
+    """The cache that `--cache` asks for, or None. A collective call.
+
+    where: "device", "host", "none" or "auto": the device's memory if AUTO_MEMORY_FRACTION of what is
+        free there is enough, else the host's on the same condition, else none.
+    source: the P images.
+    device: that gathers the views.
+    bad: rows known to be unreadable; they get no memory.
+
+    Raises UserError if the images do not fit where they must go.
+    """
     if where == "none":
         return None
-    places = ("device", "host") if device.type == "cuda" else ("host",)  # without a GPU they are one
+    places = ("device", "host") if device.type == "cuda" else ("host",)  # a CPU has one memory
     where = "host" if where == "device" and "device" not in places else where
     smallest = len(source) * input.resize_size**2 * 3
     mine = {place: free_memory(place, device) for place in places}
@@ -48,7 +57,8 @@ def make_cache(
         _say_none(smallest, room)
         return None
     shapes = image_shapes(source, input, bad, ranks)
-    needed = max(ranks.host.gather_json(int(shapes.prod(1).sum()) * 3))  # one may not see a file that another sees
+    # A rank that cannot see some file needs less: all must decide alike.
+    needed = max(ranks.host.gather_json(int(shapes.prod(1).sum()) * 3))
     if where == "auto":
         where = next((place for place in fits if needed <= AUTO_MEMORY_FRACTION[place] * room[place]), "none")
         if where == "none":
@@ -71,7 +81,7 @@ def _say_none(needed: int, room: dict[str, int]) -> None:
 
 
 def free_memory(place: str, device: torch.device) -> int:
-    """Bytes that could be taken now on the "device" or the "host", there within a container's limit."""
+    """Bytes that can be allocated now on the "device" or the "host"; a container's limit counts."""
     if place == "device":
         return torch.cuda.mem_get_info(device)[0]
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -88,7 +98,8 @@ def free_memory(place: str, device: torch.device) -> int:
                 for line in _text(f"{Path(limit).parent}/memory.stat").splitlines()
                 if "inactive_file" in line
             ]
-            free = min(free, int(most) - int(now) + int(files[-1] if files else 0))  # file pages give way
+            cached_files = int(files[-1] if files else 0)  # the kernel frees these pages when needed
+            free = min(free, int(most) - int(now) + cached_files)
     return max(free, 0)
 
 
@@ -102,7 +113,10 @@ def _text(path: str) -> str:
 def image_shapes(
     source: ImageSource, input: InputConfig, bad: frozenset[int] = frozenset(), ranks: Ranks = SINGLE_PROCESS
 ) -> np.ndarray:
-    """(P, 2) int64 (height, width) after the resize; (0, 0) for bad images. Reads file headers only where they decide."""
+    """(P, 2) int64 (height, width) after the resize; (0, 0) for bad images.
+
+    Headers of files are read only with `--resize shorter`, where the shapes depend on them.
+    """
     count, side = len(source), input.resize_size
     if input.resize == "square":
         shapes = np.full((count, 2), side, np.int64)
@@ -117,7 +131,10 @@ def image_shapes(
 
 
 def _size(source: ImageSource, row: int, orientation: str) -> tuple[int, int]:
-    """(height, width) before the resize, upright with orientation "exif"; (0, 0) for an unreadable image, reported when it is read."""
+    """(height, width) before the resize, upright with orientation "exif".
+
+    (0, 0) for an unreadable image; it is reported when it is first read.
+    """
     if hasattr(source, "size"):  # a packed store knows
         return source.size(row)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterator
 
@@ -12,23 +11,26 @@ import torch
 from fastirt.config.options import InputConfig
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import UserError
-from fastirt.images.formats.header_check import Undecodable
-from fastirt.images.prepare import Encoded
-from fastirt.images.source import ImageSource
-from fastirt.loading.batch import Batch
-from fastirt.loading.image_reader import ImageReader, _Loader
+from fastirt.images.bad_images import BadRows
+from fastirt.images.source import FileSource, ImageSource
+from fastirt.loading.batch import Batch, ImageViews
+from fastirt.loading.image_reader import DecodedImages, ImageDecoder, ImageReader
+from fastirt.loading.prefetch import BackgroundLoader, DeviceStream
 
 if TYPE_CHECKING:
     from fastirt.datasets import Split
 
 
-class EvalLoader(_Loader):
-    """All images of a split in catalogue order, centre crop, in as few batches of at most `batch_size` as there can be.
+class EvalLoader(BackgroundLoader):
+    """Center crops of all images of a split, in catalogue order, in as few batches as possible.
 
-    All batches have one size, the smallest that will do, so that padding is less than one image a batch. Unreadable
-    images are left out and named once; a batch of which nothing is left is skipped. `Batch.step` counts batches.
-    Can be iterated again. Many ranks share the batches out, each a stretch of them; `agree` then tells all what could not be read.
+    All batches have one size, the smallest that does not add a batch, so padding is less than one
+    image a batch. Unreadable images are left out and reported once; a batch without any readable
+    image is skipped. `Batch.step` counts batches. The loader can be iterated again. Each rank makes
+    a consecutive part of the batches.
     """
+
+    images: DecodedImages
 
     def __init__(
         self,
@@ -41,53 +43,70 @@ class EvalLoader(_Loader):
         csv_path: Path | None = None,
         ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
+        """Nothing is read before the first iteration.
+
+        split: the N images, with labels (N,) int64.
+        batch_size: the most images in a batch.
+        input: resize, crop, decoder and threads.
+        device: where batches go.
+        store: images are read from here; None: from the files of the split.
+        csv_path: a `bad_pictures.csv` that lists unreadable images; None: they are only logged.
+        ranks: share the batches; all must call `agree` after the last one.
+
+        Raises UserError for impossible settings. Iterating raises it if more than `--max-bad` images
+        are unreadable.
+        """
         if batch_size < 1:
             raise UserError(f"--eval-batch-size {batch_size}: must be at least 1")
         batches = max(1, -(-len(split) // batch_size))
-        size = max(1, -(-len(split) // batches))
-        self._reader = ImageReader(split, size, input, device, store, csv_path, (), ranks)
+        self._size = max(1, -(-len(split) // batches))
+        self._labels, self._ranks = np.asarray(split.labels, np.int64), ranks
+        source = FileSource(split.paths) if store is None else store
+        threads = ranks.threads(input.num_workers)
+        super().__init__(
+            DecodedImages(
+                ImageReader(source, input, threads),
+                ImageDecoder(input, self._size, threads, device),
+                BadRows(source, csv_path, input.max_bad, ranks=ranks),
+                DeviceStream(device, input.pin_mem),
+            )
+        )
 
     def __len__(self) -> int:
         """Number of batches of all ranks, if none is lost."""
-        return -(-len(self._reader.split) // self._reader.batch_size)
+        return -(-len(self._labels) // self._size)
 
     @property
     def own(self) -> range:
         """This rank's batches."""
-        ranks = self._reader.ranks
-        return range(len(self) * ranks.rank // ranks.world_size, len(self) * (ranks.rank + 1) // ranks.world_size)
+        rank, count = self._ranks.rank, self._ranks.world_size
+        return range(len(self) * rank // count, len(self) * (rank + 1) // count)
 
     def agree(self) -> None:
-        """Name what any rank could not read. Called by all ranks, after the last batch."""
-        self._reader.agree("control")
+        """Report what any rank could not read. A collective call, after the last batch."""
+        self.images.bad.sync(self._ranks.host)
 
-    def _batches(self) -> Iterator[Batch]:
-        reader, size = self._reader, self._reader.batch_size
-
-        def start(step: int) -> dict[int, "Future[Encoded]"]:
-            rows = range(step * size, min((step + 1) * size, len(reader.split)))
-            return reader.start_reading(row for row in rows if row not in reader.bad)
-
-        following = start(self.own.start) if self.own else {}
+    def batches(self) -> Iterator[Batch]:
         for step in self.own:
-            reading, following = following, start(step + 1) if step + 1 in self.own else {}
-            encoded, _ = reader.finish_reading(reading, reading, step)
-            while encoded:
-                try:
-                    images = reader.decode(list(encoded.values()))
-                except Undecodable as error:
-                    rows = list(encoded)
-                    for i, reason in error.reasons.items():
-                        encoded.pop(rows[i])
-                        reader.mark_bad(rows[i], reason, step)
-                else:
-                    yield self._padded(images, np.fromiter(encoded, np.int64), step)
-                    break
+            views = None
+            while views is None and len(rows := self._rows(step)):
+                views = self.images.views(rows, None, step, self._rows(step + 1))
+            if views is not None:
+                yield self._padded(views.images, rows, step)
+
+    def _rows(self, step: int) -> np.ndarray:
+        """Rows of a batch that are not known to be bad; none where the batch is not this rank's."""
+        first = step * self._size
+        rows = range(first, min(first + self._size, len(self._labels))) if step in self.own else ()
+        return np.array([row for row in rows if row not in self.images.bad.rows], np.int64)
 
     def _padded(self, images: torch.Tensor, rows: np.ndarray, step: int) -> Batch:
-        missing = self._reader.batch_size - len(rows)
+        missing = self._size - len(rows)
         if missing:
             images = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
-        pad = np.full(missing, -1, np.int64)
-        labels = np.concatenate([self._reader.labels[rows], pad])
-        return self._reader.batch(images, labels, np.concatenate([rows, pad]), step, len(rows))
+        padding = np.full(missing, -1, np.int64)
+        labels = torch.from_numpy(np.concatenate([self._labels[rows], padding]))
+        stream = self.images.stream
+        labels = stream.upload(labels)
+        stream.wait()
+        return Batch(ImageViews.whole(images), labels, np.concatenate([rows, padding]), step, len(rows))

@@ -1,13 +1,12 @@
-"""The decoded cache: each image of a split is decoded and resized once, and stays in memory as uint8.
+"""The decoded cache: each image of a split is decoded and resized once, then kept as uint8.
 
-A training view of it is then a crop, which the step's input kernel takes from here (`fastirt.kernels.gather_views`).
+A training view of an image is a crop of it, which the step copies with `fastirt.kernels.gather_views`.
 """
 
 from __future__ import annotations
 
 import logging
 import weakref
-from dataclasses import dataclass
 from typing import Sequence
 
 import numpy as np
@@ -15,25 +14,33 @@ import torch
 from torch import Tensor
 
 from fastirt.errors import UserError
-from fastirt.kernels.gather import gather_views
 
 log = logging.getLogger("fastirt")
 
 
 class ImageCache:
-    """Room for the images of a split, one after the other in catalogue order, and a valid bit for each.
+    """Memory for the P images of a split, one after the other in catalogue order.
 
-    pixels (bytes,) uint8, on the device or in (page-locked) host memory; starts, widths (P,) int64 on the device; shapes
-    (P, 2) int64 (height, width) after the resize, (0, 0) for one that cannot be read; valid (P,) bool.
+    pixels: (bytes,) uint8, on the device, or in host memory, page-locked where the device is a GPU.
+    starts, widths: (P,) int64 on the device: where in `pixels` each image begins, and its width.
+    shapes: (P, 2) int64 (height, width) after the resize, on the host; (0, 0) if unreadable.
+    valid: (P,) bool on the host: which images are in `pixels`.
+    remote: whether a GPU reads `pixels` across the bus.
     """
 
     def __init__(self, shapes: np.ndarray, device: torch.device, place: str) -> None:
-        """place: "device" or "host". Raises UserError where the memory is not to be had."""
+        """Allocate the memory; no image is in it yet.
+
+        shapes: (P, 2) int64 (height, width) of each image.
+        device: that gathers the views.
+        place: "device" or "host".
+        Raises UserError if the images do not fit.
+        """
         sizes = shapes.prod(1) * 3
         starts = np.concatenate([[0], np.cumsum(sizes)])
         self.shapes, self.valid, self.place = shapes, np.zeros(len(shapes), bool), place
         self._starts = starts[:-1]
-        self.remote = place == "host" and device.type == "cuda"  # read across the bus
+        self.remote = place == "host" and device.type == "cuda"
         where = device if place == "device" else torch.device("cpu")
         try:
             self.pixels = torch.empty(int(starts[-1]), dtype=torch.uint8, device=where)
@@ -48,7 +55,10 @@ class ImageCache:
         self.widths = torch.from_numpy(np.ascontiguousarray(shapes[:, 1])).to(device)
 
     def put(self, row: int, image: Tensor) -> None:
-        """Copy an image (H, W, 3) uint8 to its place, without waiting; `valid[row]` is the caller's to set once it is there."""
+        """Start to copy an image (H, W, 3) uint8 into the cache; the caller waits and sets `valid[row]`.
+
+        Raises ValueError for another shape than `shapes[row]`.
+        """
         height, width = self.shapes[row].tolist()
         if tuple(image.shape) != (height, width, 3):
             raise ValueError(f"image {row} is {tuple(image.shape)}, the cache has room for {(height, width, 3)}")
@@ -57,7 +67,7 @@ class ImageCache:
 
 
 def _lock(pixels: Tensor) -> None:
-    """Make host memory readable by GPUs. torch's own page-locked tensors are rounded up to a power of two, here up to twice the size."""
+    """Page-lock memory so that GPUs can read it. torch's `pin_memory` could take twice the size."""
     if pixels.numel():
         error = torch.cuda.cudart().cudaHostRegister(pixels.data_ptr(), pixels.numel(), 0)
         if int(error):
@@ -69,24 +79,8 @@ def _unlock(pixels: Tensor) -> None:
         torch.cuda.cudart().cudaHostUnregister(pixels.data_ptr())
 
 
-@dataclass
-class ImageViews:
-    """Crops of cached images: picks (B, 4) int64 on the device, as `gather_views` takes them; S = `size`."""
-
-    cache: ImageCache
-    picks: Tensor
-    size: int
-
-    def pixels(self) -> Tensor:
-        """(B, S, S, 3) uint8 on the device."""
-        cache, device = self.cache, self.picks.device
-        out = torch.empty(len(self.picks), self.size, self.size, 3, dtype=torch.uint8, device=device)
-        identity = torch.arange(256, dtype=torch.uint8, device=device)[:, None].repeat(1, 3)
-        return gather_views(out, cache.pixels, cache.starts, cache.widths, self.picks, identity)
-
-
 def next_missing(cache: ImageCache, after: int, count: int, bad: frozenset[int], skip: Sequence[int]) -> list[int]:
-    """Up to `count` rows from `after` on, in catalogue order, that are neither there, nor bad, nor in `skip`."""
+    """Up to `count` rows from `after` on, in order: not in the cache, not bad and not in `skip`."""
     rows: list[int] = []
     passed = set(skip)
     for row in np.flatnonzero(~cache.valid[after:]) + after:

@@ -1,4 +1,4 @@
-"""An iterator computed in a background thread, a bounded number of items ahead of its consumer."""
+"""Batches made in a background thread, on its own CUDA stream, a bounded number ahead of the step."""
 
 from __future__ import annotations
 
@@ -6,16 +6,107 @@ import atexit
 import queue
 import threading
 import weakref
-from typing import Generic, Iterator, TypeVar
+from abc import ABC, abstractmethod
+from typing import Any, Generic, Iterator, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from fastirt.images.bad_images import BadRows
+from fastirt.loading.batch import Batch
 
 T = TypeVar("T")
-POLL = 0.1  # seconds between looks at whether the other side is still there
+POLL = 0.1  # seconds between checks that the other thread is alive
+PREFETCH = 2  # batches ready ahead of the step
+
+
+class DeviceStream:
+    """The CUDA stream of background work; the model runs on another one. On a CPU it does nothing."""
+
+    def __init__(self, device: torch.device, pin_memory: bool = True) -> None:
+        self.device, self.pin_memory = torch.device(device), pin_memory
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    def active(self) -> Any:
+        """A context in which this thread queues its device work here."""
+        return torch.cuda.stream(self._stream)
+
+    def upload(self, tensor: Tensor) -> Tensor:
+        """A tensor on the device, complete after `wait`."""
+        if self._stream is None or tensor.device.type != "cpu":
+            return tensor
+        return (tensor.pin_memory() if self.pin_memory else tensor).to(self.device, non_blocking=True)
+
+    def wait(self) -> None:
+        """Block until the device has done all the work queued here."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
+
+class Images(Protocol):
+    """Where a loader's images come from: threads and decoders to open and close, and the bad rows."""
+
+    stream: DeviceStream
+    bad: BadRows
+
+    def open(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class BackgroundLoader(ABC):
+    """Iterating runs `batches` in a background thread. There is one iteration at a time."""
+
+    def __init__(self, images: Images) -> None:
+        # Weak, so that a consumer that leaves its loop stops the thread.
+        self._running: weakref.ref[Prefetch[Batch]] | None = None
+        self.images = images
+
+    @abstractmethod
+    def batches(self) -> Iterator[Batch]:
+        """Make the batches one by one, in the calling thread; `images` must be open."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.close()
+        self.images.open()
+        running = Prefetch(self._on_stream(), PREFETCH)
+        self._running = weakref.ref(running)
+        return _recorded(running) if self.images.stream.device.type == "cuda" else running
+
+    @property
+    def bad(self) -> set[int]:
+        """Rows of the split known to be unreadable."""
+        return set(self.images.bad.rows)
+
+    def close(self) -> None:
+        """Stop the background thread and free what it used. Iterating again starts afresh."""
+        running = self._running() if self._running is not None else None
+        if running is not None:
+            running.close()
+        self.images.close()
+
+    def _on_stream(self) -> Iterator[Batch]:
+        with self.images.stream.active():
+            yield from self.batches()
+
+
+def _recorded(batches: Prefetch[Batch]) -> Iterator[Batch]:
+    """Batches, after telling torch's allocator that the consumer's stream uses their memory.
+
+    Without this, memory of the background stream is reused while the step still reads it.
+    """
+    for batch in batches:
+        views = batch.views
+        for tensor in (batch.labels, views.starts, views.widths, views.picks, views.per_batch):
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))
+        yield batch
 
 
 class Prefetch(Generic[T]):
-    """Runs `items` in a thread and keeps at most `depth` of them ready; an exception there is raised here, in its place.
+    """Runs `items` in a thread and keeps at most `depth` of them ready.
 
-    `close`, losing the last reference and the end of the interpreter all stop the thread and wait for it.
+    An exception in the thread is raised to the consumer, after the items before it. The thread is
+    stopped by `close`, by the loss of the last reference, and at the end of the interpreter.
     """
 
     def __init__(self, items: Iterator[T], depth: int) -> None:
@@ -26,9 +117,8 @@ class Prefetch(Generic[T]):
         )
         self._thread.start()
         self._halt = weakref.finalize(self, _halt, self._thread, stop)
-        atexit.register(
-            self._halt
-        )  # atexit is last in, first out: stop the thread before the libraries it uses shut down
+        # atexit is last in, first out: stop the thread before the libraries it uses shut down
+        atexit.register(self._halt)
 
     def __iter__(self) -> "Prefetch[T]":
         return self
@@ -66,7 +156,7 @@ def _produce(items: Iterator, ready: queue.Queue, stop: threading.Event) -> None
             if stop.is_set():
                 return
         offer(None, StopIteration())
-    except BaseException as error:  # whatever it is, it belongs to the consumer
+    except BaseException as error:  # raised again in the consumer
         offer(None, error)
 
 

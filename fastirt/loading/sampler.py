@@ -1,7 +1,8 @@
 """Which images make batch `step`: a pure function of (seed, step, set of bad images).
 
-A bad image is replaced by walking an order that is fixed before anything is known to be bad, so a batch depends on which
-images are bad and never on when that was found out: a resumed run and an uninterrupted one draw the same batches.
+A bad image is replaced by the next good one of an order that does not depend on the bad images. So a
+batch depends on which images are bad, and never on when that was found out: a resumed run and an
+uninterrupted one draw the same batches.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from fastirt.errors import UserError
 
 
 class ShuffledStream:
-    """Shuffled epochs as one endless stream cut into full batches, so the last batch of an epoch is never short.
+    """Shuffled epochs as one endless stream, cut into full batches: none is short.
 
     labels: (N,) int64. Position p of the stream is element p mod N of the permutation of epoch p // N.
     """
@@ -27,7 +28,7 @@ class ShuffledStream:
         self._epochs: dict[int, np.ndarray] = {}
 
     def batch(self, step: int, bad: Collection[int] = frozenset()) -> np.ndarray:
-        """(B,) int64 rows. Raises UserError where every image is bad."""
+        """(B,) int64 rows. Raises UserError if every image is bad."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, offsets = np.divmod(positions, len(self.labels))
         rows = np.empty(self.batch_size, np.int64)
@@ -46,7 +47,7 @@ class ShuffledStream:
         return self._epochs[epoch]
 
     def _replacement(self, step: int, position: int, row: int, bad: Collection[int]) -> int:
-        """Another image of its class; where there is none, any other image."""
+        """Another image of its class; if none is left, any other image."""
         random = stream(self.seed, Purpose.REPLACE, step, position)
         for candidates in (self._members[self.labels[row]], np.arange(len(self.labels))):
             for candidate in random.permutation(candidates):
@@ -56,9 +57,10 @@ class ShuffledStream:
 
 
 class ClassBalanced:
-    """batch_size / m distinct classes a batch, m images of each, as pytorch-metric-learning's MPerClassSampler draws them.
+    """batch_size / m distinct classes a batch, m images of each.
 
-    Images of a class are distinct; where it has fewer than m (readable) ones, they repeat in turn.
+    Images of a class are distinct; those of a class with fewer than m readable ones repeat in turn.
+    pytorch-metric-learning's MPerClassSampler draws the same way.
     """
 
     def __init__(self, labels: np.ndarray, batch_size: int, m: int, seed: int) -> None:
@@ -67,7 +69,7 @@ class ClassBalanced:
         self._classes = np.array(sorted(self._members), np.int64)
 
     def batch(self, step: int, bad: Collection[int] = frozenset()) -> np.ndarray:
-        """(B,) int64 rows, class by class. Raises UserError where fewer classes than needed have an image left."""
+        """(B,) int64 rows, class by class. Raises UserError if too few classes have an image left."""
         needed = self.batch_size // self.m
         groups: list[np.ndarray] = []
         for label in stream(self.seed, Purpose.CLASSES, step).permutation(self._classes):
@@ -82,7 +84,10 @@ class ClassBalanced:
         )
 
     def _group(self, step: int, label: int, bad: Collection[int]) -> np.ndarray:
-        """m rows of a class: the first m of a fixed order, bad ones replaced by the next good ones. Empty if all are bad."""
+        """m rows of a class: the first m of a fixed order, bad ones replaced by the next good ones.
+
+        Empty if all are bad.
+        """
         order = [int(row) for row in stream(self.seed, Purpose.MEMBERS, step, label).permutation(self._members[label])]
         group, spare = order[: self.m], iter(row for row in order[self.m :] if row not in bad)
         group = [row if row not in bad else next(spare, None) for row in group]
@@ -91,7 +96,7 @@ class ClassBalanced:
 
 
 def make_sampler(labels: np.ndarray, batch_size: int, m: int, seed: int) -> ShuffledStream | ClassBalanced:
-    """m = 0: shuffled epochs, else m images per class. Raises UserError for what cannot be drawn."""
+    """m = 0: shuffled epochs, else m images per class. Raises UserError for impossible batches."""
     labels = np.asarray(labels, np.int64)
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: must be at least 1")

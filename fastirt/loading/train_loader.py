@@ -1,103 +1,149 @@
-"""Images to batches on the device: reading, checking, decoding and replacing, in the background."""
+"""Training batches: rows are drawn and their images loaded; rows with bad images are replaced."""
 
 from __future__ import annotations
 
 import logging
 import os
-from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Iterable, Iterator, Protocol, Sequence
 
 import numpy as np
 import torch
 
-from fastirt.config.options import InputConfig
+from fastirt.config.options import Config
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
-from fastirt.images.formats.header_check import Undecodable
-from fastirt.images.prepare import Encoded
-from fastirt.images.source import ImageSource
-from fastirt.loading.augment import draw_crops
-from fastirt.loading.batch import Batch
-from fastirt.loading.image_reader import ImageReader, _Loader
-from fastirt.loading.sampler import make_sampler
+from fastirt.images.bad_images import BadRows
+from fastirt.images.source import FileSource, ImageSource
+from fastirt.loading.augment import Crops, draw_crops
+from fastirt.loading.batch import Batch, ImageViews
+from fastirt.loading.cache_budget import make_cache
+from fastirt.loading.cached_images import CachedImages
+from fastirt.loading.image_reader import DecodedImages, ImageDecoder, ImageReader
+from fastirt.loading.prefetch import BackgroundLoader, DeviceStream, Images
+from fastirt.loading.sampler import ClassBalanced, ShuffledStream, make_sampler
 
 if TYPE_CHECKING:
-    from fastirt.datasets import Split
+    from fastirt.datasets import Catalog
+
+log = logging.getLogger("fastirt")
 
 
-class TrainLoader(_Loader):
-    """Batches for start_step, start_step + 1, … up to stop_step (exclusive; None: endless).
+class TrainImages(Images, Protocol):
+    """Rows to views: `DecodedImages`, or `CachedImages`."""
 
-    Batch `step` is a function of (seed, step, which images are bad), whatever the number of threads and wherever the run began.
-    m = 0: shuffled epochs, else m images per class. `store`: where images are read from, default their files. `bad`: rows known to be
-    unreadable from the start (of a checkpoint). Raises UserError for impossible settings, and while iterating for more than
-    `input.max_bad` unreadable files.
+    def views(self, rows: np.ndarray, crops: Crops, step: int, following: np.ndarray) -> ImageViews | None: ...
+
+
+class TrainLoader(BackgroundLoader):
+    """Batches of start_step, start_step + 1, … up to stop_step (exclusive), made in a background thread.
+
+    Batch `step` is a function of (seed, step, which images are bad). It depends neither on the number
+    of threads nor on start_step. Each rank gets its slice of the batch of all ranks. `train_loader`
+    builds a loader from the config of a run.
     """
+
+    images: TrainImages
 
     def __init__(
         self,
-        split: Split,
+        sampler: ShuffledStream | ClassBalanced,
+        images: TrainImages,
         *,
-        batch_size: int,
-        m: int,
-        seed: int,
-        input: InputConfig,
-        device: torch.device,
         start_step: int = 0,
         stop_step: int | None = None,
-        store: ImageSource | None = None,
-        bad: Iterable[int] = (),
-        csv_path: Path | None = None,
         class_names: Sequence[str] | None = None,
-        ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
-        first, count = ranks.batch_slice(batch_size)
-        self._reader = ImageReader(split, count, input, device, store, csv_path, bad, ranks)
-        self._sampler = make_sampler(split.labels, batch_size, m, seed)
-        self._slice, self._whole = slice(first, first + count), batch_size
-        self._seed, self._start, self._stop, self._class_names = seed, start_step, stop_step, class_names
+        """Nothing is read before the first iteration.
 
-    def _batches(self) -> Iterator[Batch]:
-        step, reading = self._start, {}
-        while self._stop is None or step < self._stop:
-            yield self._finish(step, reading)
+        sampler: draws the rows of each batch of all ranks; the crops are drawn with its seed.
+        images: turns rows into views of images, decoded for each batch or cached.
+        start_step: step of the first batch.
+        stop_step: the step after the last batch; None: endless.
+        class_names: by label, for messages; None: messages name the folder of a class's first image.
+
+        Iterating raises UserError if more than `--max-bad` images are unreadable, or if too few are
+        left for a batch.
+        """
+        super().__init__(images)
+        self.sampler = sampler
+        first, count = images.bad.ranks.batch_slice(sampler.batch_size)
+        self._slice = slice(first, first + count)
+        self._steps = start_step, stop_step
+        self._class_names = class_names
+
+    def batches(self) -> Iterator[Batch]:
+        step, stop = self._steps
+        while stop is None or step < stop:
+            yield self._batch(step)
             step += 1
 
-    def _finish(self, step: int, reading: dict[int, "Future[Encoded]"]) -> Batch:
-        """Reads and decodes one batch, again and again with replacements until no image of it is bad; begins to read the next."""
-        reader, own = self._reader, self._slice
-        crops = draw_crops(self._seed, step, self._whole)[own]
+    def _batch(self, step: int) -> Batch:
+        """Draw and load a batch until none of its images is bad on any rank."""
+        sampler, images, bad, own = self.sampler, self.images, self.images.bad, self._slice
+        crops = draw_crops(sampler.seed, step, sampler.batch_size)[own]
         while True:
-            whole = self._sampler.batch(step, reader.bad)
+            whole, following = sampler.batch(step, bad.rows), sampler.batch(step + 1, bad.rows)
             rows = whole[own]
-            reading.update(reader.start_reading(row for row in rows.tolist() if row not in reading))
-            encoded, lost = reader.finish_reading(reading, rows, step)
+            views = images.views(rows, crops, step, following[own])
+            lost = bad.sync(bad.ranks.loader_host).intersection(whole.tolist())
             if not lost:
-                following = reader.start_reading(self._sampler.batch(step + 1, reader.bad)[own])
-                try:
-                    images = reader.decode([encoded[row] for row in rows.tolist()], crops.x, crops.y, crops.flip)
-                except Undecodable as error:
-                    lost = sorted({int(rows[i]) for i in error.reasons})
-                    for i, reason in error.reasons.items():
-                        reader.mark_bad(int(rows[i]), reason, step)
-            lost = sorted(reader.agree().union(lost).intersection(whole.tolist()))
-            if not lost:
-                reading.clear()
-                reading.update(following)
-                return reader.batch(images, reader.labels[rows], rows, step, len(rows), whole)
-            self._name_lost_classes(lost)
+                labels = images.stream.upload(torch.from_numpy(sampler.labels[rows]))
+                images.stream.wait()  # the batch is complete: the step need not wait for a copy
+                return Batch(views, labels, rows, step, len(rows), whole)
+            self._warn_of_empty_classes(lost)
 
-    def _name_lost_classes(self, lost: Sequence[int]) -> None:
-        if not self._reader.ranks.is_main:  # all lose the same ones
+    def _warn_of_empty_classes(self, lost: Iterable[int]) -> None:
+        """Name each class that has no readable image left after the loss of these rows, on rank 0."""
+        bad, labels = self.images.bad, self.sampler.labels
+        if not bad.ranks.is_main:
             return
-        labels, bad = self._reader.labels, self._reader.bad
-        for label in sorted({int(labels[row]) for row in lost}):
-            if bad.issuperset(np.flatnonzero(labels == label).tolist()):
-                name = (
-                    self._class_names[label]
-                    if self._class_names
-                    else os.path.dirname(self._reader.source.path(lost[0]))
-                )
-                logging.getLogger("fastirt").warning(
-                    "class %d (%s) has no readable image left: it leaves the sampler", label, name
-                )
+        for label in np.unique(labels[list(lost)]).tolist():
+            members = np.flatnonzero(labels == label).tolist()
+            if bad.rows.issuperset(members):
+                folder = os.path.dirname(bad.source.path(members[0]))
+                name = self._class_names[label] if self._class_names else folder
+                log.warning("class %d (%s) has no readable image left: it leaves the sampler", label, name)
+
+
+def train_loader(
+    catalog: Catalog,
+    config: Config,
+    device: torch.device,
+    *,
+    start_step: int = 0,
+    bad: Sequence[int] = (),
+    store: ImageSource | None = None,
+    csv_path: Path | None = None,
+    ranks: Ranks = SINGLE_PROCESS,
+) -> TrainLoader:
+    """The training batches of a run, up to `--max-iter`, cached as `--cache` says.
+
+    catalog: its training split is loaded.
+    config: of the run: `data.m`, `input`, `optim.batch_size`, `optim.max_iter` and `run.seed`.
+    device: where batches go.
+    start_step: step of the first batch.
+    bad: rows known to be unreadable, from a checkpoint.
+    store: a packed store's training split; None: the image files are read.
+    csv_path: a `bad_pictures.csv` that lists unreadable images; None: they are only logged.
+    ranks: the ranks that share each batch; all must call this function.
+
+    Raises UserError for impossible settings, and if `--cache device` or `host` does not fit.
+    """
+    split, input, batch_size = catalog.train, config.input, config.optim.batch_size
+    source = FileSource(split.paths) if store is None else store
+    cache = make_cache(input.cache, source, input, device, frozenset(bad), ranks)
+    threads, own = ranks.threads(input.num_workers), ranks.batch_slice(batch_size)[1]
+    reader, decoder = ImageReader(source, input, threads), ImageDecoder(input, own, threads, device)
+    rows, stream = BadRows(source, csv_path, input.max_bad, bad, ranks), DeviceStream(device, input.pin_mem)
+    images: TrainImages = (
+        DecodedImages(reader, decoder, rows, stream)
+        if cache is None
+        else CachedImages(reader, decoder, rows, stream, cache, ahead=batch_size)
+    )
+    return TrainLoader(
+        make_sampler(split.labels, batch_size, config.data.m, config.run.seed),
+        images,
+        start_step=start_step,
+        stop_step=config.optim.max_iter,
+        class_names=catalog.class_names,
+    )

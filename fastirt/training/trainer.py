@@ -16,7 +16,8 @@ from fastirt.datasets import Catalog
 from fastirt.datasets.digest import catalog_digest
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.loading.batch import Batch
-from fastirt.loading.cached_train_loader import CachedTrainLoader, train_loader
+from fastirt.loading.cached_images import CachedImages
+from fastirt.loading.train_loader import train_loader
 from fastirt.model.encoder import Encoder
 from fastirt.model.flops import peak_flops, training_flops
 from fastirt.model.save import save_model
@@ -151,10 +152,11 @@ class Trainer:
 
     def _fill_cache(self, stopper: StopSignal) -> bool:
         """Read all of a packed store into the cache; False where a signal interrupted it."""
-        if isinstance(self.loader, CachedTrainLoader) and self.state.step < self.total:
+        images = self.loader.images
+        if isinstance(images, CachedImages) and self.state.step < self.total:
             quiet = None if self.ranks.is_main else True
             with tqdm(total=self.rows_to_cache, desc="cache", unit="img", disable=quiet, leave=False) as bar:
-                for done in self.loader.fill():
+                for done in images.fill(self.state.step):
                     bar.update(done - bar.n)
                     if self._must_stop(stopper):
                         return False

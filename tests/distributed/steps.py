@@ -1,6 +1,5 @@
 """Run by every rank: training steps of each variant on its slice of the same global batches; what came out goes to a file."""
 
-import dataclasses
 import sys
 
 import torch
@@ -43,11 +42,8 @@ def steps(name: str, ranks: Ranks, device: torch.device) -> dict[str, torch.Tens
     found, curve = {}, []
     first, own = ranks.batch_slice(16)
     for number in range(count):
-        batch = make_batch(number, 16)
-        here = slice(first, first + own)
         before = step.counters.sums.clone()
-        images, labels = batch.images[here].to(device), batch.labels[here].to(device)
-        step(dataclasses.replace(batch, images=images, labels=labels, indices=batch.indices[here]))
+        step(make_batch(number, 16, device, slice(first, first + own)))
         curve.append(step.counters.sums - before)
         if number == 0:
             found |= {f"grad.{n}": p.grad.clone() for n, p in step.encoder.named_parameters() if p.grad is not None}

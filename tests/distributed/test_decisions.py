@@ -14,6 +14,8 @@ from fastirt.distributed.failures import ReportedByMainRank
 from fastirt.distributed.host_channel import HostChannel
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import UserError
+from fastirt.images.bad_images import BadRows
+from fastirt.images.source import FileSource
 from fastirt.loading import cache_budget
 from fastirt.training.health_checks import check_ranks_in_sync, checksum
 from fastirt.training.resume import after_restart
@@ -127,6 +129,23 @@ def test_the_cache_is_where_all_ranks_have_room(monkeypatch):
         made.clear()
         cache_budget.make_cache("auto", source, config, gpu, ranks=ranks_with(2, answers))
         assert made == ([expected] if expected else [])
+
+
+def test_all_ranks_know_the_bad_rows_of_each(tmp_path, caplog):
+    """Rank 1 hears of row 3 from rank 0; only rank 0 reports, and with the first reason of a row that both found."""
+    source = FileSource([f"/data/{row}.jpg" for row in range(9)])
+    sent = [[[3, "cut off", 7], [5, "empty", 7]], [[5, "gone", 7], [8, "gone", 7]]]
+    for rank in (0, 1):
+        caplog.clear()
+        ranks = ranks_with(2, lambda mine: sent if mine else [[], []], rank=rank)
+        bad = BadRows(source, tmp_path / f"{rank}.csv", 3, known=[1], ranks=ranks)
+        for row, reason, step in sent[rank]:
+            bad.add(row, reason, step)
+        assert bad.rows == {1} | {row for row, _, _ in sent[rank]} and not caplog.text
+        assert bad.sync(ranks.host) == {3, 5, 8} and bad.rows == {1, 3, 5, 8}
+        assert bad.sync(ranks.host) == set()
+        assert [text in caplog.text for text in ("3.jpg: cut off", "5.jpg: empty", "8.jpg: gone")] == [rank == 0] * 3
+    assert len((tmp_path / "0.csv").read_text().splitlines()) == 4 and not (tmp_path / "1.csv").exists()
 
 
 def test_under_an_agent_a_second_signal_does_not_kill(monkeypatch):

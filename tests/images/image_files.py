@@ -9,13 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastirt.config.options import InputConfig
+from fastirt.config.options import Config, InputConfig
 from fastirt.datasets import Catalog, Split
 from fastirt.images.pack import PackedStore, pack
-from fastirt.images.source import FileSource
-from fastirt.loading.cache_budget import make_cache
-from fastirt.loading.cached_train_loader import CachedTrainLoader
 from fastirt.loading.eval_loader import EvalLoader
+from fastirt.loading.train_loader import train_loader
 
 CPU = torch.device("cpu")  # subprocesses import this module: importing tests.helpers would cost them seconds
 SIDE = 24
@@ -83,6 +81,10 @@ def write(folder: Path, files: list[bytes]) -> Split:
     return Split("train", tuple(map(str, paths)), np.zeros(len(files), np.int64))
 
 
+def catalog_of(split: Split) -> Catalog:
+    return Catalog("csv", str(Path(split.paths[0]).parent), split, None, None, ("class",))
+
+
 def config(**options) -> InputConfig:
     return InputConfig(**{**dict(input_size=SIDE, resize_size=SIDE, num_workers=2), **options})
 
@@ -95,11 +97,11 @@ def read(split: Split, store=None, **options) -> dict[int, np.ndarray]:
 
 def read_cached(split: Split, **options) -> dict[int, np.ndarray]:
     """Row to whole pixels (H, W, 3) as the decoded cache holds them."""
-    given = config(**options)
-    cache = make_cache("host", FileSource(split.paths), given, CPU)
-    loader = CachedTrainLoader(split, batch_size=8, m=0, seed=0, input=given, device=CPU, cache=cache)
-    for _ in loader.fill():
+    given = dict(input_size=SIDE, resize_size=SIDE, num_workers=2, batch_size=8, m=0, cache="host")
+    images = train_loader(catalog_of(split), Config().replace(**{**given, **options}), CPU).images
+    for _ in images.fill(step=0):
         pass
+    cache = images.cache
     starts = cache.starts.tolist()
     rows = np.flatnonzero(cache.valid).tolist()
     return {
@@ -110,9 +112,8 @@ def read_cached(split: Split, **options) -> dict[int, np.ndarray]:
 
 def packed(split: Split, out: Path, **options):
     """The packed store of one split."""
-    catalog = Catalog("csv", str(Path(split.paths[0]).parent), split, None, None, ("class",))
     options = {**dict(resize_size=SIDE, quality=100, workers=1, progress=False), **options}
-    return PackedStore.open(pack(catalog, out, **options)).split(split)
+    return PackedStore.open(pack(catalog_of(split), out, **options)).split(split)
 
 
 def store_of(catalog: Catalog, out: Path, **options) -> PackedStore:

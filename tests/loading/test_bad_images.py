@@ -7,18 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from fastirt.config.options import InputConfig
 from fastirt.datasets import load_dataset
 from fastirt.errors import UserError
 from fastirt.loading.eval_loader import EvalLoader
 from fastirt.loading.train_loader import TrainLoader
-from tests.helpers import run_python, tiny_input, write_splits
+from tests.helpers import CPU, run_python, tiny_input, tiny_loader, write_splits
 from tests.images.broken_files import broken_files, undecodable
-
-CPU = torch.device("cpu")
-
-
-CONFIG = InputConfig(input_size=16, resize_size=18, num_workers=2)
 
 
 @pytest.fixture
@@ -36,11 +30,12 @@ LOOP = """
 import sys, torch
 from pathlib import Path
 from fastirt.datasets import load_dataset
-from fastirt.config.options import InputConfig
-from fastirt.loading.train_loader import TrainLoader
-split, config = load_dataset("folder", sys.argv[1]).train, InputConfig(input_size=16, resize_size=18, num_workers=2)
-loader = TrainLoader(split, batch_size=48, m=6, seed=0, input=config, device=torch.device("cpu"), stop_step=60,
-                     csv_path=Path(sys.argv[2]))
+from fastirt.config.options import Config
+from fastirt.loading.train_loader import train_loader
+catalog = load_dataset("folder", sys.argv[1])
+split = catalog.train
+config = Config().replace(batch_size=48, m=6, max_iter=60, input_size=16, resize_size=18, num_workers=2, cache="none")
+loader = train_loader(catalog, config, torch.device("cpu"), csv_path=Path(sys.argv[2]))
 for batch in loader:
     assert not any(Path(split.paths[i]).name.startswith("bad") for i in batch.indices), batch.step
     assert batch.labels.tolist() == split.labels[batch.indices].tolist()
@@ -62,16 +57,16 @@ def test_all_kinds_of_broken_file_many_times_in_large_batches(broken_set, tmp_pa
     assert done.stderr.count("bad image:") == 34
 
 
-def train_loader(root, **options):
-    split = load_dataset("folder", str(root)).train
-    own = dict(batch_size=16, m=4, seed=0, input=CONFIG, device=CPU, stop_step=12)
-    return split, TrainLoader(split, **{**own, **options})
+def training(root, **options):
+    """The training split, and its loader."""
+    catalog = load_dataset("folder", str(root))
+    return catalog.train, tiny_loader(catalog, **{**dict(batch_size=16, m=4, max_iter=12), **options})
 
 
 def test_batches_are_the_same_whether_bad_images_are_known_or_found(broken_set):
-    _, fresh = train_loader(broken_set)
+    _, fresh = training(broken_set)
     found = [(b.indices.tolist(), b.images.clone()) for b in fresh]
-    _, resumed = train_loader(broken_set, start_step=5, bad=fresh.bad)
+    _, resumed = training(broken_set, start_step=5, bad=fresh.bad)
     again = [(b.indices.tolist(), b.images.clone()) for b in resumed]
     for (rows, images), (other_rows, other_images) in zip(found[5:], again, strict=True):
         assert rows == other_rows
@@ -80,7 +75,7 @@ def test_batches_are_the_same_whether_bad_images_are_known_or_found(broken_set):
 
 def test_a_file_is_named_once_also_after_a_resumption(broken_set, tmp_path, caplog):
     for _ in range(2):
-        _, loader = train_loader(broken_set, csv_path=tmp_path / "bad.csv")
+        _, loader = training(broken_set, csv_path=tmp_path / "bad.csv")
         list(loader)
     names = [row[0] for row in csv.reader(open(tmp_path / "bad.csv"))]
     assert len(names) == len(set(names)) > 10
@@ -91,14 +86,25 @@ def test_a_class_without_images_leaves_the_sampler_by_name(tmp_path, caplog):
     write_splits(tmp_path, (6, 4), (2, 2))
     for path in (tmp_path / "train/class03").iterdir():
         path.write_bytes(b"")
-    catalog = load_dataset("folder", str(tmp_path))
-    _, loader = train_loader(tmp_path, batch_size=8, m=2, stop_step=20, class_names=catalog.class_names)
+    _, loader = training(tmp_path, batch_size=8, m=2, max_iter=20)
     assert all(3 not in batch.labels for batch in loader)
-    assert caplog.text.count("class03) has no readable image left") == 1
+    assert caplog.text.count("class 3 (class03) has no readable image left") == 1
+
+
+def test_without_class_names_each_emptied_class_is_named_by_its_own_folder(tmp_path, caplog):
+    """Six of twelve classes are empty, so the first batch finds several at once."""
+    write_splits(tmp_path, (12, 2), (2, 2))
+    for label in range(0, 12, 2):
+        for path in (tmp_path / f"train/class{label:02d}").iterdir():
+            path.write_bytes(b"")
+    _, named = training(tmp_path, batch_size=12, m=2)
+    assert len(list(TrainLoader(named.sampler, named.images, stop_step=4))) == 4
+    for label in range(0, 12, 2):
+        assert caplog.text.count(f"class {label} ({tmp_path}/train/class{label:02d}) has no readable image left") == 1
 
 
 def test_more_than_max_bad_stops_with_one_clear_line(broken_set, tmp_path):
-    _, loader = train_loader(broken_set, input=tiny_input(max_bad=3), csv_path=tmp_path / "bad.csv")
+    _, loader = training(broken_set, max_bad=3, csv_path=tmp_path / "bad.csv")
     with pytest.raises(UserError, match="more than 3 .*--max-bad"):
         list(loader)
 
@@ -116,7 +122,7 @@ def test_evaluation_leaves_bad_images_out(broken_set, backend, caplog):
 
 
 def test_an_image_that_disappears_is_a_bad_one(broken_set):
-    split, loader = train_loader(broken_set)
+    split, loader = training(broken_set)
     gone = Path(split.paths[0])
     gone.unlink()
     list(loader)
@@ -124,7 +130,7 @@ def test_an_image_that_disappears_is_a_bad_one(broken_set):
 
 
 def test_a_folder_that_disappears_blames_no_image(broken_set, tmp_path):
-    split, loader = train_loader(broken_set)
+    split, loader = training(broken_set)
     root = Path(split.paths[0]).parent.parent
     root.rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=f"{root.name}: .* gone .*--resume"):

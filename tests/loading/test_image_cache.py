@@ -14,9 +14,7 @@ from fastirt.images.pack import PackedStore, pack
 from fastirt.images.source import FileSource
 from fastirt.loading import cache_budget
 from fastirt.loading.cache_budget import image_shapes, make_cache
-from fastirt.loading.cached_train_loader import CachedTrainLoader
 from fastirt.loading.image_cache import ImageCache
-from fastirt.loading.train_loader import TrainLoader
 from fastirt.step.step_input import StepInput
 from tests.helpers import (
     CPU,
@@ -24,6 +22,7 @@ from tests.helpers import (
     assert_same_weights,
     needs_dali,
     tiny_input,
+    tiny_loader,
     train_tiny,
     write_splits,
 )
@@ -47,17 +46,12 @@ def mixed(tmp_path):
 
 
 def loader(folder, place, stop=9, start=0, m=2, store=None, **changes):
-    split = load_dataset("folder", str(folder)).train
-    config = tiny_input(**{"loader": DECODER, **changes})
-    given = dict(batch_size=8, m=m, seed=3, input=config, device=DEVICE, start_step=start, stop_step=stop, store=store)
-    if place == "none":
-        return TrainLoader(split, **given)
-    cache = make_cache(place, store or FileSource(split.paths), config, DEVICE)
-    return CachedTrainLoader(split, **given, cache=cache)
+    options = dict(batch_size=8, m=m, seed=3, max_iter=stop, cache=place, loader=DECODER)
+    return tiny_loader(load_dataset("folder", str(folder)), DEVICE, store, start, **{**options, **changes})
 
 
 def batches(loader):
-    found = [(b.step, b.indices.tolist(), b.labels.tolist(), b.pixels().clone()) for b in loader]
+    found = [(b.step, b.indices.tolist(), b.labels.tolist(), b.images.clone()) for b in loader]
     loader.close()
     return found
 
@@ -77,7 +71,7 @@ def test_batches_are_those_without_it(mixed, place, resize, decoder, m):
     cached = loader(mixed, place, resize=resize, loader=decoder, m=m)
     assert equal(batches(cached), plain)
     assert equal(batches(loader(mixed, place, start=5, resize=resize, loader=decoder, m=m)), plain[5:])
-    assert len(cached.bad) == 2 and cached._cache.valid.sum() == 58  # nine steps of eight: the whole training set
+    assert len(cached.bad) == 2 and cached.images.cache.valid.sum() == 58  # nine steps of eight: the whole training set
 
 
 @pytest.mark.parametrize("resize", ["square", "shorter"])
@@ -87,30 +81,32 @@ def test_a_packed_store_fills_it_at_once(mixed, tmp_path, resize):
     source = PackedStore.open(tmp_path / "store").split(catalog.train)
     plain = batches(loader(mixed, "none", resize=resize, store=source))
     cached = loader(mixed, "host", resize=resize, store=source)
-    passed = list(cached.fill())
+    passed = list(cached.images.fill(step=0))
     assert passed == sorted(passed)
     assert passed[-1] == 60
-    assert cached._cache.valid.sum() == 58
-    decode, calls = cached._reader.decode_whole, []
-    cached._reader.decode_whole = lambda encoded: calls.append(len(encoded)) or decode(encoded)
+    assert cached.images.cache.valid.sum() == 58
+    decoder = cached.images.decoder
+    decode, calls = decoder.decode_whole, []
+    decoder.decode_whole = lambda encoded: calls.append(len(encoded)) or decode(encoded)
     assert equal(batches(cached), plain) and not calls
 
 
 def test_it_fills_in_catalogue_order_and_decodes_each_image_once(image_folder):
     cached = loader(image_folder, "host", stop=30)
-    decode, decoded = cached._reader.decode_whole, []
-    cached._reader.decode_whole = lambda encoded: decoded.append(len(encoded)) or decode(encoded)
-    cached._reader.open()
-    drawn, reading = set(), {}
-    for step in range(4):
-        drawn |= set(cached._finish(step, reading).indices.tolist())
-        there = set(np.flatnonzero(cached._cache.valid).tolist())
+    decoder = cached.images.decoder
+    decode, decoded = decoder.decode_whole, []
+    decoder.decode_whole = lambda encoded: decoded.append(len(encoded)) or decode(encoded)
+    cached.images.open()
+    drawn = set()
+    for step, batch in zip(range(4), cached.batches()):
+        drawn |= set(batch.indices.tolist())
+        there = set(np.flatnonzero(cached.images.cache.valid).tolist())
         in_order = there - drawn
         assert drawn <= there and len(in_order) <= 8 * (step + 1)
-        assert set(range(cached._next)) <= there and cached._next >= 8 * (step + 1)
+        assert set(range(8 * (step + 1))) <= there
     cached.close()
     batches(cached)
-    assert sum(decoded) == 80 and cached._cache.valid.all()
+    assert sum(decoded) == 80 and cached.images.cache.valid.all()
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -1,6 +1,8 @@
 """Images to batches: the same for any threads, decoder and start, padded in evaluation, also of packed stores."""
 
 import threading
+import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,15 +12,16 @@ from fastirt.datasets import load_dataset
 from fastirt.errors import UserError
 from fastirt.images.pack import PackedStore, pack
 from fastirt.images.resize_crop import check_input
+from fastirt.images.source import FileSource
 from fastirt.loading.eval_loader import EvalLoader
-from fastirt.loading.train_loader import TrainLoader
-from tests.helpers import CPU, run_python, tiny_input
+from tests.helpers import CPU, run_python, tiny_input, tiny_loader
 
 
 def loaded(image_folder, start=0, stop=5, **changes):
-    split = load_dataset("folder", str(image_folder)).train
-    config = tiny_input(**{"loader": "dali", **changes})
-    loader = TrainLoader(split, batch_size=32, m=4, seed=7, input=config, device=CPU, start_step=start, stop_step=stop)
+    catalog = load_dataset("folder", str(image_folder))
+    split = catalog.train
+    options = {"loader": "dali", **changes}
+    loader = tiny_loader(catalog, start_step=start, batch_size=32, m=4, seed=7, max_iter=stop, **options)
     batches = [(b.step, b.indices.tolist(), b.labels.tolist(), b.images.clone()) for b in loader]
     loader.close()
     assert all(np.array_equal(labels, split.labels[rows]) for _, rows, labels, _ in batches)
@@ -46,10 +49,46 @@ def test_the_pil_twin_gives_the_same_batches(image_folder):
 
 def test_images_survive_later_batches(image_folder):
     catalog = load_dataset("folder", str(image_folder))
-    config = tiny_input()
-    loader = TrainLoader(catalog.train, batch_size=32, m=0, seed=0, input=config, device=CPU, stop_step=6)
+    loader = tiny_loader(catalog, batch_size=32, max_iter=6)
     kept = [(batch.images, batch.images.clone()) for batch in loader]
     assert all(torch.equal(now, then) for now, then in kept)
+
+
+class CountingSource(FileSource):
+    """Counts how often each row is read."""
+
+    def __init__(self, paths):
+        super().__init__(paths)
+        self.reads = Counter()
+
+    def read(self, row):
+        self.reads[row] += 1
+        return super().read(row)
+
+
+def test_the_next_batch_is_read_while_one_is_decoded(image_folder):
+    """Before a batch is decoded the threads are given the next one, and no image is read twice in an epoch."""
+    catalog = load_dataset("folder", str(image_folder))
+    source = CountingSource(catalog.train.paths)
+    loader = tiny_loader(catalog, store=source, batch_size=16, max_iter=4)
+    images, decoded = loader.images, []
+    decode = images.decoder.decode
+
+    def slow(encoded, crops):
+        following = loader.sampler.batch(len(decoded) + 1).tolist()
+        end = time.monotonic() + 20
+        while not source.reads.keys() >= set(following) and time.monotonic() < end:
+            time.sleep(0.001)
+        assert source.reads.keys() >= set(following)
+        decoded.append(decode(encoded, crops))
+        return decoded[-1]
+
+    images.decoder.decode = slow
+    batches = list(loader)
+    assert len(batches) == 4
+    assert list(source.reads.values()) == [1] * 80
+    for batch, pixels in zip(batches, decoded):
+        assert batch.images.data_ptr() == pixels.data_ptr()  # a view of what was decoded, not a copy
 
 
 def test_evaluation_is_in_order_with_a_padded_last_batch(image_folder):
@@ -85,13 +124,10 @@ def test_a_batch_size_of_zero_is_one_clear_line(image_folder):
 @pytest.mark.parametrize("resize", ["square", "shorter"])
 def test_a_packed_store_gives_the_batches_of_the_files(image_folder, tmp_path, resize):
     catalog = load_dataset("folder", str(image_folder))
-    config = tiny_input(resize=resize)
     pack(catalog, tmp_path / "store", resize=resize, resize_size=18, quality=100, workers=1, progress=False)
     store = PackedStore.open(tmp_path / "store")
-    loaders = [
-        TrainLoader(catalog.train, batch_size=16, m=2, seed=0, input=config, device=CPU, stop_step=2, store=source)
-        for source in (None, store.split(catalog.train))
-    ]
+    options = dict(batch_size=16, m=2, max_iter=2, resize=resize)
+    loaders = [tiny_loader(catalog, store=source, **options) for source in (None, store.split(catalog.train))]
     for files, packed in zip(*loaders):
         assert np.array_equal(files.indices, packed.indices)
         assert (files.images.int() - packed.images.int()).abs().float().mean() < 1.5
@@ -99,9 +135,8 @@ def test_a_packed_store_gives_the_batches_of_the_files(image_folder, tmp_path, r
 
 def test_leaving_the_loop_and_errors_stop_the_background_thread(image_folder):
     catalog = load_dataset("folder", str(image_folder))
-    config = tiny_input()
     before = threading.active_count()
-    loader = TrainLoader(catalog.train, batch_size=8, m=0, seed=0, input=config, device=CPU)
+    loader = tiny_loader(catalog, batch_size=8)
     for batch in loader:
         if batch.step == 2:
             break
@@ -113,11 +148,11 @@ def test_leaving_the_loop_and_errors_stop_the_background_thread(image_folder):
 
 ABANDONED = """
 import sys, torch
-from fastirt.config.options import InputConfig
+from fastirt.config.options import Config
 from fastirt.datasets import load_dataset
-from fastirt.loading.train_loader import TrainLoader
-split, config = load_dataset("folder", sys.argv[1]).train, InputConfig(input_size=16, resize_size=18, num_workers=2)
-loader = TrainLoader(split, batch_size=8, m=0, seed=0, device=torch.device("cpu"), input=config)
+from fastirt.loading.train_loader import train_loader
+config = Config().replace(batch_size=8, input_size=16, resize_size=18, num_workers=2, cache="none")
+loader = train_loader(load_dataset("folder", sys.argv[1]), config, torch.device("cpu"))
 for batch in loader:
     raise KeyError("the consumer's own")
 """

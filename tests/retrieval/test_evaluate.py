@@ -12,7 +12,7 @@ from fastirt.datasets import Catalog, Split, load_dataset
 from fastirt.distributed.ranks import Ranks
 from fastirt.errors import UserError
 from fastirt.images.source import FileSource
-from fastirt.loading.batch import Batch
+from fastirt.loading.batch import Batch, ImageViews
 from fastirt.loading.eval_loader import EvalLoader
 from fastirt.model.encoder import normalization_constants
 from fastirt.retrieval.embed import embed
@@ -61,7 +61,7 @@ class FakeLoader:
             rows = self.rows[first : first + 4]
             padded = np.concatenate([rows, np.full(4 - len(rows), -1)])
             images = torch.where(torch.from_numpy(padded >= 0)[:, None, None, None], self.images[padded], 0)
-            yield Batch(images, torch.zeros(4, dtype=torch.int64), padded, step, len(rows))
+            yield Batch(ImageViews.whole(images), torch.zeros(4, dtype=torch.int64), padded, step, len(rows))
 
     def agree(self):
         assert self.closed

@@ -8,7 +8,6 @@ import torch
 
 from fastirt.datasets import load_dataset
 from fastirt.loading.eval_loader import EvalLoader
-from fastirt.loading.train_loader import TrainLoader
 from fastirt.retrieval.search import search
 from fastirt.step.train_step import PHASES
 from fastirt.training.throughput import InputWait
@@ -23,6 +22,7 @@ from tests.helpers import (
     run_cli,
     tiny_config,
     tiny_input,
+    tiny_loader,
     train_tiny,
 )
 
@@ -33,14 +33,11 @@ GPU = torch.device("cuda:0")
 @needs_dali
 def test_mixed_decoding_agrees_with_pil(image_folder):
     """nvJPEG's inverse transform and chroma upsampling differ from libjpeg's, so only the mean is pinned."""
-    split = load_dataset("folder", str(image_folder)).train
+    catalog = load_dataset("folder", str(image_folder))
     batches = {}
-    for loader in ("dali", "pil"):
-        config = tiny_input(num_workers=4, loader=loader)
-        batches[loader] = [
-            (b.indices.tolist(), b.images.cpu().int())
-            for b in TrainLoader(split, batch_size=32, m=4, seed=0, input=config, device=GPU, stop_step=20)
-        ]
+    for decoder in ("dali", "pil"):
+        loader = tiny_loader(catalog, GPU, batch_size=32, m=4, max_iter=20, num_workers=4, loader=decoder)
+        batches[decoder] = [(b.indices.tolist(), b.images.cpu().int()) for b in loader]
     for ours, plain in zip(batches["dali"], batches["pil"], strict=True):
         assert ours[0] == plain[0] and (ours[1] - plain[1]).abs().float().mean() < 2
 

@@ -1,11 +1,12 @@
 """The eager step: against the arithmetic written out, held back by non-finite values, silent towards the host."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastirt.kernels.reference import koleo, pair_loss
-from fastirt.loading.batch import Batch
 from fastirt.model.build import build_encoder
 from fastirt.step.optimizer import learning_rate
 from fastirt.step.step_counters import LOSS_NAMES
@@ -133,7 +134,7 @@ def test_bf16_autocast_keeps_float32_weights_and_learns():
     losses = []
     for number in range(12):
         step.counters.sums.zero_()
-        step(Batch(batch.images, batch.labels, batch.indices, number, 8))
+        step(dataclasses.replace(batch, step=number))
         losses.append(step.counters.sums[LOSS_NAMES.index("contrastive_batch")].item())
     assert all(p.dtype == torch.float32 for p in step.encoder.parameters())
     assert step.memory.embeddings.dtype == torch.bfloat16

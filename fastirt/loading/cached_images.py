@@ -1,0 +1,136 @@
+"""Images from the decoded cache: images of a batch that are not in it yet are decoded into it first."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from fastirt.images.bad_images import BadRows
+from fastirt.images.formats.header_check import Undecodable
+from fastirt.images.prepare import Encoded
+from fastirt.images.resize_crop import crop_corners
+from fastirt.loading.augment import Crops
+from fastirt.loading.batch import ImageViews
+from fastirt.loading.image_cache import ImageCache, next_missing
+from fastirt.loading.image_reader import ImageDecoder, ImageReader
+from fastirt.loading.prefetch import DeviceStream
+
+log = logging.getLogger("fastirt")
+
+LOG_INTERVAL_S = 15.0  # seconds
+
+
+class CachedImages:
+    """Images that are decoded once and kept; the views have the pixels of `DecodedImages.views`.
+
+    Each batch decodes its own images and `ahead` further ones, in catalogue order. With `ahead` the
+    size of the batch of all ranks, each rank's private cache is full by the end of the first epoch.
+    `fill` decodes all images at once.
+    """
+
+    def __init__(
+        self,
+        reader: ImageReader,
+        decoder: ImageDecoder,
+        bad: BadRows,
+        stream: DeviceStream,
+        cache: ImageCache,
+        ahead: int,
+    ) -> None:
+        self.reader, self.decoder, self.bad, self.stream = reader, decoder, bad, stream
+        self.cache = cache
+        self._ahead = ahead
+        self._next = 0  # every image before this row is in the cache, or bad
+        self._logged = time.monotonic()
+
+    def open(self) -> None:
+        """Start what `close` stops. Call it from the consumer's thread."""
+        self.reader.open()
+        self.decoder.open()
+
+    def views(self, rows: np.ndarray, crops: Crops, step: int, following: np.ndarray) -> ImageViews | None:
+        """As `DecodedImages.views`; None only if one of `rows` is bad, not for a further image."""
+        self._decode(self._needed(rows), step)
+        if not self.bad.rows.isdisjoint(rows.tolist()):
+            return None
+        self.reader.submit(self._needed(following))
+        cache, size = self.cache, self.reader.input.input_size
+        corners = crop_corners(cache.shapes[rows], size, crops.x, crops.y)
+        picks = torch.from_numpy(np.column_stack([rows, corners, crops.flip]).astype(np.int64))
+        views = ImageViews(cache.pixels, cache.starts, cache.widths, self.stream.upload(picks), size)
+        # Copy across the bus now, while an earlier step runs.
+        return ImageViews.whole(views.images) if cache.remote else views
+
+    def fill(self, step: int) -> Iterator[int]:
+        """Decode every image, in catalogue order, between `open` and `close`. A collective call.
+
+        Yields the number of rows done, after each `ahead` of them. step: named in reports of bad rows.
+        """
+        self.open()
+        try:
+            while self._next < len(self.cache.valid):
+                with self.stream.active():
+                    self._decode(self._needed(()), step)
+                    self.bad.sync(self.bad.ranks.loader_host)
+                    self.reader.submit(self._needed(()))
+                yield self._next
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self.reader.close()
+        self.decoder.close()
+
+    def _needed(self, rows: Sequence[int] | np.ndarray) -> list[int]:
+        """Those of `rows` that are not in the cache, then the next `ahead` in catalogue order."""
+        missing = [int(row) for row in dict.fromkeys(rows) if not self.cache.valid[row]]
+        return missing + next_missing(self.cache, self._next, self._ahead, self.bad.rows, missing)
+
+    def _decode(self, rows: list[int], step: int) -> None:
+        """Read rows and decode them into the cache; unreadable ones are marked bad."""
+        if not rows and self._next == len(self.cache.valid):
+            return
+        self.reader.submit(rows)
+        encoded, failed = self.reader.collect(rows)
+        for row, reason in failed.items():
+            self.bad.add(row, reason, step)
+        for row, shape in zip(list(encoded), self.decoder.resized(list(encoded.values()))):
+            if tuple(shape) != tuple(self.cache.shapes[row]):
+                self.bad.add(row, "has another size than when the run began", step)
+                del encoded[row]
+        todo = list(encoded)
+        while todo:
+            count = self.decoder.first_part([encoded[row] for row in todo])
+            bad = self._keep(todo[:count], encoded, step)
+            todo = [row for row in todo[:count] if row not in bad] + todo[count:] if bad else todo[count:]
+        self._advance()
+
+    def _keep(self, rows: list[int], encoded: dict[int, Encoded], step: int) -> set[int]:
+        """Decode rows into the cache. If some cannot be decoded, marks and returns them, and keeps none."""
+        try:
+            images = self.decoder.decode_whole([encoded[row] for row in rows])
+        except Undecodable as error:
+            for i, reason in error.reasons.items():
+                self.bad.add(rows[i], reason, step)
+            return {rows[i] for i in error.reasons}
+        for row, image in zip(rows, images):
+            self.cache.put(row, image)
+        self.stream.wait()
+        self.cache.valid[rows] = True
+        return set()
+
+    def _advance(self) -> None:
+        """Move `_next` past rows that are in the cache or bad, and log the progress."""
+        valid, before = self.cache.valid, self._next
+        while self._next < len(valid) and (valid[self._next] or self._next in self.bad.rows):
+            self._next += 1
+        now, total = time.monotonic(), len(valid)
+        if before < self._next == total:
+            log.info("cache: full, %d images%s", valid.sum(), f", {total - valid.sum()} bad" if not valid.all() else "")
+        elif now - self._logged > LOG_INTERVAL_S:
+            log.info("cache: %d of %d images", valid.sum(), total)
+            self._logged = now
