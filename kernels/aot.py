@@ -49,7 +49,11 @@ class Job:
     @property
     def name(self) -> str:
         t = self.tile
-        tile = f" {t.bm}x{t.bn}x{t.bd} warps={t.warps} stages={t.stages} out={t.out} skip={int(t.skip)}" if t else ""
+        tile = (
+            f" {t.bm}x{t.bn}x{t.bd} warps={t.warps} stages={t.stages} out={t.grad_chunks} skip={int(t.skip_inactive)}"
+            if t
+            else ""
+        )
         return f"{self.kernel} sm_{self.arch} {self.precision} D={self.dim}{tile} {'nonzero_mean' if self.nonzero else 'anchor_sum'}"
 
 
@@ -128,14 +132,14 @@ def _source(job: Job):
     if job.kernel in ("stats", "grad"):
         bd = chunk(tile, job.dim)
         constants = dict(
-            D=job.dim, BM=tile.bm, BN=tile.bn, BD=bd, CHUNKS=cdiv(job.dim, bd), NONZERO=job.nonzero, HAS_OWN=True,
+            D=job.dim, BM=tile.bm, BN=tile.bn, BD=bd, CHUNKS=cdiv(job.dim, bd), NONZERO=job.nonzero, HAS_SELF_INDEX=True,
             PRECISION="bf16" if job.precision == "mixed" else job.precision, **has,
         )  # fmt: skip
         if job.kernel == "stats":
             constants["PAIRS"] = True
         else:
-            slices = cdiv(constants["CHUNKS"], tile.out)
-            constants.update(OUT=cdiv(constants["CHUNKS"], slices), SKIP=tile.skip)
+            slices = cdiv(constants["CHUNKS"], tile.grad_chunks)
+            constants.update(GRAD_CHUNKS=cdiv(constants["CHUNKS"], slices), SKIP_INACTIVE=tile.skip_inactive)
         kernel = forward.stats_kernel if job.kernel == "stats" else backward.grad_kernel
         options = {"num_warps": tile.warps, "num_stages": tile.stages}
     elif job.kernel == "rows":
@@ -163,7 +167,7 @@ def _source(job: Job):
             return "*i64" if job.kernel == "totals" else "*i32"
         if name in ("best_col_ptr",):
             return "*i32"
-        if "labels" in name or name in ("own_ptr", "index_ptr", "tile_counts_ptr"):
+        if "labels" in name or name in ("self_index_ptr", "index_ptr", "tile_counts_ptr"):
             return "*i64"
         if name.endswith("_ptr"):
             return "*fp32"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastirt.kernels.passes.tiles import INTERPRETED
 from fastirt.kernels.plan import machine
-from fastirt.kernels.tile_table import served
+from fastirt.kernels.tile_table import has_tiles
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64)
@@ -49,26 +49,26 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} {value!r}: choose one of {', '.join(choices)}")
 
 
-def choose(impl: str, rows: Tensor) -> str:
+def choose_impl(impl: str, rows: Tensor) -> str:
     """ "triton" or "reference": `auto` takes Triton on a GPU that `configs` has tiles for, where D fits. Raises ValueError where `impl` cannot run."""
     check_choice("impl", impl, IMPLEMENTATIONS)
     fits = rows.shape[1] <= LARGEST_DIM
     arch, _ = machine(rows.device)
     if impl == "auto":
-        return "triton" if rows.is_cuda and fits and served(arch) else "reference"
+        return "triton" if rows.is_cuda and fits and has_tiles(arch) else "reference"
     if impl == "triton":
         if not rows.is_cuda and not INTERPRETED:
             raise ValueError(
                 "impl 'triton': the tensors are on the CPU: use a GPU, or set TRITON_INTERPRET=1 before Python starts"
             )
-        if not served(arch):
+        if not has_tiles(arch):
             raise ValueError(f"impl 'triton': no tiles for compute capability {arch / 10}: use impl='reference'")
         if not fits:
             raise ValueError(f"impl 'triton': D = {rows.shape[1]}, at most {LARGEST_DIM}: use impl='reference'")
     return impl
 
 
-def product_precision(precision: str, *vectors: Optional[Tensor]) -> str:
+def resolve_precision(precision: str, *vectors: Optional[Tensor]) -> str:
     """Resolve "auto": bf16 where one side is bf16; tf32 for fp16, which it holds exactly; for float32 what
     `torch.set_float32_matmul_precision` says (highest: fp32, high: tf32, medium: bf16). Raises ValueError for an unknown word."""
     check_choice("precision", precision, PRECISIONS)

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from fastirt.kernels import launch, reference
-from fastirt.kernels.checks import PRECISIONS, check_choice, check_integers, check_vectors, choose, product_precision
+from fastirt.kernels.checks import (
+    PRECISIONS,
+    check_choice,
+    check_integers,
+    check_vectors,
+    choose_impl,
+    resolve_precision,
+)
 from fastirt.kernels.reference import KOLEO_DISTANCE_EPS, KOLEO_EPS, REDUCTIONS, ContrastiveKoLeo
 
 
@@ -60,7 +67,7 @@ def contrastive_koleo(
     if check:
         _check_values(memory, memory_labels, memory_self)
     check_choice("precision", precision, PRECISIONS)
-    if choose(impl, z) == "reference":
+    if choose_impl(impl, z) == "reference":
         return reference.contrastive_koleo(
             z, labels, memory, memory_labels, memory_self=memory_self, margin=margin, reduction=reduction,
             koleo_eps=koleo_eps, koleo_distance_eps=koleo_distance_eps,
@@ -110,7 +117,7 @@ def _forward(
     z, labels, batch, against = _columns(z, labels, memory, memory_labels, memory_self)
     found = launch.forward(
         z, labels, batch, against, margin=margin, nonzero=reduction == "nonzero_mean", koleo_eps=koleo_eps,
-        distance_eps=distance_eps, precision=product_precision(precision, z, memory),
+        distance_eps=distance_eps, precision=resolve_precision(precision, z, memory),
     )  # fmt: skip
     return tuple(found[:6])
 
@@ -148,7 +155,7 @@ def _backward(
     return launch.backward(
         z, labels, batch, against, scales=scales, grads=(grad_batch, grad_memory, grad_koleo), rho=rho, index=index,
         margin=margin, nonzero=reduction == "nonzero_mean", koleo_eps=koleo_eps, distance_eps=distance_eps,
-        precision=product_precision(precision, z, memory),
+        precision=resolve_precision(precision, z, memory),
     )  # fmt: skip
 
 

@@ -18,12 +18,12 @@ from fastirt.kernels.tile_table import Tile
 
 
 class Columns(NamedTuple):
-    """Vectors (C, D) and labels (C,); `own` (N,) says which column is the row itself, or `offset` does: row + offset."""
+    """Vectors (C, D) and labels (C,); `self_index` (N,) says which column is the row itself, or `row_offset` does: row + row_offset."""
 
     vectors: Tensor
     labels: Tensor
-    own: Optional[Tensor] = None
-    offset: int = 0
+    self_index: Optional[Tensor] = None
+    row_offset: int = 0
 
 
 class Forward(NamedTuple):
@@ -67,7 +67,7 @@ def forward(
     count, dim = rows.shape
     device = rows.device
     p = plan(
-        "stats", _table_key(precision, rows, batch, memory), count, batch.labels.numel() if batch else 0, memory.labels.numel() if memory else 0, dim,
+        "stats", tile_precision(precision, rows, batch, memory), count, batch.labels.numel() if batch else 0, memory.labels.numel() if memory else 0, dim,
         device, tile,
     )  # fmt: skip
     sums = torch.empty(p.splits, 2, count, dtype=torch.float32, device=device)
@@ -85,11 +85,11 @@ def forward(
     if count and p.splits:
         stats_kernel[(p.row_tiles, p.splits)](
             rows, rows.stride(0), row_labels, b.vectors, b.vectors.stride(0), b.labels,
-            m.vectors, m.vectors.stride(0), m.labels, m.own if m.own is not None else row_labels,
+            m.vectors, m.vectors.stride(0), m.labels, m.self_index if m.self_index is not None else row_labels,
             sums, counts, best, best_col,
-            count, b.labels.numel(), m.labels.numel(), b.offset, p.batch_splits, p.batch_tiles, p.memory_tiles, margin,
+            count, b.labels.numel(), m.labels.numel(), b.row_offset, p.batch_splits, p.batch_tiles, p.memory_tiles, margin,
             D=dim, BM=p.tile.bm, BN=p.tile.bn, BD=p.bd, CHUNKS=p.chunks, PRECISION=precision, NONZERO=nonzero,
-            PAIRS=pairs, HAS_OWN=m.own is not None, **has, **p.options,
+            PAIRS=pairs, HAS_SELF_INDEX=m.self_index is not None, **has, **p.options,
         )  # fmt: skip
     if count:
         rows_kernel[(tiles,)](
@@ -136,7 +136,7 @@ def backward(
     device = rows.device
     b, m = batch or _nothing(rows, row_labels), memory or _nothing(rows, row_labels)
     p = plan(
-        "grad", _table_key(precision, rows, batch, memory), count, batch.labels.numel() if batch and pairs else 0,
+        "grad", tile_precision(precision, rows, batch, memory), count, batch.labels.numel() if batch and pairs else 0,
         memory.labels.numel() if memory and pairs else 0, dim, device, tile,
     )  # fmt: skip
     out = torch.empty(count, dim, dtype=rows.dtype, device=device)
@@ -146,11 +146,11 @@ def backward(
     if p.splits:
         grad_kernel[(p.row_tiles, p.splits, p.slices)](
             rows, rows.stride(0), row_labels, b.vectors, b.vectors.stride(0), b.labels,
-            m.vectors, m.vectors.stride(0), m.labels, m.own if m.own is not None else row_labels,
+            m.vectors, m.vectors.stride(0), m.labels, m.self_index if m.self_index is not None else row_labels,
             scales, grads[0], grads[1], partial,
-            count, b.labels.numel(), m.labels.numel(), b.offset, p.batch_splits, p.batch_tiles, p.memory_tiles, margin,
-            D=dim, BM=p.tile.bm, BN=p.tile.bn, BD=p.bd, CHUNKS=p.chunks, OUT=p.out_chunks, PRECISION=precision,
-            NONZERO=nonzero, SKIP=p.tile.skip, HAS_OWN=m.own is not None,
+            count, b.labels.numel(), m.labels.numel(), b.row_offset, p.batch_splits, p.batch_tiles, p.memory_tiles, margin,
+            D=dim, BM=p.tile.bm, BN=p.tile.bn, BD=p.bd, CHUNKS=p.chunks, GRAD_CHUNKS=p.grad_chunks, PRECISION=precision,
+            NONZERO=nonzero, SKIP_INACTIVE=p.tile.skip_inactive, HAS_SELF_INDEX=m.self_index is not None,
             HAS_BATCH=p.batch_splits > 0, HAS_MEMORY=p.memory_splits > 0, **p.options,
         )  # fmt: skip
     width = _finish_chunk(dim)
@@ -158,14 +158,14 @@ def backward(
     rows_at_once, splits_at_once = (256, 4) if INTERPRETED else (1, 16) if count <= 512 else (8, 4)
     combine_kernel[(cdiv(count, rows_at_once), cdiv(dim, width))](
         partial, p.splits, rows, rows.stride(0), b.vectors, b.vectors.stride(0), rho, index, scales, grads[2], out,
-        count, b.labels.numel(), b.offset, koleo_eps, distance_eps,
+        count, b.labels.numel(), b.row_offset, koleo_eps, distance_eps,
         D=dim, BR=rows_at_once, BD=width, BI=1024 if INTERPRETED else 128, BS=splits_at_once,
         HAS_KOLEO=koleo,
     )  # fmt: skip
     return out
 
 
-def _table_key(precision: str, rows: Tensor, batch: Optional[Columns], memory: Optional[Columns]) -> str:
+def tile_precision(precision: str, rows: Tensor, batch: Optional[Columns], memory: Optional[Columns]) -> str:
     """bf16 products of anything else than bf16 vectors need room for both."""
     vectors = [rows, *(c.vectors for c in (batch, memory) if c is not None)]
     return "mixed" if precision == "bf16" and any(v.dtype != torch.bfloat16 for v in vectors) else precision
@@ -185,6 +185,8 @@ def dense(vectors: Tensor) -> Tensor:
     return vectors if vectors.stride(1) == 1 or vectors.shape[1] == 1 else vectors.contiguous()
 
 
-def columns(vectors: Tensor, labels: Tensor, own: Optional[Tensor] = None, offset: int = 0) -> Columns:
+def columns(vectors: Tensor, labels: Tensor, self_index: Optional[Tensor] = None, row_offset: int = 0) -> Columns:
     """Any strides made fit for the kernels."""
-    return Columns(dense(vectors), labels.contiguous(), None if own is None else own.contiguous(), offset)
+    return Columns(
+        dense(vectors), labels.contiguous(), None if self_index is None else self_index.contiguous(), row_offset
+    )

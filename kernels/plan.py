@@ -51,7 +51,7 @@ class Plan:
         return cdiv(self.dim, self.bd)
 
     @property
-    def out_chunks(self) -> int:
+    def grad_chunks(self) -> int:
         return cdiv(self.chunks, self.slices)
 
     def passes(self) -> int:
@@ -93,7 +93,7 @@ def plan(
     device: torch.device,
     tile: Optional[Tile] = None,
 ) -> Plan:
-    """kind: "stats" or "grad". precision: a key of the table, see `configs.Row`. rows N, batch C and memory M columns of `dim` numbers;
+    """kind: "stats" or "grad". precision: a key of the table, see `TileRow`. rows N, batch C and memory M columns of `dim` numbers;
     M or C may be 0. Splits are in proportion to the columns."""
     arch, processors = machine(device)
     tile = tile or lookup(kind, arch, precision, dim, rows)
@@ -101,7 +101,7 @@ def plan(
     batch_cols, memory_cols = cdiv(batch, tile.bn), cdiv(memory, tile.bn)
     slices = 1
     if kind == "grad":
-        slices = cdiv(cdiv(dim, chunk(tile, dim)), tile.out)
+        slices = cdiv(cdiv(dim, chunk(tile, dim)), tile.grad_chunks)
     per_program = _tiles_per_program(batch_cols, memory_cols, row_tiles * slices, tile.waves * processors)
     batch_splits, memory_splits = cdiv(batch_cols, per_program), cdiv(memory_cols, per_program)
     return Plan(

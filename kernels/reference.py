@@ -38,21 +38,21 @@ def pair_loss(
     cols: Tensor,
     col_labels: Tensor,
     *,
-    self_cols: Optional[Tensor] = None,
+    self_index: Optional[Tensor] = None,
     margin: float = 0.5,
     reduction: str = "anchor_sum",
 ) -> Tensor:
     """Contrastive loss of every row against every column, a 0-d float32 tensor.
 
     rows (N, D) and cols (M, D): L2-normalised, any float dtype, computed in float32. row_labels (N,), col_labels (M,): integers;
-    a negative one marks padding or an empty slot, whose vector may hold anything, NaN included. self_cols (N,) int64:
+    a negative one marks padding or an empty slot, whose vector may hold anything, NaN included. self_index (N,) int64:
     the column that is the row itself, hence no pair; -1 for none. A non-finite value in any other row or column gives NaN.
     Raises ValueError for an unknown reduction.
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction {reduction!r}: choose one of {', '.join(REDUCTIONS)}")
     row_valid = row_labels >= 0
-    similarity, positive, negative = _pairs(rows, row_labels, cols, col_labels, self_cols, margin, reduction)
+    similarity, positive, negative = _pairs(rows, row_labels, cols, col_labels, self_index, margin, reduction)
     pull, push = 1 - similarity, similarity - margin
     if reduction == "anchor_sum":
         total = torch.where(positive, pull, 0.0).sum() + torch.where(negative, push, 0.0).sum()
@@ -62,7 +62,7 @@ def pair_loss(
     return loss + similarity.detach().mul(0).sum()  # 0, or NaN where any similarity is not finite
 
 
-def _pairs(rows, row_labels, cols, col_labels, self_cols, margin, reduction) -> tuple[Tensor, Tensor, Tensor]:
+def _pairs(rows, row_labels, cols, col_labels, self_index, margin, reduction) -> tuple[Tensor, Tensor, Tensor]:
     """(similarity, positive, negative), each (N, M): inner products in float32, and the pairs whose loss counts."""
     row_valid, col_valid = row_labels >= 0, col_labels >= 0
     rows = torch.where(row_valid[:, None], rows.float(), 0.0)
@@ -70,8 +70,8 @@ def _pairs(rows, row_labels, cols, col_labels, self_cols, margin, reduction) -> 
     with torch.autocast(rows.device.type, enabled=False):
         similarity = rows @ cols.T
     pair = row_valid[:, None] & col_valid[None, :]
-    if self_cols is not None:
-        pair = pair & (torch.arange(cols.shape[0], device=cols.device)[None, :] != self_cols[:, None])
+    if self_index is not None:
+        pair = pair & (torch.arange(cols.shape[0], device=cols.device)[None, :] != self_index[:, None])
     same = row_labels[:, None] == col_labels[None, :]
     if reduction == "anchor_sum":
         return similarity, pair & same, pair & ~same & (similarity > margin)
@@ -80,25 +80,25 @@ def _pairs(rows, row_labels, cols, col_labels, self_cols, margin, reduction) -> 
 
 
 def pair_stats(
-    rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, *, self_cols: Optional[Tensor], margin: float,
+    rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, *, self_index: Optional[Tensor], margin: float,
     reduction: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Twin of `fastirt.kernels.pair_stats`: (pos_sum, pos_count, neg_sum, neg_count)."""
     with torch.no_grad():
-        similarity, positive, negative = _pairs(rows, row_labels, cols, col_labels, self_cols, margin, reduction)
-        poison = similarity.mul(0).sum().double()
-        pos_sum = torch.where(positive, 1 - similarity, 0.0).sum(dtype=torch.float64) + poison
+        similarity, positive, negative = _pairs(rows, row_labels, cols, col_labels, self_index, margin, reduction)
+        nan_flag = similarity.mul(0).sum().double()
+        pos_sum = torch.where(positive, 1 - similarity, 0.0).sum(dtype=torch.float64) + nan_flag
         neg_sum = torch.where(negative, similarity - margin, 0.0).sum(dtype=torch.float64)
         return pos_sum, positive.sum(), neg_sum, negative.sum()
 
 
 def pair_grad(
-    rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, *, self_cols: Optional[Tensor],
+    rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, *, self_index: Optional[Tensor],
     scale_pos: Tensor, scale_neg: Tensor, margin: float, reduction: str,
 ) -> Tensor:  # fmt: skip
     """Twin of `fastirt.kernels.pair_grad`."""
     with torch.no_grad():
-        _, positive, negative = _pairs(rows, row_labels, cols, col_labels, self_cols, margin, reduction)
+        _, positive, negative = _pairs(rows, row_labels, cols, col_labels, self_index, margin, reduction)
         weight = torch.where(negative, scale_neg.float(), torch.where(positive, -scale_pos.float(), 0.0))
         return (weight @ torch.where((col_labels >= 0)[:, None], cols.float(), 0.0)).to(rows.dtype)
 
@@ -176,12 +176,12 @@ def contrastive_koleo(
     No memory, or no pair: that part is 0.
     """
     own = torch.arange(z.shape[0], device=z.device)
-    batch = pair_loss(z, labels, z, labels, self_cols=own, margin=margin, reduction=reduction)
+    batch = pair_loss(z, labels, z, labels, self_index=own, margin=margin, reduction=reduction)
     if memory is None:
         against_memory = torch.zeros((), device=z.device)
     else:
         against_memory = pair_loss(
-            z, labels, memory.detach(), memory_labels, self_cols=memory_self, margin=margin, reduction=reduction
+            z, labels, memory.detach(), memory_labels, self_index=memory_self, margin=margin, reduction=reduction
         )
     return ContrastiveKoLeo(batch, against_memory, koleo(z, labels, eps=koleo_eps, distance_eps=koleo_distance_eps))
 

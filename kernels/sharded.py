@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from fastirt.kernels import launch, reference
-from fastirt.kernels.checks import PRECISIONS, check_choice, check_integers, check_vectors, choose, product_precision
+from fastirt.kernels.checks import (
+    PRECISIONS,
+    check_choice,
+    check_integers,
+    check_vectors,
+    choose_impl,
+    resolve_precision,
+)
 from fastirt.kernels.reference import KOLEO_DISTANCE_EPS, KOLEO_EPS, REDUCTIONS
 
 
@@ -53,15 +60,15 @@ def pair_stats(
     row itself is row + row_offset, or self_slots[row] (-1: none); with neither, all pairs count. A value that is not finite
     gives a NaN pos_sum. Raises ValueError.
     """
-    own = _own(rows, row_labels, cols, col_labels, row_offset, self_slots)
+    self_index = _self_index(rows, row_labels, cols, col_labels, row_offset, self_slots)
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("precision", precision, PRECISIONS)
-    if choose(impl, rows) == "reference":
+    if choose_impl(impl, rows) == "reference":
         found = reference.pair_stats(
-            rows, row_labels, cols, col_labels, self_cols=own, margin=margin, reduction=reduction
+            rows, row_labels, cols, col_labels, self_index=self_index, margin=margin, reduction=reduction
         )
         return PairStats(*found)
-    sums, counts = _pair_stats(rows, row_labels, cols, col_labels, own, margin, reduction, precision)
+    sums, counts = _pair_stats(rows, row_labels, cols, col_labels, self_index, margin, reduction, precision)
     return PairStats(sums[0], counts[0], sums[1], counts[1])
 
 
@@ -84,18 +91,18 @@ def pair_grad(
 
     scale_pos, scale_neg: 0-d float tensors on the device. Raises ValueError.
     """
-    own = _own(rows, row_labels, cols, col_labels, row_offset, self_slots)
+    self_index = _self_index(rows, row_labels, cols, col_labels, row_offset, self_slots)
     check_choice("reduction", reduction, REDUCTIONS)
     _check_scale("scale_pos", scale_pos, rows)
     _check_scale("scale_neg", scale_neg, rows)
     check_choice("precision", precision, PRECISIONS)
-    if choose(impl, rows) == "reference":
+    if choose_impl(impl, rows) == "reference":
         return reference.pair_grad(
-            rows, row_labels, cols, col_labels, self_cols=own, scale_pos=scale_pos, scale_neg=scale_neg, margin=margin,
+            rows, row_labels, cols, col_labels, self_index=self_index, scale_pos=scale_pos, scale_neg=scale_neg, margin=margin,
             reduction=reduction,
         )  # fmt: skip
     scales = torch.stack([scale_pos.float(), scale_neg.float()])
-    return _pair_grad(rows, row_labels, cols, col_labels, own, scales, margin, reduction, precision)
+    return _pair_grad(rows, row_labels, cols, col_labels, self_index, scales, margin, reduction, precision)
 
 
 def nearest(
@@ -119,9 +126,9 @@ def nearest(
         row_labels = torch.zeros(rows.shape[:1], dtype=torch.int64, device=rows.device)
     if col_labels is None:
         col_labels = torch.zeros(cols.shape[:1], dtype=torch.int64, device=cols.device)
-    _own(rows, row_labels, cols, col_labels, row_offset, None)
+    _self_index(rows, row_labels, cols, col_labels, row_offset, None)
     check_choice("precision", precision, PRECISIONS)
-    if choose(impl, rows) == "reference":
+    if choose_impl(impl, rows) == "reference":
         with torch.no_grad():
             found = reference.nearest(
                 rows, row_labels, cols, col_labels, row_offset=row_offset, distance_eps=distance_eps
@@ -155,14 +162,14 @@ def koleo_grad(
         raise ValueError(
             f"row_offset {row_offset}: {rows.shape[0]} rows do not fit into {cols.shape[0]} columns from there"
         )
-    if choose(impl, rows) == "reference":
+    if choose_impl(impl, rows) == "reference":
         return reference.koleo_grad(
             rows, cols, rho, index, row_offset=row_offset, scale=scale, koleo_eps=koleo_eps, distance_eps=distance_eps
         )
     return _koleo_grad(rows, cols, rho, index, scale.float(), row_offset, koleo_eps, distance_eps)
 
 
-def _own(rows, row_labels, cols, col_labels, row_offset, self_slots) -> Optional[Tensor]:
+def _self_index(rows, row_labels, cols, col_labels, row_offset, self_slots) -> Optional[Tensor]:
     """Check what all parts take; each row's own column."""
     check_vectors("rows", rows)
     check_integers("row_labels", row_labels, rows)
@@ -183,13 +190,13 @@ def _check_scale(name: str, scale: Tensor, rows: Tensor) -> None:
 
 @torch.library.custom_op("fastirt::pair_stats", mutates_args=())
 def _pair_stats(
-    rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, own: Optional[Tensor], margin: float,
+    rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, self_index: Optional[Tensor], margin: float,
     reduction: str, precision: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    memory = launch.columns(cols, col_labels, own)
+    memory = launch.columns(cols, col_labels, self_index)
     found = launch.forward(
         launch.dense(rows), row_labels.contiguous(), None, memory, margin=margin, nonzero=reduction == "nonzero_mean",
-        koleo_eps=0.0, distance_eps=0.0, precision=product_precision(precision, rows, cols),
+        koleo_eps=0.0, distance_eps=0.0, precision=resolve_precision(precision, rows, cols),
     )  # fmt: skip
     return found.sums[2:4].clone(), found.counts[2:4].clone()
 
@@ -201,15 +208,15 @@ def _(rows, *_):
 
 @torch.library.custom_op("fastirt::pair_grad", mutates_args=())
 def _pair_grad(
-    rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, own: Optional[Tensor], scales: Tensor,
+    rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, self_index: Optional[Tensor], scales: Tensor,
     margin: float, reduction: str, precision: str,
 ) -> Tensor:  # fmt: skip
     one = scales.new_ones(())
     return launch.backward(
-        launch.dense(rows), row_labels.contiguous(), None, launch.columns(cols, col_labels, own),
+        launch.dense(rows), row_labels.contiguous(), None, launch.columns(cols, col_labels, self_index),
         scales=torch.cat([scales, scales]), grads=(one, one, one), rho=one, index=row_labels, margin=margin,
         nonzero=reduction == "nonzero_mean", koleo_eps=0.0, distance_eps=0.0,
-        precision=product_precision(precision, rows, cols), koleo=False,
+        precision=resolve_precision(precision, rows, cols), koleo=False,
     )  # fmt: skip
 
 
@@ -224,9 +231,9 @@ def _nearest(
     precision: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     found = launch.forward(
-        launch.dense(rows), row_labels.contiguous(), launch.columns(cols, col_labels, offset=row_offset), None,
+        launch.dense(rows), row_labels.contiguous(), launch.columns(cols, col_labels, row_offset=row_offset), None,
         margin=0.0, nonzero=False, koleo_eps=0.0, distance_eps=distance_eps,
-        precision=product_precision(precision, rows, cols), pairs=False,
+        precision=resolve_precision(precision, rows, cols), pairs=False,
     )  # fmt: skip
     return found.rho, found.index
 
@@ -242,7 +249,7 @@ def _koleo_grad(
     distance_eps: float,
 ) -> Tensor:  # fmt: skip
     return launch.backward(
-        launch.dense(rows), index, launch.columns(cols, index, offset=row_offset), None, scales=scale.new_ones(5),
+        launch.dense(rows), index, launch.columns(cols, index, row_offset=row_offset), None, scales=scale.new_ones(5),
         grads=(scale, scale, scale), rho=rho.contiguous(), index=index.contiguous(), margin=0.0, nonzero=False,
         koleo_eps=koleo_eps, distance_eps=distance_eps, precision="fp32", pairs=False,
     )  # fmt: skip

@@ -23,7 +23,7 @@ from fastirt.kernels.plan import cdiv, machine
 from fastirt.kernels.tile_table import Tile
 
 BYTES = {"bf16": 2, "mixed": 4, "tf32": 4, "fp32": 4}  # of one number of a vector
-SAFE = Tile(16, 16, 64, 4, 1, out=1)  # fits everywhere: for what the backward needs from a forward pass
+SAFE = Tile(16, 16, 64, 4, 1, grad_chunks=1)  # fits everywhere: for what the backward needs from a forward pass
 PER_THREAD = 128  # of a thread's 255 registers, those that a tile's sums may take: beyond, they spill
 
 
@@ -35,24 +35,24 @@ def candidates(kind: str, precision: str, dim: int, shared: int) -> Iterator[Til
         chunks = cdiv(dim, bd)
         if (bm + bn * (stages - 1)) * chunks * bd * BYTES[precision] > shared:
             continue
-        for out in {chunks, chunks // 2 if chunks % 2 == 0 else chunks} if kind == "grad" else (0,):
-            if bm * max(bn, out * bd) > PER_THREAD * 32 * warps:
+        for grad_chunks in {chunks, chunks // 2 if chunks % 2 == 0 else chunks} if kind == "grad" else (0,):
+            if bm * max(bn, grad_chunks * bd) > PER_THREAD * 32 * warps:
                 continue
-            for skip in (False, True) if kind == "grad" else (False,):
-                yield Tile(bm, bn, bd, warps, stages, out=out, skip=skip, waves=waves)
+            for skip_inactive in (False, True) if kind == "grad" else (False,):
+                yield Tile(bm, bn, bd, warps, stages, grad_chunks=grad_chunks, skip_inactive=skip_inactive, waves=waves)
 
 
 def said(tile: Tile) -> str:
     """The tile as `tile_table.TABLE` writes it: sizes by position, the rest where it differs from its default."""
     sizes = [getattr(tile, name) for name in ("bm", "bn", "bd", "warps", "stages")]
-    others = [field for field in fields(Tile) if field.name in ("out", "skip", "waves")]
+    others = [field for field in fields(Tile) if field.name in ("grad_chunks", "skip_inactive", "waves")]
     named = [f"{f.name}={getattr(tile, f.name)}" for f in others if getattr(tile, f.name) != f.default]
     return ", ".join([*map(str, sizes), *named])
 
 
 def row(kind: str, arch: int, precision: str, dim: int, rows: int, tile: Tile, gpu: str) -> str:
     """A line of `tile_table.TABLE`."""
-    return f'Row("{kind}", ({arch},), "{precision}", {dim}, {rows}, Tile({said(tile)}, source="{gpu}")),'
+    return f'TileRow("{kind}", ({arch},), "{precision}", {dim}, {rows}, Tile({said(tile)}, source="{gpu}")),'
 
 
 def milliseconds(call: Callable[[], object]) -> float:

@@ -21,7 +21,7 @@ from benchmarks.timing import samples
 from conftest import TINY_KWARGS
 from fastirt.config.options import ModelConfig
 from fastirt.kernels import reference, tune
-from fastirt.kernels.tile_table import Row, Tile
+from fastirt.kernels.tile_table import Tile, TileRow
 from fastirt.model.build import build_encoder
 
 CPU = torch.device("cpu")
@@ -264,7 +264,7 @@ def test_the_public_recipe_computes_its_objective():
     labels = torch.arange(12) // 3
     model = Points(12)
     z = torch.nn.functional.normalize(model.points[:, 0].detach(), dim=1)
-    batch = reference.pair_loss(z, labels, z, labels, self_cols=torch.arange(12), reduction="nonzero_mean")
+    batch = reference.pair_loss(z, labels, z, labels, self_index=torch.arange(12), reduction="nonzero_mean")
     alone = public_recipe.Recipe(model, 0, CPU, lr=0.0)(torch.zeros(12, 3, 4, 4), labels)
     assert alone == pytest.approx(float(batch + 0.7 * reference.koleo(z)), rel=1e-5)
 
@@ -438,12 +438,12 @@ def test_unknown_part(capsys):
 
 
 def test_the_tuner_prints_rows_of_the_table():
-    tile = Tile(64, 32, 128, 8, 3, out=3, skip=True, waves=2, source="NVIDIA H100")
+    tile = Tile(64, 32, 128, 8, 3, grad_chunks=3, skip_inactive=True, waves=2, source="NVIDIA H100")
     line = tune.row("grad", 90, "bf16", 384, 64, tile, "NVIDIA H100")
     assert line.startswith(
-        'Row("grad", (90,), "bf16", 384, 64, Tile(64, 32, 128, 8, 3, out=3, skip=True, waves=2, source='
+        'TileRow("grad", (90,), "bf16", 384, 64, Tile(64, 32, 128, 8, 3, grad_chunks=3, skip_inactive=True, waves=2, source='
     )
-    assert eval(line.removesuffix(",")) == Row("grad", (90,), "bf16", 384, 64, tile)
+    assert eval(line.removesuffix(",")) == TileRow("grad", (90,), "bf16", 384, 64, tile)
 
 
 @pytest.mark.parametrize("kind", ["stats", "grad"])

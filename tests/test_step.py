@@ -75,7 +75,7 @@ def test_ten_steps_equal_the_arithmetic_written_out(contrastive, twin):
         x = ((batch.images.float() / 255 - 0.5) / 0.5).permute(0, 3, 1, 2)
         z = encoder(x)
         own = torch.arange(8)
-        loss = pair_loss(z, batch.labels, z, batch.labels, self_cols=own, reduction=contrastive) + 0.7 * koleo(z)
+        loss = pair_loss(z, batch.labels, z, batch.labels, self_index=own, reduction=contrastive) + 0.7 * koleo(z)
         if number >= 2:
             stored = (z if twin is None else keys(x)).detach()
             where = [(slots + i) % 20 for i in range(8)]
@@ -89,7 +89,7 @@ def test_ten_steps_equal_the_arithmetic_written_out(contrastive, twin):
                 batch.labels,
                 cols,
                 col_labels,
-                self_cols=torch.tensor(where) if twin is None else None,
+                self_index=torch.tensor(where) if twin is None else None,
                 reduction=contrastive,
             )
         for group in adamw.param_groups:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastirt.config.options import Config
 from fastirt.errors import UserError
 from fastirt.kernels import REDUCTIONS, contrastive_koleo
-from fastirt.kernels.checks import IMPLEMENTATIONS, PRECISIONS, check_choice, choose
+from fastirt.kernels.checks import IMPLEMENTATIONS, PRECISIONS, check_choice, choose_impl
 
 
 class Losses(NamedTuple):
@@ -89,7 +89,7 @@ def _objective(config: Config, dim: int, dtype: torch.dtype, device: torch.devic
     if precision == "auto":
         precision = "tf32" if dtype == torch.bfloat16 else "fp32"
     try:
-        choose(given.loss_impl, torch.empty(0, dim, device=device))
+        choose_impl(given.loss_impl, torch.empty(0, dim, device=device))
     except ValueError as error:
         raise UserError(f"--loss-impl: {error}") from None
     return RetrievalLoss(given.margin, given.contrastive, given.lambda_reg, given.loss_impl, precision, normalize=False)

@@ -43,34 +43,36 @@ def pair_weights(pos_scale, neg_scale, PRECISION: tl.constexpr):
 
 @triton.jit
 def _scan_grad(
-    rows, row_labels, own, cols_ptr, cols_stride, labels_ptr, M, first, last, margin, pos_scale, neg_scale, start,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr, OUT: tl.constexpr,
-    PRECISION: tl.constexpr, NONZERO: tl.constexpr, SKIP: tl.constexpr,
+    rows, row_labels, self_index, cols_ptr, cols_stride, labels_ptr, M, first, last, margin, pos_scale, neg_scale, start,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr, GRAD_CHUNKS: tl.constexpr,
+    PRECISION: tl.constexpr, NONZERO: tl.constexpr, SKIP_INACTIVE: tl.constexpr,
 ):  # fmt: skip
-    """sum_j weight_ij * column_j over column tiles [first, last), as OUT chunks (BM, BD) from column `start` of D on."""
+    """sum_j weight_ij * column_j over column tiles [first, last), as GRAD_CHUNKS chunks (BM, BD) from column `start` of D on."""
     unit, p, q = pair_weights(pos_scale, neg_scale, PRECISION)
     totals = ()
-    for _ in tl.static_range(OUT):
+    for _ in tl.static_range(GRAD_CHUNKS):
         totals = totals + (tl.zeros((BM, BD), tl.float32),)
     for tile in range(first, last):
         cols = tile * BN + tl.arange(0, BN)
         col_labels = tl.load(labels_ptr + cols, mask=cols < M, other=-1)
         chunks = load_chunks(cols_ptr, cols_stride, tile * BN, col_labels >= 0, 0, D, BN, BD, CHUNKS, PRECISION)
         s = similarity(rows, chunks, BM, BN, CHUNKS, PRECISION)
-        positive, negative = active_pairs(s, row_labels, col_labels, own, cols, margin, NONZERO)
-        if OUT < CHUNKS:
-            chunks = load_chunks(cols_ptr, cols_stride, tile * BN, col_labels >= 0, start, D, BN, BD, OUT, PRECISION)
+        positive, negative = active_pairs(s, row_labels, col_labels, self_index, cols, margin, NONZERO)
+        if GRAD_CHUNKS < CHUNKS:
+            chunks = load_chunks(
+                cols_ptr, cols_stride, tile * BN, col_labels >= 0, start, D, BN, BD, GRAD_CHUNKS, PRECISION
+            )
         any_active = True
-        if SKIP:
+        if SKIP_INACTIVE:
             any_active = tl.max(tl.max((positive | negative).to(tl.int32), 1), 0) > 0
         if any_active:
             weight = operand(tl.where(negative, q, tl.where(positive, -p, 0.0)), PRECISION)
             next_totals = ()
-            for k in tl.static_range(OUT):
+            for k in tl.static_range(GRAD_CHUNKS):
                 next_totals = next_totals + (product(weight, chunks[k], totals[k], PRECISION),)
             totals = next_totals
     scaled = ()
-    for k in tl.static_range(OUT):
+    for k in tl.static_range(GRAD_CHUNKS):
         scaled = scaled + (totals[k] * unit,)
     return scaled
 
@@ -79,11 +81,11 @@ def _scan_grad(
 def grad_kernel(
     rows_ptr, rows_stride, row_labels_ptr,
     cols_ptr, cols_stride, col_labels_ptr,
-    memory_ptr, memory_stride, memory_labels_ptr, own_ptr,
+    memory_ptr, memory_stride, memory_labels_ptr, self_index_ptr,
     scales_ptr, grad_batch_ptr, grad_memory_ptr, partial_ptr,
     N, C, M, row_offset, batch_splits, batch_tiles, memory_tiles, margin,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr, OUT: tl.constexpr,
-    PRECISION: tl.constexpr, NONZERO: tl.constexpr, SKIP: tl.constexpr, HAS_OWN: tl.constexpr,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr, GRAD_CHUNKS: tl.constexpr,
+    PRECISION: tl.constexpr, NONZERO: tl.constexpr, SKIP_INACTIVE: tl.constexpr, HAS_SELF_INDEX: tl.constexpr,
     HAS_BATCH: tl.constexpr, HAS_MEMORY: tl.constexpr,
 ):  # fmt: skip
     """Grid (row tiles, batch splits + memory splits, slices of D). Splits as in `stats_kernel`.
@@ -94,7 +96,7 @@ def grad_kernel(
     index, inside, row_labels = load_rows(row_labels_ptr, N, BM)
     rows = load_chunks(rows_ptr, rows_stride, tl.program_id(0) * BM, row_labels >= 0, 0, D, BM, BD, CHUNKS, PRECISION)
     split = tl.program_id(1)
-    start = tl.program_id(2) * OUT * BD
+    start = tl.program_id(2) * GRAD_CHUNKS * BD
     if HAS_BATCH:
         if split < batch_splits:
             first = split * batch_tiles
@@ -103,28 +105,30 @@ def grad_kernel(
                 rows, row_labels, index + row_offset, cols_ptr, cols_stride, col_labels_ptr, C,
                 first, min(first + batch_tiles, tl.cdiv(C, BN)), margin,
                 grad * tl.load(scales_ptr), grad * tl.load(scales_ptr + 1), start,
-                D, BM, BN, BD, CHUNKS, OUT, PRECISION, NONZERO, SKIP,
+                D, BM, BN, BD, CHUNKS, GRAD_CHUNKS, PRECISION, NONZERO, SKIP_INACTIVE,
             )  # fmt: skip
-            _store(partial_ptr, split, index, inside, start, N, totals, D, BD, OUT)
+            _store(partial_ptr, split, index, inside, start, N, totals, D, BD, GRAD_CHUNKS)
     if HAS_MEMORY:
         if split >= batch_splits:
-            own = tl.full((BM,), -1, tl.int32)
-            if HAS_OWN:
-                own = tl.load(own_ptr + index, mask=inside, other=-1).to(tl.int32)
+            self_index = tl.full((BM,), -1, tl.int32)
+            if HAS_SELF_INDEX:
+                self_index = tl.load(self_index_ptr + index, mask=inside, other=-1).to(tl.int32)
             first = (split - batch_splits) * memory_tiles
             grad = tl.load(grad_memory_ptr)
             totals = _scan_grad(
-                rows, row_labels, own, memory_ptr, memory_stride, memory_labels_ptr, M,
+                rows, row_labels, self_index, memory_ptr, memory_stride, memory_labels_ptr, M,
                 first, min(first + memory_tiles, tl.cdiv(M, BN)), margin,
                 grad * tl.load(scales_ptr + 2), grad * tl.load(scales_ptr + 3), start,
-                D, BM, BN, BD, CHUNKS, OUT, PRECISION, NONZERO, SKIP,
+                D, BM, BN, BD, CHUNKS, GRAD_CHUNKS, PRECISION, NONZERO, SKIP_INACTIVE,
             )  # fmt: skip
-            _store(partial_ptr, split, index, inside, start, N, totals, D, BD, OUT)
+            _store(partial_ptr, split, index, inside, start, N, totals, D, BD, GRAD_CHUNKS)
 
 
 @triton.jit
-def _store(partial_ptr, split, index, inside, start, N, totals, D: tl.constexpr, BD: tl.constexpr, OUT: tl.constexpr):
-    for k in tl.static_range(OUT):
+def _store(
+    partial_ptr, split, index, inside, start, N, totals, D: tl.constexpr, BD: tl.constexpr, GRAD_CHUNKS: tl.constexpr
+):
+    for k in tl.static_range(GRAD_CHUNKS):
         d = start + k * BD + tl.arange(0, BD)
         at = (split.to(tl.int64) * N + index)[:, None] * D + d[None, :]
         tl.store(partial_ptr + at, totals[k], mask=inside[:, None] & (d < D)[None, :])

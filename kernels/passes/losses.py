@@ -62,7 +62,7 @@ def rows_kernel(
             nearest = tl.where(closer, tl.load(best_col_ptr + at, mask=inside, other=0), nearest)
         has_other = valid & (best > float("-inf"))
         square = tl.zeros((BR,), tl.float32)
-        poison = tl.zeros((BR,), tl.float32)
+        nan_flag = tl.zeros((BR,), tl.float32)
         for start in range(0, D, BD):
             d = start + tl.arange(0, BD)
             keep = valid[:, None] & (d < D)[None, :]
@@ -71,10 +71,10 @@ def rows_kernel(
             other = tl.load(cols_ptr + at, mask=has_other[:, None] & keep, other=0.0)
             difference = own.to(tl.float32) - other.to(tl.float32) + tl.where(keep, distance_eps, 0.0)
             square += tl.sum(difference * difference, 1)
-            poison += tl.sum(own.to(tl.float32) * 0.0, 1)
+            nan_flag += tl.sum(own.to(tl.float32) * 0.0, 1)
         rho = tl.sqrt(square)
-        logarithm = tl.where(has_other, tl.log(rho + koleo_eps), 0.0) + poison
-        tl.store(rho_ptr + index, tl.where(has_other, rho, 0.0) + poison, mask=inside)
+        logarithm = tl.where(has_other, tl.log(rho + koleo_eps), 0.0) + nan_flag
+        tl.store(rho_ptr + index, tl.where(has_other, rho, 0.0) + nan_flag, mask=inside)
         tl.store(index_ptr + index, tl.where(has_other, nearest, -1).to(tl.int64), mask=inside)
         tl.store(sums_at + 4, tl.sum(logarithm.to(tl.float64), 0))
     if HAS_MEMORY:
@@ -114,13 +114,13 @@ def _part(
         pos_scale = 1.0 / tl.maximum(rows, 1).to(tl.float64)
         neg_scale = pos_scale
     loss = pos_sum * pos_scale + neg_sum * neg_scale
-    poison = loss * 0.0
+    nan_flag = loss * 0.0
     tl.store(sums_ptr + column, pos_sum)
     tl.store(sums_ptr + column + 1, neg_sum)
     tl.store(counts_ptr + column, pos_count)
     tl.store(counts_ptr + column + 1, neg_count)
-    tl.store(scales_ptr + column, (pos_scale + poison).to(tl.float32))
-    tl.store(scales_ptr + column + 1, (neg_scale + poison).to(tl.float32))
+    tl.store(scales_ptr + column, (pos_scale + nan_flag).to(tl.float32))
+    tl.store(scales_ptr + column + 1, (neg_scale + nan_flag).to(tl.float32))
     tl.store(loss_ptr, loss.to(tl.float32))
 
 

@@ -74,12 +74,12 @@ def similarity(rows, cols, BM: tl.constexpr, BN: tl.constexpr, CHUNKS: tl.conste
 
 
 @triton.jit
-def active_pairs(s, row_labels, col_labels, own, cols, margin, NONZERO: tl.constexpr):
+def active_pairs(s, row_labels, col_labels, self_index, cols, margin, NONZERO: tl.constexpr):
     """(positive, negative): the pairs of this tile whose loss counts, as two (BM, BN) masks.
 
-    Negative labels are in no pair; `own` (BM,) is the column that is the row itself.
+    Negative labels are in no pair; `self_index` (BM,) is the column that is the row itself.
     """
-    valid = (row_labels >= 0)[:, None] & (col_labels >= 0)[None, :] & (own[:, None] != cols[None, :])
+    valid = (row_labels >= 0)[:, None] & (col_labels >= 0)[None, :] & (self_index[:, None] != cols[None, :])
     same = row_labels[:, None] == col_labels[None, :]
     positive, negative = valid & same, valid & (same == 0)
     if NONZERO:

@@ -81,8 +81,8 @@ def test_any_tile_gives_the_same_within_rounding(reduction):
     one = torch.ones((), device=DEVICE)
     found = []
     tiles = [(32, 32, 64, 3, True), (64, 64, 64, 2, False), (32, 64, 32, 2, True), (16, 128, 64, 1, False)]
-    for bm, bn, bd, out, skip in tiles:
-        tile = Tile(bm, bn, bd, warps=4, stages=1, out=out, waves=2, skip=skip)
+    for bm, bn, bd, grad_chunks, skip in tiles:
+        tile = Tile(bm, bn, bd, warps=4, stages=1, grad_chunks=grad_chunks, waves=2, skip_inactive=skip)
         f = launch.forward(case.z, case.labels, rows, memory, tile=tile, **options)
         gradient = launch.backward(
             case.z, case.labels, rows, memory, scales=f.scales, grads=(one, one, one), rho=f.rho, index=f.index, tile=tile,
