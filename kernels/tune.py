@@ -20,6 +20,7 @@ from triton.errors import TritonError
 from fastirt.kernels import launch
 from fastirt.kernels.passes.tiles import INTERPRETED
 from fastirt.kernels.plan import cdiv, machine
+from fastirt.kernels.reference import PairOptions
 from fastirt.kernels.tile_table import Tile
 
 BYTES = {"bf16": 2, "mixed": 4, "tf32": 4, "fp32": 4}  # of one number of a vector
@@ -110,21 +111,18 @@ def problem(args: argparse.Namespace, device: torch.device) -> Callable[[str, Ti
     z, memory = (F.normalize(torch.randn(n, args.dim, device=device), dim=1).to(dtype) for n in (args.rows, args.slots))
     labels = torch.arange(args.rows, device=device) // 2
     memory_labels = torch.randperm(args.slots, device=device) // 5
-    batch, against = launch.Columns(z, labels), launch.Columns(memory, memory_labels)
-    options = dict(
-        margin=args.margin, nonzero=True, koleo_eps=1e-8, distance_eps=1e-6,
-        precision="bf16" if args.precision == "mixed" else args.precision,
-    )  # fmt: skip
-    found = launch.forward(z, labels, batch, against, tile=SAFE, **options)
+    precision = "bf16" if args.precision == "mixed" else args.precision
+    options = PairOptions(args.margin, "nonzero_mean", precision=precision)
+    arguments = (z, labels, launch.Columns(z, labels), launch.Columns(memory, memory_labels), options)
+    found = launch.forward(*arguments, tile=SAFE)
     one = torch.ones((), device=device)
 
     def call(kind: str, tile: Tile) -> object:
         if kind == "stats":
-            return launch.forward(z, labels, batch, against, tile=tile, **options)
+            return launch.forward(*arguments, tile=tile)
         return launch.backward(
-            z, labels, batch, against, scales=found.scales, grads=(one, one, one), rho=found.rho, index=found.index,
-            tile=tile, **options,
-        )  # fmt: skip
+            *arguments, scales=found.scales, grads=(one, one, one), rho=found.rho, index=found.index, tile=tile
+        )
 
     return call
 

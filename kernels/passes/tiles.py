@@ -30,12 +30,8 @@ def operand(x, PRECISION: tl.constexpr):
     """x as a factor of a product: bf16 for "bf16", else fp32 (of which "tf32" drops bits inside the product)."""
     x_float = x.to(tl.float32)
     if PRECISION == "bf16":
-        if (
-            _INTERPRETED
-        ):  # round to nearest even by hand and multiply in fp32, which is what the hardware's product gives
-            bits = x_float.to(tl.uint32, bitcast=True)
-            rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
-            return tl.where(x_float == x_float, rounded, x_float)
+        if _INTERPRETED:  # rounded bf16 values multiplied in fp32: what the hardware's product gives
+            return without_last_bits(x_float, 16)
         else:
             return x.to(tl.bfloat16)
     else:
