@@ -48,9 +48,9 @@ def contrastive_koleo(
     impl: `triton`, `reference` (plain PyTorch) or `auto`: Triton where the device and D allow it.
     check: also check the values of memory_labels and memory_self, which waits for the device.
 
-    Returns (batch, memory, koleo), 0-d float32, each differentiable in z. A contrastive loss without
-    a pair is 0 with zero gradient, as is KoLeo of fewer than two rows. NaN or infinity in z or in a
-    filled slot makes the losses that use it NaN.
+    Returns (batch, memory, koleo), 0-d float32, each differentiable in z. A contrastive loss
+    without a pair is 0 with zero gradient, as is KoLeo of fewer than two rows. NaN or infinity in z
+    or in a filled slot makes the losses that use it NaN.
     Raises ValueError for a wrong shape, dtype, device or option; RuntimeError for a second
     derivative of the Triton version.
     """

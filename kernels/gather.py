@@ -1,4 +1,4 @@
-"""Training views of stored images: gather, crop, flip, normalize and cast in one pass over the batch.
+"""Training views of stored images: gather, crop, flip, normalize and cast in one pass.
 
 No arithmetic: each byte selects an entry of a table, so every device gives the same bits.
 """
@@ -24,7 +24,7 @@ BLOCK = 2048  # elements a program writes
 def gather_kernel(
     out_ptr, pixels_ptr, starts_ptr, widths_ptr, picks_ptr, table_ptr, S: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Program (b, i): BLOCK elements of view b from i * BLOCK on, in the order row, column, channel."""
+    """Program (b, i): BLOCK elements of view b from i * BLOCK on; row-major, channels last."""
     view = tl.program_id(0)
     element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = element < S * S * 3
@@ -55,8 +55,8 @@ def gather_views(
     """Fill `out` with square views of stored images: cropped, flipped and looked up in a table.
 
     out: (B, S, S, 3), contiguous, of any dtype of 1, 2 or 4 bytes.
-    pixels: (bytes,) uint8, the images (H, W, 3) one after the other, on out's device or in page-locked
-        host memory.
+    pixels: (bytes,) uint8, the images (H, W, 3) one after the other, on out's device or in
+        page-locked host memory.
     starts: (P,) int64; image p begins at the byte pixels[starts[p]].
     widths: (P,) int64, the width of image p in pixels.
     picks: (B, 4) int64: image, top, left (pixels) and flip (0 or 1) of each view. A view must lie
@@ -95,7 +95,7 @@ def gather_views_reference(
 
 
 def look_up(images: Tensor, table: Tensor, out: Tensor) -> Tensor:
-    """Fill `out` (B, S, S, 3) with table[byte, channel] for images (B, S, S, 3) uint8; returns it."""
+    """Fill `out` (B, S, S, 3) with table[byte, channel] of uint8 images (B, S, S, 3); return it."""
     for channel in range(3):
         bytes = images[..., channel].reshape(-1).int()
         out[..., channel] = table[:, channel].contiguous().index_select(0, bytes).view(images.shape[:3])

@@ -65,7 +65,8 @@ def forward(
 ) -> Forward:
     """Three launches; without `pairs` two, which write rho and index only.
 
-    All tensors are on one device and valid, options.precision is resolved. tile: None = the table's.
+    All tensors are on one device and valid, options.precision is resolved. tile: None = the
+    table's.
     """
     count, dim = rows.shape
     device = rows.device

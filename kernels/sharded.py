@@ -8,8 +8,8 @@
     # gather rho and index over the ranks
     gradient += koleo_grad(my_rows, all_rows, rho, index, row_offset=first, scale=1 / N)
 
-The 2 is there because each pair of the batch stands in two rows. No part is differentiable, and none
-waits for the device.
+The 2 is there because each pair of the batch stands in two rows. No part is differentiable, and
+none waits for the device.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def _check_pairs(rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Ten
 
 
 def _self_index(rows, row_labels, cols, col_labels, row_offset, self_slots) -> Optional[Tensor]:
-    """(N,) int64: each row's own column, -1 for none; or None. Checks the arguments of the pairs."""
+    """(N,) int64: each row's own column, -1 for none; or None. Checks the pairs' arguments."""
     _check_pairs(rows, row_labels, cols, col_labels)
     if self_slots is None:
         return None if row_offset is None else torch.arange(rows.shape[0], device=rows.device) + row_offset

@@ -19,7 +19,7 @@ from fastirt.model.momentum_encoder import make_twin, momentum_update
 from fastirt.model.precision import autocast, resolve_precision
 from fastirt.objective.cross_batch_memory import CrossBatchMemory, Replaced, memory_size
 from fastirt.objective.global_loss import GlobalLoss, MemoryShard
-from fastirt.objective.retrieval_loss import Losses, _objective
+from fastirt.objective.retrieval_loss import Losses, build_objective
 from fastirt.step.cuda_graph import Capture, CaptureFailed
 from fastirt.step.engine import choose_engine, compiled
 from fastirt.step.gradient_sync import GradientSync
@@ -73,7 +73,7 @@ class TrainStep(nn.Module):
             self.bf16_copies = [Bf16Copy(model) for model in (self.encoder, self.twin) if model is not None]
             self._student, self._teacher = (self.bf16_copies[0].encoder,), (self.bf16_copies[-1].encoder,)
         self.input = StepInput(mean, std, self.dtype, device)
-        self.objective = _objective(config, encoder.embed_dim, self.dtype, device)
+        self.objective = build_objective(config, encoder.embed_dim, self.dtype, device)
         self.optimizer = build_optimizer(self.encoder.vit, config.optim, capture=self.engine == "graph")
         self.weights = [p for p in self.encoder.parameters() if p.requires_grad]
         self.register_buffer("first_bad_step", torch.full((), -1, dtype=torch.int64, device=device))

@@ -1,4 +1,4 @@
-"""Forward: one pass over the columns gives every row its pair sums, pair counts and nearest other row."""
+"""Forward: one pass over the columns gives each row its pair sums and counts and its neighbor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _scan(
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
     PRECISION: tl.constexpr, NONZERO: tl.constexpr, PAIRS: tl.constexpr, NEAREST: tl.constexpr,
 ):  # fmt: skip
-    """Column tiles [first, last) against one tile of rows."""
+    """One tile of rows against column tiles [first, last): sums, counts and the best column."""
     pos_sum = tl.zeros((BM,), tl.float32)
     neg_sum = tl.zeros((BM,), tl.float32)
     finite_probe = tl.zeros((BM,), tl.float32)
@@ -32,7 +32,7 @@ def _scan(
             positive, negative = active_pairs(s, row_labels, col_labels, self_index, cols, margin, NONZERO)
             pos_sum += tl.sum(tl.where(positive, 1.0 - s, 0.0), 1)
             neg_sum += tl.sum(tl.where(negative, s - margin, 0.0), 1)
-            # both counts in one reduction: a tile has fewer than 2^16 columns
+            # Both counts in one reduction: a tile has fewer than 2^16 columns.
             counts = tl.sum(positive.to(tl.int32) + (negative.to(tl.int32) << 16), 1)
             pos_count += counts & 0xFFFF
             neg_count += counts >> 16
@@ -68,11 +68,14 @@ def stats_kernel(
     PRECISION: tl.constexpr, NONZERO: tl.constexpr, PAIRS: tl.constexpr, HAS_SELF_INDEX: tl.constexpr,
     HAS_BATCH: tl.constexpr, HAS_MEMORY: tl.constexpr,
 ):  # fmt: skip
-    """Grid (row tiles, batch splits + memory splits). Split k < batch_splits takes `batch_tiles` tiles of the columns
-    (C, D), whose column row + row_offset is the row itself; the others take `memory_tiles` tiles of the memory (M, D) each,
-    whose slot self_index[row] is the row itself.
+    """Grid (row tiles, batch splits + memory splits).
 
-    Writes sums (splits, 2, N) fp32, counts (splits, 2, N) int32, best (batch splits, N) fp32 and best_col int32.
+    Each of the first `batch_splits` splits takes `batch_tiles` tiles of the columns (C, D), in
+    which column i + row_offset is row i itself. Each of the others takes `memory_tiles` tiles of
+    the memory (M, D), in which slot self_index[i] is row i itself.
+
+    Writes sums (splits, 2, N) fp32 and counts (splits, 2, N) int32, positive before negative, and
+    the largest similarity, best (batch splits, N) fp32, with its column, best_col int32.
     """
     index, inside, row_labels = load_rows(row_labels_ptr, N, BM)
     rows = load_chunks(rows_ptr, rows_stride, tl.program_id(0) * BM, row_labels >= 0, 0, D, BM, BD, CHUNKS, PRECISION)
