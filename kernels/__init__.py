@@ -1,4 +1,7 @@
-"""The objective's mathematics, usable alone: contrastive loss over batch and memory, and KoLeo, as Triton kernels and in plain PyTorch."""
+"""The objective as functions: contrastive loss over batch and memory, and KoLeo.
+
+Each is there twice, as Triton kernels and in plain PyTorch. Nothing else of fastirt is imported.
+"""
 
 from fastirt.kernels.contrastive import contrastive_koleo
 from fastirt.kernels.gather import gather_views
@@ -6,6 +9,6 @@ from fastirt.kernels.reference import PAIR_THRESHOLD, REDUCTIONS, ContrastiveKoL
 from fastirt.kernels.sharded import Nearest, PairStats, koleo_grad, nearest, pair_grad, pair_stats
 
 __all__ = [
-    "PAIR_THRESHOLD", "REDUCTIONS", "ContrastiveKoLeo", "Nearest", "PairStats", "contrastive_koleo", "koleo_grad", "nearest",
-    "pair_grad", "pair_stats", "gather_views",
+    "PAIR_THRESHOLD", "REDUCTIONS", "ContrastiveKoLeo", "Nearest", "PairStats", "contrastive_koleo", "gather_views",
+    "koleo_grad", "nearest", "pair_grad", "pair_stats",
 ]  # fmt: skip

@@ -1,6 +1,6 @@
-"""Compiles every kernel in every default configuration for GPUs that need not be here, and says what the compiler made of it.
+"""Compiles every kernel in every default configuration without a GPU and reports on the results.
 
-python -m fastirt.kernels.aot [--arch 80 90 100] [--kernel NAME]     exit code 1 where a row is at fault
+python -m fastirt.kernels.aot [--arch 80 90 100] [--kernel NAME]    exit code 1 if a row has a fault
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from fastirt.kernels.plan import cdiv, chunk
 from fastirt.kernels.tile_table import TABLE, Tile, lookup
 
 ARCHS = (80, 90, 100)
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a program may take
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of shared memory a program
 INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
-FP32_SPILL_LIMIT = 4096  # bytes; products without matrix instructions live in registers
+FP32_SPILL_LIMIT = 4096  # bytes; without matrix instructions, products are computed in registers
 FLOAT_ATOMIC = re.compile(r"\b(?:atom|red)\.[\w.]*\.f(?:16|32|64)")
 
 
@@ -49,8 +49,13 @@ class Job:
     @property
     def name(self) -> str:
         t = self.tile
-        tile = f" {t.bm}x{t.bn}x{t.bd} warps={t.warps} stages={t.stages} out={t.out} skip={int(t.skip)}" if t else ""
-        return f"{self.kernel} sm_{self.arch} {self.precision} D={self.dim}{tile} {'nonzero_mean' if self.nonzero else 'anchor_sum'}"
+        tile = (
+            f" {t.bm}x{t.bn}x{t.bd} warps={t.warps} stages={t.stages} out={t.grad_chunks} skip={int(t.skip_inactive)}"
+            if t
+            else ""
+        )
+        reduction = "nonzero_mean" if self.nonzero else "anchor_sum"
+        return f"{self.kernel} sm_{self.arch} {self.precision} D={self.dim}{tile} {reduction}"
 
 
 @dataclass
@@ -64,7 +69,10 @@ class Report:
 
 
 def jobs(archs: tuple[int, ...] = ARCHS) -> list[Job]:
-    """Every row of the table at the largest D that it serves, the bf16 ones at ViT-B's 768 too, and the kernels without a tile."""
+    """Every row of the table at its largest D, and the kernels without a tile.
+
+    bf16 rows for D = 1024 also at 768, the D of ViT-B.
+    """
     found = []
     for arch in archs:
         for row in TABLE:
@@ -79,7 +87,10 @@ def jobs(archs: tuple[int, ...] = ARCHS) -> list[Job]:
 
 
 def compile_job(job: Job) -> Report:
-    """Compile one job and read registers, spills, shared memory and instructions. A compiler's refusal is a fault."""
+    """Compile one job and read registers, spills, shared memory and instructions.
+
+    A compiler error is a fault in the report.
+    """
     report = Report(job.name)
     kernel, types, constants, options = _source(job)
     names = [p.name for p in kernel.params]
@@ -92,7 +103,7 @@ def compile_job(job: Job) -> Report:
     try:
         source = ASTSource(kernel, signature, constants, aligned)
         compiled = triton.compile(source, target=GPUTarget("cuda", job.arch, 32), options=options)
-    except Exception as error:  # whatever the compiler raises is what the report is for
+    except Exception as error:  # the report is about whatever the compiler raises
         report.faults.append(f"does not compile: {' '.join(str(error).split())[:200]}")
         return report
     ptx = compiled.asm["ptx"]
@@ -128,14 +139,14 @@ def _source(job: Job):
     if job.kernel in ("stats", "grad"):
         bd = chunk(tile, job.dim)
         constants = dict(
-            D=job.dim, BM=tile.bm, BN=tile.bn, BD=bd, CHUNKS=cdiv(job.dim, bd), NONZERO=job.nonzero, HAS_OWN=True,
-            PRECISION="bf16" if job.precision == "mixed" else job.precision, **has,
+            D=job.dim, BM=tile.bm, BN=tile.bn, BD=bd, CHUNKS=cdiv(job.dim, bd), NONZERO=job.nonzero,
+            HAS_SELF_INDEX=True, PRECISION="bf16" if job.precision == "mixed" else job.precision, **has,
         )  # fmt: skip
         if job.kernel == "stats":
             constants["PAIRS"] = True
         else:
-            slices = cdiv(constants["CHUNKS"], tile.out)
-            constants.update(OUT=cdiv(constants["CHUNKS"], slices), SKIP=tile.skip)
+            slices = cdiv(constants["CHUNKS"], tile.grad_chunks)
+            constants.update(GRAD_CHUNKS=cdiv(constants["CHUNKS"], slices), SKIP_INACTIVE=tile.skip_inactive)
         kernel = forward.stats_kernel if job.kernel == "stats" else backward.grad_kernel
         options = {"num_warps": tile.warps, "num_stages": tile.stages}
     elif job.kernel == "rows":
@@ -163,7 +174,7 @@ def _source(job: Job):
             return "*i64" if job.kernel == "totals" else "*i32"
         if name in ("best_col_ptr",):
             return "*i32"
-        if "labels" in name or name in ("own_ptr", "index_ptr", "tile_counts_ptr"):
+        if "labels" in name or name in ("self_index_ptr", "index_ptr", "tile_counts_ptr"):
             return "*i64"
         if name.endswith("_ptr"):
             return "*fp32"
@@ -173,7 +184,7 @@ def _source(job: Job):
 
 
 def _assemble(ptx: str, arch: int) -> str:
-    """What ptxas says of a kernel."""
+    """What ptxas prints about a kernel."""
     nvidia = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     ptxas = nvidia / ("ptxas-blackwell" if arch >= 100 and (nvidia / "ptxas-blackwell").exists() else "ptxas")
     target = re.search(r"\.target (\w+)", ptx).group(1)
@@ -188,10 +199,10 @@ def _assemble(ptx: str, arch: int) -> str:
 
 
 def reports(archs: tuple[int, ...] = ARCHS, only: Optional[str] = None, workers: Optional[int] = None) -> list[Report]:
-    """All reports; what was compiled before from the same sources is taken from Triton's cache folder."""
+    """All reports; those of unchanged sources come from Triton's cache folder."""
     todo = [job for job in jobs(archs) if only is None or job.kernel.split()[0] == only]
-    here = Path(__file__).parent
-    text = "".join(path.read_text() for path in sorted(here.rglob("*.py")))
+    folder = Path(__file__).parent
+    text = "".join(path.read_text() for path in sorted(folder.rglob("*.py")))
     source = hashlib.sha256((text + triton.__version__).encode()).hexdigest()[:16]
     path = Path(triton.knobs.cache.dir) / f"fastirt-aot-{source}.json"
     known = json.loads(path.read_text()) if path.exists() else {}
@@ -216,7 +227,7 @@ def main() -> int:
         "--kernel", choices=("stats", "grad", "rows", "totals", "combine", "gather"), help="only this one"
     )
     args = parser.parse_args()
-    if INTERPRETED:  # the kernels were made for the interpreter when they were imported: start again without it
+    if INTERPRETED:  # at import the kernels were made for the interpreter: start anew without it
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         os.execve(sys.executable, [sys.executable, "-m", "fastirt.kernels.aot", *sys.argv[1:]], environment)
     found = reports(tuple(args.arch), args.kernel)

@@ -1,4 +1,4 @@
-"""What the public functions accept: one clear line for a wrong shape, dtype, device or word."""
+"""Checks of the public functions' arguments: one line for a wrong shape, dtype, device or name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fastirt.kernels.passes.tiles import INTERPRETED
 from fastirt.kernels.plan import machine
-from fastirt.kernels.tile_table import served
+from fastirt.kernels.reference import REDUCTIONS, PairOptions
+from fastirt.kernels.tile_table import has_tiles
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64)
@@ -19,9 +20,9 @@ LARGEST_DIM = 1024  # a tile keeps whole rows on chip
 
 
 def check_vectors(name: str, vectors: Tensor, like: Optional[Tensor] = None) -> None:
-    """(?, D) float32, bfloat16 or float16; where `like` is given, its D and its device. Raises ValueError."""
+    """Raises ValueError unless `vectors` is (rows, D) in FLOATS, with `like`'s D and device."""
     if vectors.dim() != 2 or vectors.dtype not in FLOATS:
-        raise ValueError(f"{name}: needs shape (rows, D) in float32, bfloat16 or float16, got {_said(vectors)}")
+        raise ValueError(f"{name}: needs shape (rows, D) in float32, bfloat16 or float16, got {_describe(vectors)}")
     if vectors.shape[1] == 0:
         raise ValueError(f"{name}: has D = 0")
     if like is not None and vectors.shape[1] != like.shape[1]:
@@ -33,10 +34,10 @@ def check_vectors(name: str, vectors: Tensor, like: Optional[Tensor] = None) -> 
 
 
 def check_integers(name: str, values: Tensor, vectors: Tensor, dtypes: tuple = INTEGERS) -> None:
-    """(rows,) integers on the device of `vectors`. Raises ValueError."""
+    """Raises ValueError unless `values` is (rows,) integers, one a vector, on their device."""
     if values.dim() != 1 or values.dtype not in dtypes:
-        said = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise ValueError(f"{name}: needs shape (rows,) in {said}, got {_said(values)}")
+        allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ValueError(f"{name}: needs shape (rows,) in {allowed}, got {_describe(values)}")
     if values.shape[0] != vectors.shape[0]:
         raise ValueError(f"{name}: has {values.shape[0]} entries for {vectors.shape[0]} vectors")
     if values.device != vectors.device:
@@ -49,28 +50,57 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} {value!r}: choose one of {', '.join(choices)}")
 
 
-def choose(impl: str, rows: Tensor) -> str:
-    """ "triton" or "reference": `auto` takes Triton on a GPU that `configs` has tiles for, where D fits. Raises ValueError where `impl` cannot run."""
-    check_choice("impl", impl, IMPLEMENTATIONS)
-    fits = rows.shape[1] <= LARGEST_DIM
+def check_options(options: PairOptions) -> None:
+    """Raises ValueError for a margin that is not finite or an unknown reduction or precision."""
+    check_choice("reduction", options.reduction, REDUCTIONS)
+    # Refuses NaN too; math.isfinite would break a compiled graph.
+    if not -1e6 < options.margin < 1e6:
+        raise ValueError(f"margin: needs a finite number, got {options.margin}")
+    check_choice("precision", options.precision, PRECISIONS)
+
+
+def choose_impl(impl: str, rows: Tensor) -> str:
+    """ "triton" or "reference" for rows (N, D) and a user's `impl`.
+
+    `auto` takes Triton on a GPU that the table has tiles for, where D fits.
+    Raises ValueError for an unknown `impl`, and for "triton" where it cannot run.
+    """
     arch, _ = machine(rows.device)
+    obstacle = None
+    if not has_tiles(arch):
+        obstacle = f"no tiles for compute capability {arch / 10}"
+    elif not rows.shape[1] <= LARGEST_DIM:
+        obstacle = f"D = {rows.shape[1]}, at most {LARGEST_DIM}"
+    return triton_or_reference(impl, rows.device, obstacle)
+
+
+def triton_or_reference(impl: str, device: torch.device, obstacle: Optional[str] = None) -> str:
+    """ "triton" or "reference" for a kernel that any GPU runs, unless `obstacle` says why not.
+
+    Raises ValueError as `choose_impl` does.
+    """
+    check_choice("impl", impl, IMPLEMENTATIONS)
+    on_gpu = device.type == "cuda"
     if impl == "auto":
-        return "triton" if rows.is_cuda and fits and served(arch) else "reference"
+        return "triton" if on_gpu and obstacle is None else "reference"
     if impl == "triton":
-        if not rows.is_cuda and not INTERPRETED:
+        if not on_gpu and not INTERPRETED:
             raise ValueError(
                 "impl 'triton': the tensors are on the CPU: use a GPU, or set TRITON_INTERPRET=1 before Python starts"
             )
-        if not served(arch):
-            raise ValueError(f"impl 'triton': no tiles for compute capability {arch / 10}: use impl='reference'")
-        if not fits:
-            raise ValueError(f"impl 'triton': D = {rows.shape[1]}, at most {LARGEST_DIM}: use impl='reference'")
+        if obstacle is not None:
+            raise ValueError(f"impl 'triton': {obstacle}: use impl='reference'")
     return impl
 
 
-def product_precision(precision: str, *vectors: Optional[Tensor]) -> str:
-    """Resolve "auto": bf16 where one side is bf16; tf32 for fp16, which it holds exactly; for float32 what
-    `torch.set_float32_matmul_precision` says (highest: fp32, high: tf32, medium: bf16). Raises ValueError for an unknown word."""
+def resolve_precision(precision: str, *vectors: Optional[Tensor]) -> str:
+    """The precision of products of `vectors`: "bf16", "tf32" or "fp32".
+
+    "auto" is tf32 if one side is float16, which tf32 holds exactly, else bf16 if one is bfloat16.
+    For float32 it follows `torch.set_float32_matmul_precision`: highest is fp32, high tf32, medium
+    bf16.
+    Raises ValueError for an unknown precision.
+    """
     check_choice("precision", precision, PRECISIONS)
     if precision != "auto":
         return precision
@@ -82,5 +112,5 @@ def product_precision(precision: str, *vectors: Optional[Tensor]) -> str:
     return {"highest": "fp32", "high": "tf32", "medium": "bf16"}[torch.get_float32_matmul_precision()]
 
 
-def _said(tensor: Tensor) -> str:
+def _describe(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} in {str(tensor.dtype).removeprefix('torch.')}"

@@ -1,6 +1,6 @@
-"""Training views of stored images: gather, crop, flip, normalise and cast in one pass over the batch.
+"""Training views of stored images: gather, crop, flip, normalize and cast in one pass.
 
-Nothing is computed: each byte selects an entry of a table, so every device gives the same bits.
+No arithmetic: each byte selects an entry of a table, so every device gives the same bits.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastirt.kernels.checks import IMPLEMENTATIONS, check_choice
+from fastirt.kernels.checks import triton_or_reference
 from fastirt.kernels.launch import on_its_device
 from fastirt.kernels.passes.tiles import INTERPRETED
 from fastirt.kernels.plan import cdiv
 
-BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # an entry's bytes: the integers that carry it
-BLOCK = 2048  # elements of a program
+# Bytes of an entry: the integer dtype by which its bits are moved.
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+BLOCK = 2048  # elements a program writes
 
 
 @triton.jit
 def gather_kernel(
     out_ptr, pixels_ptr, starts_ptr, widths_ptr, picks_ptr, table_ptr, S: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Program (b, i): elements i * BLOCK and on of view b, in the order row, column, channel."""
+    """Program (b, i): BLOCK elements of view b from i * BLOCK on; row-major, channels last."""
     view = tl.program_id(0)
     element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = element < S * S * 3
@@ -33,7 +34,8 @@ def gather_kernel(
     y, across = element // (S * 3), element % (S * 3)
     x, channel = across // 3, across % 3
     x = tl.where(flip != 0, S - 1 - x, x)
-    window = pixels_ptr + start + (top * width + left) * 3  # 64-bit once; within the window 32 bits are enough
+    # 64 bits for the window's start only: within a window 32 bits are enough.
+    window = pixels_ptr + start + (top * width + left) * 3
     value = tl.load(window + (y * width.to(tl.int32) + x) * 3 + channel, mask=inside, other=0)
     entry = tl.load(table_ptr + value.to(tl.int32) * 3 + channel, mask=inside, other=0)
     tl.store(out_ptr + view.to(tl.int64) * (S * S * 3) + element, entry, mask=inside)
@@ -50,20 +52,24 @@ def gather_views(
     *,
     impl: str = "auto",
 ) -> Tensor:
-    """Fill `out` (B, S, S, 3), of any dtype of 1, 2 or 4 bytes, with views of stored images; returns it.
+    """Fill `out` with square views of stored images: cropped, flipped and looked up in a table.
 
-    pixels (bytes,) uint8: images (H, W, 3) one after the other, on the GPU or in page-locked host memory. starts, widths (P,)
-    int64: image p begins at pixels[starts[p]] and has rows of widths[p] pixels. picks (B, 4) int64: image, top, left,
-    flip (0 or 1) of each view; the window must lie inside the image, which is not checked. table (256, 3), out's dtype:
-    what a byte becomes, by channel. impl: `triton`, `reference`, or by device. Not differentiable. Raises ValueError for
-    wrong shapes, dtypes or words.
+    out: (B, S, S, 3), contiguous, of any dtype of 1, 2 or 4 bytes.
+    pixels: (bytes,) uint8, the images (H, W, 3) one after the other, on out's device or in
+        page-locked host memory.
+    starts: (P,) int64; image p begins at the byte pixels[starts[p]].
+    widths: (P,) int64, the width of image p in pixels.
+    picks: (B, 4) int64: image, top, left (pixels) and flip (0 or 1) of each view. A view must lie
+        inside its image, which is not checked.
+    table: (256, 3) in out's dtype: what a byte becomes in each channel.
+    impl: `triton`, `reference` (plain PyTorch) or `auto`: Triton on a GPU.
+
+    Returns out. Not differentiable.
+    Raises ValueError for a wrong shape, dtype, device or impl.
     """
     _check(out, pixels, starts, widths, picks, table)
     count, size = out.shape[:2]
-    check_choice("impl", impl, IMPLEMENTATIONS)
-    if impl == "triton" and not (out.is_cuda or INTERPRETED):
-        raise ValueError("impl 'triton': the tensors are on the CPU: use a GPU, or TRITON_INTERPRET=1")
-    if impl == "reference" or not (out.is_cuda or impl == "triton"):
+    if triton_or_reference(impl, out.device) == "reference":
         return gather_views_reference(out, pixels, starts, widths, picks, table)
     block = 1 << 16 if INTERPRETED else BLOCK
     bits = BITS[out.element_size()]
@@ -77,7 +83,7 @@ def gather_views(
 def gather_views_reference(
     out: Tensor, pixels: Tensor, starts: Tensor, widths: Tensor, picks: Tensor, table: Tensor
 ) -> Tensor:
-    """`gather_views` in plain PyTorch, one image at a time; reads `picks` on the host."""
+    """Twin of `gather_views`, one view at a time; it reads `picks` on the host."""
     size = out.shape[1]
     starts, widths = starts.tolist(), widths.tolist()
     windows = torch.empty(out.shape, dtype=torch.uint8, device=pixels.device)
@@ -89,7 +95,7 @@ def gather_views_reference(
 
 
 def look_up(images: Tensor, table: Tensor, out: Tensor) -> Tensor:
-    """Fill `out` (B, S, S, 3) with table[byte, channel] for images (B, S, S, 3) uint8; returns it."""
+    """Fill `out` (B, S, S, 3) with table[byte, channel] of uint8 images (B, S, S, 3); return it."""
     for channel in range(3):
         bytes = images[..., channel].reshape(-1).int()
         out[..., channel] = table[:, channel].contiguous().index_select(0, bytes).view(images.shape[:3])

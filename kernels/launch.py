@@ -13,24 +13,28 @@ from fastirt.kernels.passes.backward import combine_kernel, grad_kernel
 from fastirt.kernels.passes.forward import stats_kernel
 from fastirt.kernels.passes.losses import rows_kernel, totals_kernel
 from fastirt.kernels.passes.tiles import INTERPRETED
-from fastirt.kernels.plan import cdiv, plan
+from fastirt.kernels.plan import Plan, cdiv, plan
+from fastirt.kernels.reference import PairOptions
 from fastirt.kernels.tile_table import Tile
 
 
 class Columns(NamedTuple):
-    """Vectors (C, D) and labels (C,); `own` (N,) says which column is the row itself, or `offset` does: row + offset."""
+    """Vectors (C, D), labels (C,), and the column that is row i itself.
+
+    In the memory that is self_index[i] (N,) int64, -1 or None: none; in the batch i + row_offset.
+    """
 
     vectors: Tensor
     labels: Tensor
-    own: Optional[Tensor] = None
-    offset: int = 0
+    self_index: Optional[Tensor] = None
+    row_offset: int = 0
 
 
 class Forward(NamedTuple):
     batch: Tensor  # 0-d float32
     memory: Tensor  # 0-d float32
     koleo: Tensor  # 0-d float32
-    scales: Tensor  # (5,) float32: what a pair weighs in its loss (batch +, batch -, memory +, memory -), KoLeo's 1/N
+    scales: Tensor  # (5,) float32: weights of pairs (batch +, -, memory +, -), KoLeo's 1/N
     rho: Tensor  # (N,) float32
     index: Tensor  # (N,) int64, -1 = none
     sums: Tensor  # (5,) float64: batch +, batch -, memory +, memory -, log(rho + eps)
@@ -38,7 +42,7 @@ class Forward(NamedTuple):
 
 
 def on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make the GPU of the first argument current: kernels start there, whichever it was."""
+    """Make the first argument's GPU current during the call: Triton launches there."""
 
     @functools.wraps(function)
     def guarded(rows: Tensor, *args: Any, **options: Any) -> Any:
@@ -54,22 +58,19 @@ def forward(
     row_labels: Tensor,
     batch: Optional[Columns],
     memory: Optional[Columns],
+    options: PairOptions,
     *,
-    margin: float,
-    nonzero: bool,
-    koleo_eps: float,
-    distance_eps: float,
-    precision: str,
     pairs: bool = True,
     tile: Optional[Tile] = None,
 ) -> Forward:
-    """Three launches. Without `pairs` two: only rho and index are written. All tensors valid and on one device."""
+    """Three launches; without `pairs` two, which write rho and index only.
+
+    All tensors are on one device and valid, options.precision is resolved. tile: None = the
+    table's.
+    """
     count, dim = rows.shape
     device = rows.device
-    p = plan(
-        "stats", _table_key(precision, rows, batch, memory), count, batch.labels.numel() if batch else 0, memory.labels.numel() if memory else 0, dim,
-        device, tile,
-    )  # fmt: skip
+    p = _plan("stats", rows, batch, memory, options, tile)
     sums = torch.empty(p.splits, 2, count, dtype=torch.float32, device=device)
     counts = torch.empty(p.splits, 2, count, dtype=torch.int32, device=device)
     best = torch.empty(p.batch_splits, count, dtype=torch.float32, device=device)
@@ -81,20 +82,22 @@ def forward(
     tile_sums = torch.empty(tiles, 5, dtype=torch.float64, device=device)
     tile_counts = torch.empty(tiles, 5, dtype=torch.int64, device=device)
     has = {"HAS_BATCH": batch is not None, "HAS_MEMORY": memory is not None}
-    b, m = batch or _nothing(rows, row_labels), memory or _nothing(rows, row_labels)
+    b, m = batch or _no_columns(rows, row_labels), memory or _no_columns(rows, row_labels)
     if count and p.splits:
         stats_kernel[(p.row_tiles, p.splits)](
             rows, rows.stride(0), row_labels, b.vectors, b.vectors.stride(0), b.labels,
-            m.vectors, m.vectors.stride(0), m.labels, m.own if m.own is not None else row_labels,
+            m.vectors, m.vectors.stride(0), m.labels, m.self_index if m.self_index is not None else row_labels,
             sums, counts, best, best_col,
-            count, b.labels.numel(), m.labels.numel(), b.offset, p.batch_splits, p.batch_tiles, p.memory_tiles, margin,
-            D=dim, BM=p.tile.bm, BN=p.tile.bn, BD=p.bd, CHUNKS=p.chunks, PRECISION=precision, NONZERO=nonzero,
-            PAIRS=pairs, HAS_OWN=m.own is not None, **has, **p.options,
+            count, b.labels.numel(), m.labels.numel(), b.row_offset, p.batch_splits, p.batch_tiles, p.memory_tiles,
+            options.margin,
+            D=dim, BM=p.tile.bm, BN=p.tile.bn, BD=p.bd, CHUNKS=p.chunks, PRECISION=options.precision,
+            NONZERO=options.nonzero, PAIRS=pairs, HAS_SELF_INDEX=m.self_index is not None, **has, **p.options,
         )  # fmt: skip
     if count:
         rows_kernel[(tiles,)](
             rows, rows.stride(0), row_labels, b.vectors, b.vectors.stride(0), sums, counts, best, best_col,
-            rho, index, tile_sums, tile_counts, count, b.labels.numel(), p.batch_splits, p.splits, koleo_eps, distance_eps,
+            rho, index, tile_sums, tile_counts, count, b.labels.numel(), p.batch_splits, p.splits,
+            options.koleo_eps, options.distance_eps,
             D=dim, BD=_finish_chunk(dim), BR=rows_at_once, BS=32, PAIRS=pairs, **has,
         )  # fmt: skip
     losses = [torch.empty((), dtype=torch.float32, device=device) for _ in range(3)]
@@ -103,7 +106,7 @@ def forward(
     all_counts = torch.empty(5, dtype=torch.int64, device=device)
     if pairs:
         totals_kernel[(1,)](
-            tile_sums, tile_counts, all_sums, all_counts, scales, *losses, tiles, NONZERO=nonzero, BT=256, **has
+            tile_sums, tile_counts, all_sums, all_counts, scales, *losses, tiles, NONZERO=options.nonzero, BT=256, **has
         )
     return Forward(*losses, scales, rho, index, all_sums, all_counts)
 
@@ -114,31 +117,25 @@ def backward(
     row_labels: Tensor,
     batch: Optional[Columns],
     memory: Optional[Columns],
+    options: PairOptions,
     *,
     scales: Tensor,
     grads: tuple[Tensor, Tensor, Tensor],
     rho: Tensor,
     index: Tensor,
-    margin: float,
-    nonzero: bool,
-    koleo_eps: float,
-    distance_eps: float,
-    precision: str,
     pairs: bool = True,
     koleo: bool = True,
     tile: Optional[Tile] = None,
 ) -> Tensor:
-    """Two launches: the gradient (N, D) in the rows' dtype. grads: 0-d float32, of the batch, memory and KoLeo loss.
+    """Two launches: the gradient (N, D) in the rows' dtype.
 
-    rho, index: of the batch's columns. `pairs`, `koleo`: which terms to take.
+    scales: as in `Forward`. grads: 0-d float32, of the batch, memory and KoLeo loss.
+    rho, index: of the batch's columns. pairs, koleo: whether these terms are in the gradient.
     """
     count, dim = rows.shape
     device = rows.device
-    b, m = batch or _nothing(rows, row_labels), memory or _nothing(rows, row_labels)
-    p = plan(
-        "grad", _table_key(precision, rows, batch, memory), count, batch.labels.numel() if batch and pairs else 0,
-        memory.labels.numel() if memory and pairs else 0, dim, device, tile,
-    )  # fmt: skip
+    b, m = batch or _no_columns(rows, row_labels), memory or _no_columns(rows, row_labels)
+    p = _plan("grad", rows, batch, memory, options, tile, pairs)
     out = torch.empty(count, dim, dtype=rows.dtype, device=device)
     if out.numel() == 0:
         return out
@@ -146,45 +143,61 @@ def backward(
     if p.splits:
         grad_kernel[(p.row_tiles, p.splits, p.slices)](
             rows, rows.stride(0), row_labels, b.vectors, b.vectors.stride(0), b.labels,
-            m.vectors, m.vectors.stride(0), m.labels, m.own if m.own is not None else row_labels,
+            m.vectors, m.vectors.stride(0), m.labels, m.self_index if m.self_index is not None else row_labels,
             scales, grads[0], grads[1], partial,
-            count, b.labels.numel(), m.labels.numel(), b.offset, p.batch_splits, p.batch_tiles, p.memory_tiles, margin,
-            D=dim, BM=p.tile.bm, BN=p.tile.bn, BD=p.bd, CHUNKS=p.chunks, OUT=p.out_chunks, PRECISION=precision,
-            NONZERO=nonzero, SKIP=p.tile.skip, HAS_OWN=m.own is not None,
+            count, b.labels.numel(), m.labels.numel(), b.row_offset, p.batch_splits, p.batch_tiles, p.memory_tiles,
+            options.margin,
+            D=dim, BM=p.tile.bm, BN=p.tile.bn, BD=p.bd, CHUNKS=p.chunks, GRAD_CHUNKS=p.grad_chunks,
+            PRECISION=options.precision, NONZERO=options.nonzero, SKIP_INACTIVE=p.tile.skip_inactive,
+            HAS_SELF_INDEX=m.self_index is not None,
             HAS_BATCH=p.batch_splits > 0, HAS_MEMORY=p.memory_splits > 0, **p.options,
         )  # fmt: skip
     width = _finish_chunk(dim)
-    # Few rows have many splits: a program for each, sixteen splits at once.
+    # Few rows have many splits: then one program a row, sixteen splits at once.
     rows_at_once, splits_at_once = (256, 4) if INTERPRETED else (1, 16) if count <= 512 else (8, 4)
     combine_kernel[(cdiv(count, rows_at_once), cdiv(dim, width))](
         partial, p.splits, rows, rows.stride(0), b.vectors, b.vectors.stride(0), rho, index, scales, grads[2], out,
-        count, b.labels.numel(), b.offset, koleo_eps, distance_eps,
+        count, b.labels.numel(), b.row_offset, options.koleo_eps, options.distance_eps,
         D=dim, BR=rows_at_once, BD=width, BI=1024 if INTERPRETED else 128, BS=splits_at_once,
         HAS_KOLEO=koleo,
     )  # fmt: skip
     return out
 
 
-def _table_key(precision: str, rows: Tensor, batch: Optional[Columns], memory: Optional[Columns]) -> str:
-    """bf16 products of anything else than bf16 vectors need room for both."""
+def _plan(
+    kind: str, rows: Tensor, batch: Optional[Columns], memory: Optional[Columns], options: PairOptions,
+    tile: Optional[Tile], pairs: bool = True,
+) -> Plan:  # fmt: skip
+    sizes = [c.labels.numel() if c is not None and pairs else 0 for c in (batch, memory)]
+    precision = tile_precision(options.precision, rows, batch, memory)
+    return plan(kind, precision, rows.shape[0], *sizes, rows.shape[1], rows.device, tile)
+
+
+def tile_precision(precision: str, rows: Tensor, batch: Optional[Columns], memory: Optional[Columns]) -> str:
+    """The precision by which to look up a tile.
+
+    bf16 products of vectors in any other dtype are "mixed": their tiles need room for both dtypes.
+    """
     vectors = [rows, *(c.vectors for c in (batch, memory) if c is not None)]
     return "mixed" if precision == "bf16" and any(v.dtype != torch.bfloat16 for v in vectors) else precision
 
 
 def _finish_chunk(dim: int) -> int:
+    """Columns of D that a program of `rows_kernel` or `combine_kernel` takes at once."""
     return min(1024 if INTERPRETED else 128, max(16, 1 << (dim - 1).bit_length()))
 
 
-def _nothing(rows: Tensor, labels: Tensor) -> Columns:
-    """Stands in for an absent set of columns; the kernels do not read it."""
+def _no_columns(rows: Tensor, labels: Tensor) -> Columns:
+    """Valid pointers in place of an absent set of columns; the kernels do not read them."""
     return Columns(rows, labels[:0])
 
 
 def dense(vectors: Tensor) -> Tensor:
-    """The same vectors with neighbouring numbers side by side; rows may be any distance apart."""
+    """The same vectors (C, D) with stride 1 along D, as the kernels need; rows keep any stride."""
     return vectors if vectors.stride(1) == 1 or vectors.shape[1] == 1 else vectors.contiguous()
 
 
-def columns(vectors: Tensor, labels: Tensor, own: Optional[Tensor] = None, offset: int = 0) -> Columns:
-    """Any strides made fit for the kernels."""
-    return Columns(dense(vectors), labels.contiguous(), None if own is None else own.contiguous(), offset)
+def columns(vectors: Tensor, labels: Tensor, self_index: Optional[Tensor] = None, row_offset: int = 0) -> Columns:
+    """`Columns` of tensors of any strides, copied where the kernels need other ones."""
+    self_index = None if self_index is None else self_index.contiguous()
+    return Columns(dense(vectors), labels.contiguous(), self_index, row_offset)

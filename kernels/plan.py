@@ -1,4 +1,4 @@
-"""What a call will launch: tile sizes, how the columns are split over programs, and the bytes and operations that follow."""
+"""What a call launches: tile sizes, columns for each program, bytes and operations."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def cdiv(a: int, b: int) -> int:
 
 
 def chunk(tile: Tile, dim: int) -> int:
-    """Columns of D in one operand: no more than D, rounded up to a power of two of at least 16, needs."""
+    """Numbers of D in one operand: tile.bd, or less for a small D; a power of two, at least 16."""
     return min(tile.bd, max(16, 1 << (dim - 1).bit_length()))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Splits of the columns for one pass: `batch_splits` of `batch_tiles` column tiles each, and the same for the memory."""
+    """One pass: `batch_splits` splits of `batch_tiles` column tiles; likewise for the memory."""
 
     kind: str
     tile: Tile
@@ -36,7 +36,7 @@ class Plan:
     batch_tiles: int
     memory_splits: int
     memory_tiles: int
-    slices: int  # of D, in the backward: each recomputes the similarities
+    slices: int  # of D, in the backward; each recomputes the similarities
 
     @property
     def splits(self) -> int:
@@ -51,29 +51,35 @@ class Plan:
         return cdiv(self.dim, self.bd)
 
     @property
-    def out_chunks(self) -> int:
+    def grad_chunks(self) -> int:
         return cdiv(self.chunks, self.slices)
 
     def passes(self) -> int:
-        """How often the columns are read, from L2 at best: once for each tile of rows and slice of D."""
+        """How often the columns are read: once for each tile of rows and slice of D."""
         return self.row_tiles * self.slices
 
     def bytes_from_memory(self, columns: int, column_bytes: int, row_bytes: int) -> int:
-        """Bytes that this pass must move at least, with every column read once: columns (of `columns` rows) and their
-        int64 labels, the rows with their labels, and what the programs write for the next kernel to read."""
+        """Bytes that this pass moves at least, if every column is read once.
+
+        They are the columns and rows with int64 labels, and scratch, which is written and read
+        again.
+        """
         vectors = columns * (self.dim * column_bytes + 8) + self.rows * (self.dim * row_bytes + 8)
         return vectors + 2 * self.scratch_bytes
 
     @property
     def scratch_bytes(self) -> int:
-        """What the programs leave for the next kernel: per split and row 16 bytes of sums and counts and, of the batch, 8 of the
-        nearest; in the backward a partial gradient."""
+        """Bytes that the programs leave for the next kernel.
+
+        In the forward 16 bytes of sums and counts for each split and row, and 8 of the nearest
+        column for each split of the batch; in the backward a partial gradient for each split.
+        """
         if self.kind == "grad":
             return self.splits * self.rows * self.dim * 4
         return self.splits * self.rows * 16 + self.batch_splits * self.rows * 8
 
     def flops(self, columns: int) -> int:
-        """Operations of the matrix products: the similarities in each slice, and in the backward the weighted sums."""
+        """Operations of the products: similarities in each slice, gradients in the backward."""
         similarities = 2 * self.rows * columns * self.dim * self.slices
         return similarities + (2 * self.rows * columns * self.dim if self.kind == "grad" else 0)
 
@@ -93,15 +99,21 @@ def plan(
     device: torch.device,
     tile: Optional[Tile] = None,
 ) -> Plan:
-    """kind: "stats" or "grad". precision: a key of the table, see `configs.Row`. rows N, batch C and memory M columns of `dim` numbers;
-    M or C may be 0. Splits are in proportion to the columns."""
+    """The plan of one pass; splits are in proportion to the columns.
+
+    kind: "stats" (forward) or "grad" (backward).
+    precision: as in `TileRow`.
+    rows, batch, memory: N, C and M; C and M may be 0.
+    dim: D.
+    tile: by default the tile of the table.
+    """
     arch, processors = machine(device)
     tile = tile or lookup(kind, arch, precision, dim, rows)
     row_tiles = max(1, cdiv(rows, tile.bm))
     batch_cols, memory_cols = cdiv(batch, tile.bn), cdiv(memory, tile.bn)
     slices = 1
     if kind == "grad":
-        slices = cdiv(cdiv(dim, chunk(tile, dim)), tile.out)
+        slices = cdiv(cdiv(dim, chunk(tile, dim)), tile.grad_chunks)
     per_program = _tiles_per_program(batch_cols, memory_cols, row_tiles * slices, tile.waves * processors)
     batch_splits, memory_splits = cdiv(batch_cols, per_program), cdiv(memory_cols, per_program)
     return Plan(
@@ -113,9 +125,13 @@ def plan(
 
 
 def _tiles_per_program(batch: int, memory: int, rows: int, programs: int) -> int:
-    """Column tiles for one program, where each of `rows` tiles of rows has `batch` + `memory` of them and `programs` run at once:
-    what ends first. A program more than fit waits for another to end, which leaves half a program's time idle on average. Beyond one
-    round at most five splits, since each costs scratch, and one where there are rounds enough."""
+    """Column tiles for one program, chosen for the earliest end of the pass.
+
+    Each of `rows` tiles of rows has `batch` + `memory` column tiles, and `programs` run at once. If
+    there are more, some start late, which on average leaves the GPU idle for half a program's time.
+    With more than one round there are at most five splits, since each costs scratch, and with four
+    rounds or more only one.
+    """
 
     def time(tiles: int) -> float:
         if rows * (cdiv(batch, tiles) + cdiv(memory, tiles)) <= programs:
@@ -129,7 +145,7 @@ def _tiles_per_program(batch: int, memory: int, rows: int, programs: int) -> int
 
 @torch.compiler.assume_constant_result
 def machine(device: torch.device) -> tuple[int, int]:
-    """(compute capability as 80, 90, 100; multiprocessors); (0, a few) under the interpreter."""
+    """(compute capability as 80, 90, 100; multiprocessors); under the interpreter (0, 6)."""
     return _machine(device)
 
 

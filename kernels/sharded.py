@@ -1,11 +1,15 @@
-"""The parts of `contrastive_koleo`, for training on many GPUs: other rows than columns, and totals that ranks sum up in between.
+"""The parts of `contrastive_koleo` for many GPUs: rows of one rank against columns of all ranks.
 
-    stats = pair_stats(my_rows, my_labels, all_rows, all_labels, row_offset=rank * n)    # then sum over the ranks
-    gradient = 2 * pair_grad(..., scale_pos=1 / pos_count, scale_neg=1 / neg_count)      # a batch pair stands in two rows
-    rho, index = nearest(my_rows, all_rows, row_offset=rank * n)                         # then gather over the ranks
-    gradient += koleo_grad(my_rows, all_rows, all_rho, all_index, row_offset=rank * n, scale=1 / N)
+    first = rank * n
+    stats = pair_stats(my_rows, my_labels, all_rows, all_labels, row_offset=first)
+    # sum stats over the ranks
+    gradient = 2 * pair_grad(..., scale_pos=1 / pos_count, scale_neg=1 / neg_count)
+    rho, index = nearest(my_rows, all_rows, row_offset=first)
+    # gather rho and index over the ranks
+    gradient += koleo_grad(my_rows, all_rows, rho, index, row_offset=first, scale=1 / N)
 
-None is differentiable; each is a torch operator on either implementation, with no wait for the device.
+The 2 is there because each pair of the batch stands in two rows. No part is differentiable, and
+none waits for the device.
 """
 
 from __future__ import annotations
@@ -15,13 +19,13 @@ from typing import NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from fastirt.kernels import launch, reference
-from fastirt.kernels.checks import PRECISIONS, check_choice, check_integers, check_vectors, choose, product_precision
-from fastirt.kernels.reference import KOLEO_DISTANCE_EPS, KOLEO_EPS, REDUCTIONS
+from fastirt.kernels import operators, reference
+from fastirt.kernels.checks import check_integers, check_options, check_vectors, choose_impl
+from fastirt.kernels.reference import KOLEO_DISTANCE_EPS, KOLEO_EPS, PairOptions
 
 
 class PairStats(NamedTuple):
-    """Over all rows and columns, 0-d: sums in float64, counts of the pairs summed in int64."""
+    """Over all rows and columns, 0-d: float64 sums of losses, int64 counts of the pairs summed."""
 
     pos_sum: Tensor
     pos_count: Tensor
@@ -30,6 +34,8 @@ class PairStats(NamedTuple):
 
 
 class Nearest(NamedTuple):
+    """Each row's distance to its nearest column and that column."""
+
     rho: Tensor  # (N,) float32
     index: Tensor  # (N,) int64
 
@@ -47,21 +53,26 @@ def pair_stats(
     precision: str = "auto",
     impl: str = "auto",
 ) -> PairStats:
-    """(pos_sum, pos_count, neg_sum, neg_count) of the pairs that cost: sum of 1 - s over positives, of s - margin over negatives.
+    """Sums and counts of the pairs that cost: 1 - s of positives, s - margin of negatives.
 
-    rows (N, D) with row_labels (N,), cols (M, D) with col_labels (M,): as in `contrastive_koleo`. The column that is the
-    row itself is row + row_offset, or self_slots[row] (-1: none); with neither, all pairs count. A value that is not finite
-    gives a NaN pos_sum. Raises ValueError.
+    rows: (N, D) float32, bfloat16 or float16, L2-normalized.
+    row_labels: (N,) int32 or int64; a negative label marks padding.
+    cols: (M, D), like rows.
+    col_labels: (M,) int32 or int64; a negative label marks padding or an empty slot.
+    row_offset: row i is column i + row_offset, which is no pair.
+    self_slots: (N,) int64, instead of row_offset: row i is column self_slots[i], -1 for none.
+        With neither, all pairs count.
+    margin, reduction, precision, impl: as in `contrastive_koleo`.
+
+    A value that is not finite makes pos_sum NaN.
+    Raises ValueError for a wrong shape, dtype, device or option.
     """
-    own = _own(rows, row_labels, cols, col_labels, row_offset, self_slots)
-    check_choice("reduction", reduction, REDUCTIONS)
-    check_choice("precision", precision, PRECISIONS)
-    if choose(impl, rows) == "reference":
-        found = reference.pair_stats(
-            rows, row_labels, cols, col_labels, self_cols=own, margin=margin, reduction=reduction
-        )
-        return PairStats(*found)
-    sums, counts = _pair_stats(rows, row_labels, cols, col_labels, own, margin, reduction, precision)
+    options = PairOptions(margin, reduction, precision=precision)
+    self_index = _self_index(rows, row_labels, cols, col_labels, row_offset, self_slots)
+    check_options(options)
+    if choose_impl(impl, rows) == "reference":
+        return PairStats(*reference.pair_stats(rows, row_labels, cols, col_labels, self_index, options))
+    sums, counts = operators.pair_stats(rows, row_labels, cols, col_labels, self_index, margin, reduction, precision)
     return PairStats(sums[0], counts[0], sums[1], counts[1])
 
 
@@ -80,22 +91,26 @@ def pair_grad(
     precision: str = "auto",
     impl: str = "auto",
 ) -> Tensor:
-    """(N, D) in the rows' dtype: the gradient of scale_pos * pos_sum + scale_neg * neg_sum of `pair_stats` in the rows alone.
+    """(N, D) in the rows' dtype: the gradient of scale_pos * pos_sum + scale_neg * neg_sum.
 
-    scale_pos, scale_neg: 0-d float tensors on the device. Raises ValueError.
+    Only the rows are differentiated, not the columns.
+
+    scale_pos, scale_neg: 0-d float tensors on the rows' device.
+    All others: as in `pair_stats`.
+
+    Raises ValueError for a wrong shape, dtype, device or option.
     """
-    own = _own(rows, row_labels, cols, col_labels, row_offset, self_slots)
-    check_choice("reduction", reduction, REDUCTIONS)
+    options = PairOptions(margin, reduction, precision=precision)
+    self_index = _self_index(rows, row_labels, cols, col_labels, row_offset, self_slots)
+    check_options(options)
     _check_scale("scale_pos", scale_pos, rows)
     _check_scale("scale_neg", scale_neg, rows)
-    check_choice("precision", precision, PRECISIONS)
-    if choose(impl, rows) == "reference":
+    if choose_impl(impl, rows) == "reference":
         return reference.pair_grad(
-            rows, row_labels, cols, col_labels, self_cols=own, scale_pos=scale_pos, scale_neg=scale_neg, margin=margin,
-            reduction=reduction,
-        )  # fmt: skip
+            rows, row_labels, cols, col_labels, self_index, options, scale_pos=scale_pos, scale_neg=scale_neg
+        )
     scales = torch.stack([scale_pos.float(), scale_neg.float()])
-    return _pair_grad(rows, row_labels, cols, col_labels, own, scales, margin, reduction, precision)
+    return operators.pair_grad(rows, row_labels, cols, col_labels, self_index, scales, margin, reduction, precision)
 
 
 def nearest(
@@ -109,25 +124,32 @@ def nearest(
     precision: str = "auto",
     impl: str = "auto",
 ) -> Nearest:
-    """(rho, index): the column with the largest inner product, other than row + row_offset, and its distance
-    ||row - column + distance_eps||, from the vectors as given. Exact ties: lowest index. None: rho 0, index -1.
+    """Each row's column of largest inner product, other than itself, and the distance to it.
 
-    rows (N, D), cols (C, D), by default the rows; a negative label marks padding (no labels: none). Raises ValueError.
+    rows: (N, D) float32, bfloat16 or float16.
+    cols: (C, D), like rows; None: the rows.
+    row_offset: row i is column i + row_offset.
+    row_labels, col_labels: (N,) and (C,) integers; negative = padding. None: no padding.
+    distance_eps: rho = ||row - column + distance_eps||, from the vectors as given.
+    precision, impl: as in `contrastive_koleo`.
+
+    Exact ties take the lowest index. Without another column rho is 0 and the index -1.
+    Raises ValueError for a wrong shape, dtype, device or option.
     """
     cols, col_labels = (rows, row_labels) if cols is None else (cols, col_labels)
     if row_labels is None:
         row_labels = torch.zeros(rows.shape[:1], dtype=torch.int64, device=rows.device)
     if col_labels is None:
         col_labels = torch.zeros(cols.shape[:1], dtype=torch.int64, device=cols.device)
-    _own(rows, row_labels, cols, col_labels, row_offset, None)
-    check_choice("precision", precision, PRECISIONS)
-    if choose(impl, rows) == "reference":
+    _check_pairs(rows, row_labels, cols, col_labels)
+    check_options(PairOptions(precision=precision))
+    if choose_impl(impl, rows) == "reference":
         with torch.no_grad():
             found = reference.nearest(
                 rows, row_labels, cols, col_labels, row_offset=row_offset, distance_eps=distance_eps
             )
         return Nearest(*found)
-    return Nearest(*_nearest(rows, row_labels, cols, col_labels, row_offset, distance_eps, precision))
+    return Nearest(*operators.nearest(rows, row_labels, cols, col_labels, row_offset, distance_eps, precision))
 
 
 def koleo_grad(
@@ -142,9 +164,20 @@ def koleo_grad(
     distance_eps: float = KOLEO_DISTANCE_EPS,
     impl: str = "auto",
 ) -> Tensor:
-    """(N, D) in the rows' dtype: the gradient of -scale * sum_i log(rho_i + koleo_eps) over all columns i, at the rows alone,
-    which are columns row_offset ... row_offset + N. rho (C,) and index (C,) are those of all columns, index into the columns;
-    the gradient flows to both ends of each pair. scale: 0-d float tensor on the device. Raises ValueError."""
+    """(N, D) in the rows' dtype: the gradient of -scale * sum_i log(rho_i + koleo_eps) at the rows.
+
+    The sum is over all C columns, and the gradient flows to both ends of each pair of neighbors.
+
+    rows: (N, D), the columns row_offset to row_offset + N - 1.
+    cols: (C, D) float32, bfloat16 or float16.
+    rho: (C,) float32, from `nearest`, of all columns.
+    index: (C,) int64, from `nearest`, of all columns.
+    scale: 0-d float tensor on the rows' device.
+    koleo_eps, distance_eps: inside the logarithm; inside the norm, as given to `nearest`.
+    impl: as in `contrastive_koleo`.
+
+    Raises ValueError for a wrong shape, dtype or device.
+    """
     check_vectors("rows", rows)
     check_vectors("cols", cols, rows)
     check_integers("index", index, cols, (torch.int64,))
@@ -155,19 +188,23 @@ def koleo_grad(
         raise ValueError(
             f"row_offset {row_offset}: {rows.shape[0]} rows do not fit into {cols.shape[0]} columns from there"
         )
-    if choose(impl, rows) == "reference":
+    if choose_impl(impl, rows) == "reference":
         return reference.koleo_grad(
             rows, cols, rho, index, row_offset=row_offset, scale=scale, koleo_eps=koleo_eps, distance_eps=distance_eps
         )
-    return _koleo_grad(rows, cols, rho, index, scale.float(), row_offset, koleo_eps, distance_eps)
+    return operators.koleo_grad(rows, cols, rho, index, scale.float(), row_offset, koleo_eps, distance_eps)
 
 
-def _own(rows, row_labels, cols, col_labels, row_offset, self_slots) -> Optional[Tensor]:
-    """Check what all parts take; each row's own column."""
+def _check_pairs(rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor) -> None:
     check_vectors("rows", rows)
     check_integers("row_labels", row_labels, rows)
     check_vectors("cols", cols, rows)
     check_integers("col_labels", col_labels, cols)
+
+
+def _self_index(rows, row_labels, cols, col_labels, row_offset, self_slots) -> Optional[Tensor]:
+    """(N,) int64: each row's own column, -1 for none; or None. Checks the pairs' arguments."""
+    _check_pairs(rows, row_labels, cols, col_labels)
     if self_slots is None:
         return None if row_offset is None else torch.arange(rows.shape[0], device=rows.device) + row_offset
     if row_offset is not None:
@@ -179,75 +216,3 @@ def _own(rows, row_labels, cols, col_labels, row_offset, self_slots) -> Optional
 def _check_scale(name: str, scale: Tensor, rows: Tensor) -> None:
     if not isinstance(scale, Tensor) or scale.dim() != 0 or scale.device != rows.device:
         raise ValueError(f"{name}: needs a 0-d tensor on {rows.device}")
-
-
-@torch.library.custom_op("fastirt::pair_stats", mutates_args=())
-def _pair_stats(
-    rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, own: Optional[Tensor], margin: float,
-    reduction: str, precision: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    memory = launch.columns(cols, col_labels, own)
-    found = launch.forward(
-        launch.dense(rows), row_labels.contiguous(), None, memory, margin=margin, nonzero=reduction == "nonzero_mean",
-        koleo_eps=0.0, distance_eps=0.0, precision=product_precision(precision, rows, cols),
-    )  # fmt: skip
-    return found.sums[2:4].clone(), found.counts[2:4].clone()
-
-
-@_pair_stats.register_fake
-def _(rows, *_):
-    return rows.new_empty(2, dtype=torch.float64), rows.new_empty(2, dtype=torch.int64)
-
-
-@torch.library.custom_op("fastirt::pair_grad", mutates_args=())
-def _pair_grad(
-    rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, own: Optional[Tensor], scales: Tensor,
-    margin: float, reduction: str, precision: str,
-) -> Tensor:  # fmt: skip
-    one = scales.new_ones(())
-    return launch.backward(
-        launch.dense(rows), row_labels.contiguous(), None, launch.columns(cols, col_labels, own),
-        scales=torch.cat([scales, scales]), grads=(one, one, one), rho=one, index=row_labels, margin=margin,
-        nonzero=reduction == "nonzero_mean", koleo_eps=0.0, distance_eps=0.0,
-        precision=product_precision(precision, rows, cols), koleo=False,
-    )  # fmt: skip
-
-
-@_pair_grad.register_fake
-def _(rows, *_):
-    return rows.new_empty(rows.shape)
-
-
-@torch.library.custom_op("fastirt::nearest", mutates_args=())
-def _nearest(
-    rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, row_offset: int, distance_eps: float,
-    precision: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    found = launch.forward(
-        launch.dense(rows), row_labels.contiguous(), launch.columns(cols, col_labels, offset=row_offset), None,
-        margin=0.0, nonzero=False, koleo_eps=0.0, distance_eps=distance_eps,
-        precision=product_precision(precision, rows, cols), pairs=False,
-    )  # fmt: skip
-    return found.rho, found.index
-
-
-@_nearest.register_fake
-def _(rows, *_):
-    return rows.new_empty(rows.shape[0], dtype=torch.float32), rows.new_empty(rows.shape[0], dtype=torch.int64)
-
-
-@torch.library.custom_op("fastirt::koleo_grad", mutates_args=())
-def _koleo_grad(
-    rows: Tensor, cols: Tensor, rho: Tensor, index: Tensor, scale: Tensor, row_offset: int, koleo_eps: float,
-    distance_eps: float,
-) -> Tensor:  # fmt: skip
-    return launch.backward(
-        launch.dense(rows), index, launch.columns(cols, index, offset=row_offset), None, scales=scale.new_ones(5),
-        grads=(scale, scale, scale), rho=rho.contiguous(), index=index.contiguous(), margin=0.0, nonzero=False,
-        koleo_eps=koleo_eps, distance_eps=distance_eps, precision="fp32", pairs=False,
-    )  # fmt: skip
-
-
-@_koleo_grad.register_fake
-def _(rows, *_):
-    return rows.new_empty(rows.shape)

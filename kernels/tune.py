@@ -1,6 +1,6 @@
-"""Measures tiles on the GPU at hand and prints the fastest as a row of `tile_table.TABLE`.
+"""Measures tiles on this machine's GPU and prints the fastest as a row of `tile_table.TABLE`.
 
-python -m fastirt.kernels.tune --rows 64 --slots 59551 --dim 384 --precision bf16 [--kind stats|grad]
+python -m fastirt.kernels.tune --rows 64 --slots 59551 --dim 384 --precision bf16 --kind stats grad
 """
 
 from __future__ import annotations
@@ -20,43 +20,46 @@ from triton.errors import TritonError
 from fastirt.kernels import launch
 from fastirt.kernels.passes.tiles import INTERPRETED
 from fastirt.kernels.plan import cdiv, machine
+from fastirt.kernels.reference import PairOptions
 from fastirt.kernels.tile_table import Tile
 
 BYTES = {"bf16": 2, "mixed": 4, "tf32": 4, "fp32": 4}  # of one number of a vector
-SAFE = Tile(16, 16, 64, 4, 1, out=1)  # fits everywhere: for what the backward needs from a forward pass
-PER_THREAD = 128  # of a thread's 255 registers, those that a tile's sums may take: beyond, they spill
+# Fits every GPU: the forward pass whose results the backward needs.
+SAFE = Tile(16, 16, 64, 4, 1, grad_chunks=1)
+# Registers of a thread's 255 that the sums of a tile may take; with more they would spill.
+PER_THREAD = 128
 
 
 def candidates(kind: str, precision: str, dim: int, shared: int) -> Iterator[Tile]:
-    """Tiles worth a try on a GPU with `shared` bytes a program; of those, the ones that do not fit are found by trying."""
+    """Tiles to try on a GPU with `shared` bytes of shared memory a program; some may not fit."""
     for bm, bn, bd, warps, stages, waves in itertools.product(
         (32, 64, 128), (16, 32, 64, 128), (64, 128), (4, 8), (2, 3), (1, 2)
     ):
         chunks = cdiv(dim, bd)
         if (bm + bn * (stages - 1)) * chunks * bd * BYTES[precision] > shared:
             continue
-        for out in {chunks, chunks // 2 if chunks % 2 == 0 else chunks} if kind == "grad" else (0,):
-            if bm * max(bn, out * bd) > PER_THREAD * 32 * warps:
+        for grad_chunks in {chunks, chunks // 2 if chunks % 2 == 0 else chunks} if kind == "grad" else (0,):
+            if bm * max(bn, grad_chunks * bd) > PER_THREAD * 32 * warps:
                 continue
-            for skip in (False, True) if kind == "grad" else (False,):
-                yield Tile(bm, bn, bd, warps, stages, out=out, skip=skip, waves=waves)
+            for skip_inactive in (False, True) if kind == "grad" else (False,):
+                yield Tile(bm, bn, bd, warps, stages, grad_chunks=grad_chunks, skip_inactive=skip_inactive, waves=waves)
 
 
-def said(tile: Tile) -> str:
-    """The tile as `tile_table.TABLE` writes it: sizes by position, the rest where it differs from its default."""
+def tile_arguments(tile: Tile) -> str:
+    """Arguments of `Tile` as in the table: sizes by position, others if not the default."""
     sizes = [getattr(tile, name) for name in ("bm", "bn", "bd", "warps", "stages")]
-    others = [field for field in fields(Tile) if field.name in ("out", "skip", "waves")]
+    others = [field for field in fields(Tile) if field.name in ("grad_chunks", "skip_inactive", "waves")]
     named = [f"{f.name}={getattr(tile, f.name)}" for f in others if getattr(tile, f.name) != f.default]
     return ", ".join([*map(str, sizes), *named])
 
 
 def row(kind: str, arch: int, precision: str, dim: int, rows: int, tile: Tile, gpu: str) -> str:
     """A line of `tile_table.TABLE`."""
-    return f'Row("{kind}", ({arch},), "{precision}", {dim}, {rows}, Tile({said(tile)}, source="{gpu}")),'
+    return f'TileRow("{kind}", ({arch},), "{precision}", {dim}, {rows}, Tile({tile_arguments(tile)}, source="{gpu}")),'
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """Median on the device alone, with a cold L2: the call is replayed as a CUDA graph, without the host's launches."""
+    """Median time on the device with a cold L2, without the host: a CUDA graph is replayed."""
     call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -86,12 +89,12 @@ def main() -> int:
             tried += 1
             try:
                 time = milliseconds(functools.partial(call, kind, tile))
-            except (TritonError, RuntimeError):  # too large for this GPU, or refused by the compiler
+            except (TritonError, RuntimeError):  # too large for this GPU, or does not compile
                 failed += 1
                 continue
             if best is None or time < best[0]:
                 best = time, tile
-                print(f"# {time:.4f} ms  {said(tile)}", file=sys.stderr, flush=True)
+                print(f"# {time:.4f} ms  {tile_arguments(tile)}", file=sys.stderr, flush=True)
         if best is None:
             print(f"fastirt.kernels.tune: none of {tried} tiles ran for {kind}", file=sys.stderr)
             return 1
@@ -105,26 +108,26 @@ def main() -> int:
 
 
 def problem(args: argparse.Namespace, device: torch.device) -> Callable[[str, Tile], object]:
-    """A call (kind, tile) that runs one pass over random vectors, two rows a class, and five slots a class in any order."""
+    """A function of (kind, tile) that runs one pass over random vectors.
+
+    Each class has two rows and five slots; the slots are in random order.
+    """
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     z, memory = (F.normalize(torch.randn(n, args.dim, device=device), dim=1).to(dtype) for n in (args.rows, args.slots))
     labels = torch.arange(args.rows, device=device) // 2
     memory_labels = torch.randperm(args.slots, device=device) // 5
-    batch, against = launch.Columns(z, labels), launch.Columns(memory, memory_labels)
-    options = dict(
-        margin=args.margin, nonzero=True, koleo_eps=1e-8, distance_eps=1e-6,
-        precision="bf16" if args.precision == "mixed" else args.precision,
-    )  # fmt: skip
-    found = launch.forward(z, labels, batch, against, tile=SAFE, **options)
+    precision = "bf16" if args.precision == "mixed" else args.precision
+    options = PairOptions(args.margin, "nonzero_mean", precision=precision)
+    arguments = (z, labels, launch.Columns(z, labels), launch.Columns(memory, memory_labels), options)
+    found = launch.forward(*arguments, tile=SAFE)
     one = torch.ones((), device=device)
 
     def call(kind: str, tile: Tile) -> object:
         if kind == "stats":
-            return launch.forward(z, labels, batch, against, tile=tile, **options)
+            return launch.forward(*arguments, tile=tile)
         return launch.backward(
-            z, labels, batch, against, scales=found.scales, grads=(one, one, one), rho=found.rho, index=found.index,
-            tile=tile, **options,
-        )  # fmt: skip
+            *arguments, scales=found.scales, grads=(one, one, one), rho=found.rho, index=found.index, tile=tile
+        )
 
     return call
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.contenders.public_recipe import contrastive_loss, has_metric_learning
 from fastirt.kernels import contrastive_koleo
-from fastirt.kernels.checks import choose
+from fastirt.kernels.checks import choose_impl
 from fastirt.kernels.reference import koleo as reference_koleo
 
 LAMBDA = 0.7
@@ -60,7 +60,7 @@ def step(tensors: dict[str, Any], loss: Callable[..., Tensor]) -> Callable[[], t
 def kernels_missing(device: torch.device, dim: int) -> str:
     """Why the kernels cannot run on this device at this D; empty if they can."""
     try:
-        choose("triton", torch.empty(1, dim, device=device))
+        choose_impl("triton", torch.empty(1, dim, device=device))
     except ValueError as error:
         return str(error)
     return ""

@@ -1,4 +1,4 @@
-"""Cross-batch memory (Wang et al. 2020): a ring of past embeddings and their labels, static on the device."""
+"""Cross-batch memory (Wang et al. 2020): a ring buffer of past embeddings on the device."""
 
 from __future__ import annotations
 
@@ -12,21 +12,27 @@ from fastirt.distributed.ranks import Ranks
 
 
 class Replaced(NamedTuple):
-    """What one write replaced, so that it can be taken back without asking the host."""
+    """What one `enqueue` overwrote, for `rollback` to restore without waiting for the device."""
 
     slots: Tensor  # (B,) int64
-    embeddings: Tensor  # (B, D) before the write
-    labels: Tensor  # (B,) int64 before the write
+    embeddings: Tensor  # (B, D), before the write
+    labels: Tensor  # (B,) int64, before the write
 
 
 class CrossBatchMemory(nn.Module):
     """A ring of `size` embeddings of `dim` numbers; label -1 marks an empty slot.
 
-    A batch goes to the slots (pointer + arange(B)) mod size, so it wraps in its middle and the newest entries are
-    never lost. Nothing here waits for the device.
+    A batch goes to the slots (pointer + arange(B)) mod size. One that reaches the end of the ring
+    continues at its start, so no new entry is lost. No method waits for the device.
 
-    shard, num_shards: hold only the slots first .. first + len(self) of the ring, with `first` = shard * ceil(size / num_shards). What
-    belongs to other shards is written to a row past the end, so that shapes never change.
+    size: slots of the whole ring.
+    dim: D.
+    dtype, device: of the embeddings; labels are int64.
+    shard, num_shards: which of `num_shards` equal parts this process holds: the len(self) slots
+        from `first` = shard * ceil(size / num_shards) on. Writes to other shards go to an extra row
+        past the end, so that shapes never change.
+
+    Buffers: embeddings (len(self), D), labels (len(self),), pointer (0-d int64, the next slot).
     """
 
     def __init__(
@@ -51,17 +57,17 @@ class CrossBatchMemory(nn.Module):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64, device=device))
 
     def __len__(self) -> int:
-        """Slots held here."""
+        """Slots in this shard."""
         return self.embeddings.shape[0]
 
     def local_rows(self, slots: Tensor) -> Tensor:
-        """Slots of the ring as rows of `embeddings`; -1 for those of other shards."""
-        own = slots - self.first
-        return torch.where((own >= 0) & (own < len(self)), own, -1)
+        """Rows of `embeddings` for slots of the ring; -1 for slots of other shards."""
+        rows = slots - self.first
+        return torch.where((rows >= 0) & (rows < len(self)), rows, -1)
 
     @torch.no_grad()
     def enqueue(self, embeddings: Tensor, labels: Tensor) -> Replaced:
-        """Store a batch (B, D) with its labels (B,). Raises ValueError where B exceeds the size of the ring."""
+        """Store embeddings (B, D) with labels (B,). Raises ValueError if B exceeds `size`."""
         count = embeddings.shape[0]
         if count > self.size:
             raise ValueError(f"a batch of {count} does not fit into a memory of {self.size}")
@@ -74,7 +80,7 @@ class CrossBatchMemory(nn.Module):
 
     @torch.no_grad()
     def rollback(self, written: Replaced, when: Tensor) -> None:
-        """Take the last write back where the 0-d bool tensor `when` is true; no synchronisation."""
+        """Undo the last write if the 0-d bool tensor `when` is true."""
         rows = self._rows(written.slots)
         vectors = torch.where(when, written.embeddings, self._vectors[rows])
         self._put(rows, vectors, torch.where(when, written.labels, self._labels[rows]))
@@ -83,8 +89,8 @@ class CrossBatchMemory(nn.Module):
     def _rows(self, slots: Tensor) -> Tensor:
         if self.num_shards == 1:
             return slots
-        own = self.local_rows(slots)
-        return torch.where(own < 0, len(self), own)
+        rows = self.local_rows(slots)
+        return torch.where(rows < 0, len(self), rows)
 
     def _put(self, rows: Tensor, vectors: Tensor, labels: Tensor) -> None:
         self._vectors[rows] = vectors
@@ -92,7 +98,7 @@ class CrossBatchMemory(nn.Module):
 
 
 def memory_size(config: Config, train_size: int) -> int:
-    """Slots of the memory: the stated share of the training set, rounded down."""
+    """Slots of the memory: `--memory-ratio` of the training set, rounded down."""
     return int(train_size * config.memory.memory_ratio)
 
 

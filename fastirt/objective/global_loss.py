@@ -1,8 +1,9 @@
-"""The objective over the batch of all ranks, of which each computes its part.
+"""The objective over the batch of all ranks, each of which computes a part of it.
 
-With the memory on every rank, a rank takes its own rows against the whole batch and the whole memory; with the memory in
-shards, its own rows against the batch and all rows against its shard. Sums, counts and neighbours are then exchanged, so the losses
-are those of one process with the whole batch, and each rank has the whole gradient of its own embeddings.
+With the whole memory on every rank, a rank compares its own rows with the whole batch and memory.
+With a sharded memory, it compares its own rows with the batch, and all rows with its shard. The
+ranks then exchange sums, counts and nearest neighbors. The losses are therefore those of one
+process with the whole batch, and each rank has the complete gradient of its own embeddings.
 """
 
 from __future__ import annotations
@@ -19,34 +20,44 @@ from fastirt.objective.retrieval_loss import Losses, RetrievalLoss
 
 
 class MemoryShard(NamedTuple):
-    """The memory, or a shard of it: embeddings (M, D), labels (M,), -1 = empty; slots: the rows' own ones in it (-1: elsewhere), or None.
+    """The whole memory, or this rank's shard of it."""
 
-    slots are of this rank's n rows where the memory is whole, of all N where it is a shard.
-    """
-
-    embeddings: Tensor
-    labels: Tensor
+    embeddings: Tensor  # (M, D)
+    labels: Tensor  # (M,) int64, -1 = empty slot
+    # int64, the rows' own slots, -1 = not in this shard; None: no row has one. (n,) for this rank's
+    # rows if the memory is whole, (N,) for all rows if it is sharded.
     slots: Optional[Tensor]
     sharded: bool
 
 
 class GlobalLoss:
-    """`RetrievalLoss` of the batch that the ranks have together. Called by all ranks at once."""
+    """`RetrievalLoss` of the batch of all ranks. All ranks call it at the same time.
+
+    loss: the objective; its vectors must be L2-normalized already, `loss.normalize` is ignored.
+    ranks: the process group.
+    """
 
     def __init__(self, loss: RetrievalLoss, ranks: Ranks) -> None:
         self.loss, self.ranks = loss, ranks
 
     def __call__(self, own: Tensor, whole: Tensor, labels: Tensor, memory: Optional[MemoryShard]) -> Losses:
-        """own (n, D): this rank's embeddings, with gradient; whole (N, D) and labels (N,): all ranks' in order, without.
+        """The four losses, 0-d float32, with the same bits on every rank.
 
-        Losses are 0-d float32, the same bits on every rank. Their gradient in `own` is that of the whole batch's loss: summed over
-        the ranks, the gradients of the weights are those of one process.
+        own: (n, D), this rank's embeddings, with gradient.
+        whole: (N, D), the embeddings of all ranks in rank order, without gradient.
+        labels: (N,) integers of all ranks; a negative label marks padding.
+        memory: the memory or this rank's shard of it; None: none.
+
+        The gradient in `own` is that of the whole batch's loss: weight gradients summed over the
+        ranks are those of one process.
         """
-        total, *parts = _Whole.apply(own, whole, labels, memory, self.loss, self.ranks)
+        total, *parts = _WholeBatch.apply(own, whole, labels, memory, self.loss, self.ranks)
         return Losses(total, *parts)
 
 
-class _Whole(torch.autograd.Function):
+class _WholeBatch(torch.autograd.Function):
+    """(total, batch, memory, koleo), differentiable in `own` only."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -60,38 +71,38 @@ class _Whole(torch.autograd.Function):
         first, count = ranks.batch_slice(len(whole))
         own, own_labels = own.detach(), labels[first : first + count]
         options = dict(margin=loss.margin, reduction=loss.contrastive, precision=loss.precision, impl=loss.impl)
-        near = dict(precision=loss.precision, impl=loss.impl)
         numbers = [*pair_stats(own, own_labels, whole, labels, row_offset=first, **options)]
         if memory is not None:
             rows = (whole, labels) if memory.sharded else (own, own_labels)
             numbers += pair_stats(*rows, memory.embeddings, memory.labels, self_slots=memory.slots, **options)
-        rho, index = nearest(own, whole, row_offset=first, row_labels=own_labels, col_labels=labels, **near)
+        neighbors = dict(row_labels=own_labels, col_labels=labels, precision=loss.precision, impl=loss.impl)
+        rho, index = nearest(own, whole, row_offset=first, **neighbors)
 
-        # One exchange: sums and counts are added in the order of ranks, so every rank has the same bits.
+        # One exchange. Each rank adds up sums and counts in rank order, so all have the same bits.
         message = torch.cat([torch.stack([n.double() for n in numbers]), rho.double(), index.double()])
-        found = ranks.collectives.gather(message[None]).wait()
+        found = ranks.collectives.gather(message[None]).wait()  # (ranks, len(numbers) + 2 n)
         numbers = found[:, : len(numbers)].sum(0)
-        rho = found[:, len(numbers) :][:, :count].reshape(-1).float()
-        index = found[:, len(numbers) + count :].reshape(-1).long()
+        rho = found[:, len(numbers) :][:, :count].reshape(-1).float()  # (N,)
+        index = found[:, len(numbers) + count :].reshape(-1).long()  # (N,)
 
         size = (labels >= 0).sum().clamp(min=1)
         batch, *scales = _contrastive(numbers[:4], size, loss.contrastive)
-        against = torch.zeros_like(batch)
+        memory_loss = torch.zeros_like(batch)
         if memory is not None:
-            against, *more = _contrastive(numbers[4:], size, loss.contrastive)
-            scales += more
+            memory_loss, *memory_scales = _contrastive(numbers[4:], size, loss.contrastive)
+            scales += memory_scales
         terms = torch.where(index >= 0, -torch.log(rho + KOLEO_EPS), rho * 0)  # NaN stays NaN
         koleo = terms.sum() / size
-        losses = (batch.float(), against.float(), koleo)
+        losses = (batch.float(), memory_loss.float(), koleo)
         ctx.memory, ctx.loss, ctx.ranks, ctx.options, ctx.first = memory, loss, ranks, options, first
         ctx.save_for_backward(own, whole, labels, rho, index, (1 / size).float(), *(s.float() for s in scales))
         return losses[0] + losses[1] + loss.lambda_reg * losses[2], *losses
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Optional[Tensor], ...]:
-        own, whole, labels, rho, index, share, *scales = ctx.saved_tensors
-        total, batch, against, koleo = grads
-        batch, against, koleo = total + batch, total + against, ctx.loss.lambda_reg * total + koleo
+        own, whole, labels, rho, index, per_row, *scales = ctx.saved_tensors
+        total, batch, memory_grad, koleo = grads
+        batch, memory_grad, koleo = total + batch, total + memory_grad, ctx.loss.lambda_reg * total + koleo
         own_labels, options, first = labels[ctx.first : ctx.first + len(own)], ctx.options, ctx.first
         # A pair of the batch stands in two rows, hence the 2.
         pull, push = 2 * batch * scales[0], 2 * batch * scales[1]
@@ -101,18 +112,21 @@ class _Whole(torch.autograd.Function):
         if (memory := ctx.memory) is not None:
             rows = (whole, labels) if memory.sharded else (own, own_labels)
             part = pair_grad(
-                *rows, memory.embeddings, memory.labels, scale_pos=against * scales[2], scale_neg=against * scales[3],
-                self_slots=memory.slots, **options,
+                *rows, memory.embeddings, memory.labels, scale_pos=memory_grad * scales[2],
+                scale_neg=memory_grad * scales[3], self_slots=memory.slots, **options,
             )  # fmt: skip
             gradient = gradient + (ctx.ranks.collectives.scatter_sum(part) if memory.sharded else part)
         gradient = gradient + koleo_grad(
-            own, whole, rho, index, scale=koleo * share, row_offset=first, impl=ctx.loss.impl
+            own, whole, rho, index, scale=koleo * per_row, row_offset=first, impl=ctx.loss.impl
         )
         return gradient, None, None, None, None, None
 
 
 def _contrastive(numbers: Tensor, size: Tensor, reduction: str) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, weight of each positive pair, weight of each negative pair), float64, from the four totals of `pair_stats`."""
+    """(loss, weight of each positive pair, weight of each negative pair), 0-d float64.
+
+    numbers: (4,) float64, the totals of `pair_stats`. size: 0-d, the rows without padding.
+    """
     pos_sum, pos_count, neg_sum, neg_count = numbers
     if reduction == "anchor_sum":
         return (pos_sum + neg_sum) / size, 1 / size.double(), 1 / size.double()

@@ -1,4 +1,4 @@
-"""The training objective as a module: contrastive loss over batch and memory, plus lambda times KoLeo."""
+"""The training objective as a module: contrastive loss over batch and memory, plus KoLeo."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastirt.config.options import Config
 from fastirt.errors import UserError
 from fastirt.kernels import REDUCTIONS, contrastive_koleo
-from fastirt.kernels.checks import IMPLEMENTATIONS, PRECISIONS, check_choice, choose
+from fastirt.kernels.checks import IMPLEMENTATIONS, PRECISIONS, check_choice, choose_impl
 
 
 class Losses(NamedTuple):
@@ -24,13 +24,23 @@ class Losses(NamedTuple):
 
 
 class RetrievalLoss(nn.Module):
-    """Contrastive loss against batch and memory, and the KoLeo regulariser (El-Nouby et al. 2021).
+    """Contrastive loss against batch and memory, plus the KoLeo regularizer.
 
-    margin: cosine above which a negative pair is pushed apart. contrastive: `anchor_sum` (the paper) or `nonzero_mean`
-    (pytorch-metric-learning's default reducer). lambda_reg: weight of KoLeo; it means something else under each normalisation.
-    impl: `triton`, `reference` (plain PyTorch, always float32), or `auto`: Triton on a GPU that has it. precision: of the kernels' products.
-    normalize: L2-normalise embeddings and memory first, in float32, as pytorch-metric-learning does; the gradient passes
-    through the normalisation. False saves that where all vectors are of unit length already.
+    Equations 1 and 2 of El-Nouby et al. 2021 (arXiv 2102.05644), written out in
+    `kernels/reference.py`.
+
+    margin: cosine similarity above which a negative pair costs.
+    contrastive: `anchor_sum` (the paper), or `nonzero_mean`, the default reducer of
+        pytorch-metric-learning.
+    lambda_reg: weight of KoLeo. The same value is a different balance under the other reduction.
+    impl: `triton`, `reference` (plain PyTorch in float32) or `auto`: Triton where the GPU has
+        tiles.
+    precision: of the matrix products in Triton, `bf16`, `tf32`, `fp32`, or `auto`, which follows
+        the inputs (see `contrastive_koleo`).
+    normalize: L2-normalize embeddings and memory in float32 first, as pytorch-metric-learning does;
+        the gradient passes through. False saves the time if all vectors have unit length.
+
+    Raises ValueError for an unknown contrastive, impl or precision.
     """
 
     def __init__(
@@ -57,8 +67,16 @@ class RetrievalLoss(nn.Module):
         memory_labels: Optional[Tensor] = None,
         memory_self: Optional[Tensor] = None,
     ) -> Losses:
-        """embeddings (N, D), labels (N,) integers; memory (M, D) with memory_labels (M,), -1 = empty slot;
-        memory_self (N,) int64: each row's own slot, which is no pair (-1 for none)."""
+        """The four losses, 0-d float32, differentiable in embeddings.
+
+        embeddings: (N, D) float32, bfloat16 or float16.
+        labels: (N,) int32 or int64; a negative label marks padding.
+        memory: (M, D) of any of those dtypes; it receives no gradient.
+        memory_labels: (M,) int32 or int64; -1 marks an empty slot.
+        memory_self: (N,) int64, each row's own slot in the memory, which is no pair; -1 for none.
+
+        Raises ValueError for a wrong shape, dtype or device.
+        """
         if self.normalize:
             embeddings = F.normalize(embeddings.float(), dim=1)
             memory = None if memory is None else F.normalize(memory.float(), dim=1)
@@ -83,18 +101,19 @@ class RetrievalLoss(nn.Module):
 
 
 def build_objective(config: Config, dim: int, dtype: torch.dtype, device: torch.device) -> RetrievalLoss:
-    """The loss that `config` describes, for unit vectors of `dim` numbers that a model of `dtype` computes.
+    """The objective of a run, whose encoder gives normalized embeddings of `dim` numbers.
 
-    Raises UserError where the implementation asked for cannot run.
+    dtype: the encoder's; `--loss-precision auto` is tf32 for bfloat16 and fp32 for all others.
+    Raises UserError if `--loss-impl` cannot run on `device`.
     """
-    options = config.objective
-    precision = options.loss_precision
+    objective = config.objective
+    precision = objective.loss_precision
     if precision == "auto":
         precision = "tf32" if dtype == torch.bfloat16 else "fp32"
     try:
-        choose(options.loss_impl, torch.empty(0, dim, device=device))
+        choose_impl(objective.loss_impl, torch.empty(0, dim, device=device))
     except ValueError as error:
         raise UserError(f"--loss-impl: {error}") from None
     return RetrievalLoss(
-        options.margin, options.contrastive, options.lambda_reg, options.loss_impl, precision, normalize=False
+        objective.margin, objective.contrastive, objective.lambda_reg, objective.loss_impl, precision, normalize=False
     )

@@ -1,4 +1,4 @@
-"""Backward: the similarities are computed again, tile by tile, and weighted columns are summed into each row's gradient."""
+"""Backward: recompute the similarities tile by tile and sum weighted columns to each gradient."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fastirt.kernels.passes.tiles import (
 
 @triton.jit
 def pair_weights(pos_scale, neg_scale, PRECISION: tl.constexpr):
-    """(unit, p, q) with pos_scale = unit * p and neg_scale = unit * q, where p and q are exact in the product's dtype.
+    """(unit, p, q): pos_scale = unit * p and neg_scale = unit * q, p and q exact in PRECISION.
 
-    The quotient of the scales has 24 bits, bf16 has 8 and tf32 11: of 128 candidates for q, the one whose p rounds least is
-    taken. That leaves a relative error of 2^-16 in bf16 and 2^-19 in tf32 for most quotients; close to a simple fraction it is up to
-    plain rounding's, 2^-9 and 2^-12.
+    pos_scale / neg_scale has 24 bits, bf16 has 8 and tf32 has 11: of 128 candidates for q, take the
+    one whose p loses least by rounding. The relative error is then 2^-16 in bf16 and 2^-19 in tf32
+    for most quotients; close to a simple fraction, up to that of plain rounding, 2^-9 and 2^-12.
     """
     ratio = pos_scale / tl.where(neg_scale != 0.0, neg_scale, 1.0)
     if PRECISION == "fp32":
@@ -43,34 +43,40 @@ def pair_weights(pos_scale, neg_scale, PRECISION: tl.constexpr):
 
 @triton.jit
 def _scan_grad(
-    rows, row_labels, own, cols_ptr, cols_stride, labels_ptr, M, first, last, margin, pos_scale, neg_scale, start,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr, OUT: tl.constexpr,
-    PRECISION: tl.constexpr, NONZERO: tl.constexpr, SKIP: tl.constexpr,
+    rows, row_labels, self_index, cols_ptr, cols_stride, labels_ptr, M, first, last, margin, pos_scale, neg_scale,
+    start,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
+    GRAD_CHUNKS: tl.constexpr, PRECISION: tl.constexpr, NONZERO: tl.constexpr, SKIP_INACTIVE: tl.constexpr,
 ):  # fmt: skip
-    """sum_j weight_ij * column_j over column tiles [first, last), as OUT chunks (BM, BD) from column `start` of D on."""
+    """sum_j weight_ij * column_j over column tiles [first, last): GRAD_CHUNKS chunks (BM, BD).
+
+    The first chunk begins at number `start` of D.
+    """
     unit, p, q = pair_weights(pos_scale, neg_scale, PRECISION)
     totals = ()
-    for _ in tl.static_range(OUT):
+    for _ in tl.static_range(GRAD_CHUNKS):
         totals = totals + (tl.zeros((BM, BD), tl.float32),)
     for tile in range(first, last):
         cols = tile * BN + tl.arange(0, BN)
         col_labels = tl.load(labels_ptr + cols, mask=cols < M, other=-1)
         chunks = load_chunks(cols_ptr, cols_stride, tile * BN, col_labels >= 0, 0, D, BN, BD, CHUNKS, PRECISION)
         s = similarity(rows, chunks, BM, BN, CHUNKS, PRECISION)
-        positive, negative = active_pairs(s, row_labels, col_labels, own, cols, margin, NONZERO)
-        if OUT < CHUNKS:
-            chunks = load_chunks(cols_ptr, cols_stride, tile * BN, col_labels >= 0, start, D, BN, BD, OUT, PRECISION)
+        positive, negative = active_pairs(s, row_labels, col_labels, self_index, cols, margin, NONZERO)
+        if GRAD_CHUNKS < CHUNKS:
+            chunks = load_chunks(
+                cols_ptr, cols_stride, tile * BN, col_labels >= 0, start, D, BN, BD, GRAD_CHUNKS, PRECISION
+            )
         any_active = True
-        if SKIP:
+        if SKIP_INACTIVE:
             any_active = tl.max(tl.max((positive | negative).to(tl.int32), 1), 0) > 0
         if any_active:
             weight = operand(tl.where(negative, q, tl.where(positive, -p, 0.0)), PRECISION)
             next_totals = ()
-            for k in tl.static_range(OUT):
+            for k in tl.static_range(GRAD_CHUNKS):
                 next_totals = next_totals + (product(weight, chunks[k], totals[k], PRECISION),)
             totals = next_totals
     scaled = ()
-    for k in tl.static_range(OUT):
+    for k in tl.static_range(GRAD_CHUNKS):
         scaled = scaled + (totals[k] * unit,)
     return scaled
 
@@ -79,22 +85,24 @@ def _scan_grad(
 def grad_kernel(
     rows_ptr, rows_stride, row_labels_ptr,
     cols_ptr, cols_stride, col_labels_ptr,
-    memory_ptr, memory_stride, memory_labels_ptr, own_ptr,
+    memory_ptr, memory_stride, memory_labels_ptr, self_index_ptr,
     scales_ptr, grad_batch_ptr, grad_memory_ptr, partial_ptr,
     N, C, M, row_offset, batch_splits, batch_tiles, memory_tiles, margin,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr, OUT: tl.constexpr,
-    PRECISION: tl.constexpr, NONZERO: tl.constexpr, SKIP: tl.constexpr, HAS_OWN: tl.constexpr,
-    HAS_BATCH: tl.constexpr, HAS_MEMORY: tl.constexpr,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
+    GRAD_CHUNKS: tl.constexpr, PRECISION: tl.constexpr, NONZERO: tl.constexpr, SKIP_INACTIVE: tl.constexpr,
+    HAS_SELF_INDEX: tl.constexpr, HAS_BATCH: tl.constexpr, HAS_MEMORY: tl.constexpr,
 ):  # fmt: skip
     """Grid (row tiles, batch splits + memory splits, slices of D). Splits as in `stats_kernel`.
 
-    scales (4,) fp32: weight of a positive and a negative pair of the batch, then of the memory; grad_* 0-d fp32 multiply them.
-    A batch pair stands in two rows of the loss, hence its factor 2. Writes partial (splits, N, D) fp32.
+    scales: (4,) fp32, weight of a positive and a negative pair of the batch, then of the memory.
+    grad_batch, grad_memory: 0-d fp32 factors of these weights. A pair of the batch stands in two
+        rows of the loss, hence its factor 2.
+    Writes partial (splits, N, D) fp32.
     """
     index, inside, row_labels = load_rows(row_labels_ptr, N, BM)
     rows = load_chunks(rows_ptr, rows_stride, tl.program_id(0) * BM, row_labels >= 0, 0, D, BM, BD, CHUNKS, PRECISION)
     split = tl.program_id(1)
-    start = tl.program_id(2) * OUT * BD
+    start = tl.program_id(2) * GRAD_CHUNKS * BD
     if HAS_BATCH:
         if split < batch_splits:
             first = split * batch_tiles
@@ -103,28 +111,30 @@ def grad_kernel(
                 rows, row_labels, index + row_offset, cols_ptr, cols_stride, col_labels_ptr, C,
                 first, min(first + batch_tiles, tl.cdiv(C, BN)), margin,
                 grad * tl.load(scales_ptr), grad * tl.load(scales_ptr + 1), start,
-                D, BM, BN, BD, CHUNKS, OUT, PRECISION, NONZERO, SKIP,
+                D, BM, BN, BD, CHUNKS, GRAD_CHUNKS, PRECISION, NONZERO, SKIP_INACTIVE,
             )  # fmt: skip
-            _store(partial_ptr, split, index, inside, start, N, totals, D, BD, OUT)
+            _store(partial_ptr, split, index, inside, start, N, totals, D, BD, GRAD_CHUNKS)
     if HAS_MEMORY:
         if split >= batch_splits:
-            own = tl.full((BM,), -1, tl.int32)
-            if HAS_OWN:
-                own = tl.load(own_ptr + index, mask=inside, other=-1).to(tl.int32)
+            self_index = tl.full((BM,), -1, tl.int32)
+            if HAS_SELF_INDEX:
+                self_index = tl.load(self_index_ptr + index, mask=inside, other=-1).to(tl.int32)
             first = (split - batch_splits) * memory_tiles
             grad = tl.load(grad_memory_ptr)
             totals = _scan_grad(
-                rows, row_labels, own, memory_ptr, memory_stride, memory_labels_ptr, M,
+                rows, row_labels, self_index, memory_ptr, memory_stride, memory_labels_ptr, M,
                 first, min(first + memory_tiles, tl.cdiv(M, BN)), margin,
                 grad * tl.load(scales_ptr + 2), grad * tl.load(scales_ptr + 3), start,
-                D, BM, BN, BD, CHUNKS, OUT, PRECISION, NONZERO, SKIP,
+                D, BM, BN, BD, CHUNKS, GRAD_CHUNKS, PRECISION, NONZERO, SKIP_INACTIVE,
             )  # fmt: skip
-            _store(partial_ptr, split, index, inside, start, N, totals, D, BD, OUT)
+            _store(partial_ptr, split, index, inside, start, N, totals, D, BD, GRAD_CHUNKS)
 
 
 @triton.jit
-def _store(partial_ptr, split, index, inside, start, N, totals, D: tl.constexpr, BD: tl.constexpr, OUT: tl.constexpr):
-    for k in tl.static_range(OUT):
+def _store(
+    partial_ptr, split, index, inside, start, N, totals, D: tl.constexpr, BD: tl.constexpr, GRAD_CHUNKS: tl.constexpr
+):
+    for k in tl.static_range(GRAD_CHUNKS):
         d = start + k * BD + tl.arange(0, BD)
         at = (split.to(tl.int64) * N + index)[:, None] * D + d[None, :]
         tl.store(partial_ptr + at, totals[k], mask=inside[:, None] & (d < D)[None, :])
@@ -132,7 +142,7 @@ def _store(partial_ptr, split, index, inside, start, N, totals, D: tl.constexpr,
 
 @triton.jit
 def koleo_pull(rho, koleo_eps, scale):
-    """d(loss)/d(rho) / rho for rows at distance rho of their neighbour; 0 where rho is 0, as for a norm at 0."""
+    """d(loss)/d(rho) / rho at distance rho from the nearest row; 0 at rho = 0, as a norm has."""
     return tl.where(rho > 0.0, -scale / ((rho + koleo_eps) * tl.where(rho > 0.0, rho, 1.0)), 0.0)
 
 
@@ -146,15 +156,19 @@ def combine_kernel(
 ):  # fmt: skip
     """Grid (row tiles, chunks of D). out (N, D) = sum of partial (splits, N, D) + KoLeo's gradient.
 
-    rho and index (C,) belong to the columns, among which row i is column i + row_offset: a row is pulled by its own
-    neighbour and by every column whose neighbour it is, taken in order of the columns, always as differences of the vectors.
+    rho, index: (C,), of all columns; row i is column i + row_offset.
+
+    KoLeo's gradient of a row has one term for the row's own nearest column and one for every column
+    whose nearest is the row, added in the order of the columns. Each comes from the difference of
+    two vectors.
     """
     index = tl.program_id(0) * BR + tl.arange(0, BR)
     inside = index < N
     d = tl.program_id(1) * BD + tl.arange(0, BD)
     mask = inside[:, None] & (d < D)[None, :]
     total = tl.zeros((BR, BD), tl.float32)
-    for first in range(0, splits, BS):  # several at once: one after the other each would wait for the last
+    # Several splits at once: one at a time, each load would wait for the one before.
+    for first in range(0, splits, BS):
         split = first + tl.arange(0, BS)
         at = (split.to(tl.int64)[:, None, None] * N + index[None, :, None]) * D + d[None, None, :]
         total += tl.sum(
@@ -165,15 +179,15 @@ def combine_kernel(
         column = index + row_offset
         nearest = tl.load(index_ptr + column, mask=inside, other=-1)
         keep = ((nearest >= 0) & (nearest < C))[:, None] & mask
-        own = tl.load(rows_ptr + index.to(tl.int64)[:, None] * rows_stride + d[None, :], mask=mask, other=0.0)
-        own = own.to(tl.float32)
-        other = tl.load(cols_ptr + nearest[:, None] * cols_stride + d[None, :], mask=keep, other=0.0).to(tl.float32)
+        row = tl.load(rows_ptr + index.to(tl.int64)[:, None] * rows_stride + d[None, :], mask=mask, other=0.0)
+        row = row.to(tl.float32)
+        neighbor = tl.load(cols_ptr + nearest[:, None] * cols_stride + d[None, :], mask=keep, other=0.0).to(tl.float32)
         pull = koleo_pull(tl.load(rho_ptr + column, mask=inside, other=0.0), koleo_eps, scale)
-        total += tl.where(keep, pull[:, None] * (own - other + distance_eps), 0.0)
+        total += tl.where(keep, pull[:, None] * (row - neighbor + distance_eps), 0.0)
         for start in range(0, C, BI):
             i = start + tl.arange(0, BI)
-            neighbours = tl.load(index_ptr + i, mask=i < C, other=-1)
-            left = neighbours[None, :] == column[:, None]  # (BR, BI)
+            neighbors = tl.load(index_ptr + i, mask=i < C, other=-1)
+            left = neighbors[None, :] == column[:, None]  # (BR, BI): pulls not yet added
             while tl.max(tl.max(left.to(tl.int32), 1), 0) > 0:
                 lowest = tl.min(tl.where(left, i[None, :], C), 1)
                 found = lowest < C
@@ -183,5 +197,5 @@ def combine_kernel(
                     mask=found[:, None] & mask, other=0.0,
                 ).to(tl.float32)  # fmt: skip
                 pull = koleo_pull(tl.load(rho_ptr + lowest, mask=found, other=0.0), koleo_eps, scale)
-                total -= tl.where(found[:, None] & mask, pull[:, None] * (puller - own + distance_eps), 0.0)
+                total -= tl.where(found[:, None] & mask, pull[:, None] * (puller - row + distance_eps), 0.0)
     tl.store(out_ptr + index.to(tl.int64)[:, None] * D + d[None, :], total, mask=mask)

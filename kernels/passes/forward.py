@@ -1,4 +1,4 @@
-"""Forward: one pass over the columns gives every row its pair sums, pair counts and nearest other row."""
+"""Forward: one pass over the columns gives each row its pair sums and counts and its neighbor."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from fastirt.kernels.passes.tiles import active_pairs, load_chunks, load_rows, s
 
 @triton.jit
 def _scan(
-    rows, row_labels, own, cols_ptr, cols_stride, labels_ptr, M, first, last, margin,
+    rows, row_labels, self_index, cols_ptr, cols_stride, labels_ptr, M, first, last, margin,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
     PRECISION: tl.constexpr, NONZERO: tl.constexpr, PAIRS: tl.constexpr, NEAREST: tl.constexpr,
 ):  # fmt: skip
-    """Column tiles [first, last) against one tile of rows."""
+    """One tile of rows against column tiles [first, last): sums, counts and the best column."""
     pos_sum = tl.zeros((BM,), tl.float32)
     neg_sum = tl.zeros((BM,), tl.float32)
     finite_probe = tl.zeros((BM,), tl.float32)
@@ -29,15 +29,15 @@ def _scan(
         s = similarity(rows, chunks, BM, BN, CHUNKS, PRECISION)
         if PAIRS:
             finite_probe += tl.sum(s, 1)
-            positive, negative = active_pairs(s, row_labels, col_labels, own, cols, margin, NONZERO)
+            positive, negative = active_pairs(s, row_labels, col_labels, self_index, cols, margin, NONZERO)
             pos_sum += tl.sum(tl.where(positive, 1.0 - s, 0.0), 1)
             neg_sum += tl.sum(tl.where(negative, s - margin, 0.0), 1)
-            # both counts in one reduction: a tile has fewer than 2^16 columns
+            # Both counts in one reduction: a tile has fewer than 2^16 columns.
             counts = tl.sum(positive.to(tl.int32) + (negative.to(tl.int32) << 16), 1)
             pos_count += counts & 0xFFFF
             neg_count += counts >> 16
         if NEAREST:
-            candidate = (col_labels >= 0)[None, :] & (own[:, None] != cols[None, :])
+            candidate = (col_labels >= 0)[None, :] & (self_index[:, None] != cols[None, :])
             tile_best, where = tl.max(
                 tl.where(candidate, s, float("-inf")), 1, return_indices=True, return_indices_tie_break_left=True
             )
@@ -61,18 +61,21 @@ def _write(sums_ptr, counts_ptr, split, index, inside, N, pos_sum, neg_sum, pos_
 def stats_kernel(
     rows_ptr, rows_stride, row_labels_ptr,
     cols_ptr, cols_stride, col_labels_ptr,
-    memory_ptr, memory_stride, memory_labels_ptr, own_ptr,
+    memory_ptr, memory_stride, memory_labels_ptr, self_index_ptr,
     sums_ptr, counts_ptr, best_ptr, best_col_ptr,
     N, C, M, row_offset, batch_splits, batch_tiles, memory_tiles, margin,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
-    PRECISION: tl.constexpr, NONZERO: tl.constexpr, PAIRS: tl.constexpr, HAS_OWN: tl.constexpr,
+    PRECISION: tl.constexpr, NONZERO: tl.constexpr, PAIRS: tl.constexpr, HAS_SELF_INDEX: tl.constexpr,
     HAS_BATCH: tl.constexpr, HAS_MEMORY: tl.constexpr,
 ):  # fmt: skip
-    """Grid (row tiles, batch splits + memory splits). Split k < batch_splits takes `batch_tiles` tiles of the columns
-    (C, D), whose column row + row_offset is the row itself; the others take `memory_tiles` tiles of the memory (M, D) each,
-    whose slot own[row] is the row itself.
+    """Grid (row tiles, batch splits + memory splits).
 
-    Writes sums (splits, 2, N) fp32, counts (splits, 2, N) int32, best (batch splits, N) fp32 and best_col int32.
+    Each of the first `batch_splits` splits takes `batch_tiles` tiles of the columns (C, D), in
+    which column i + row_offset is row i itself. Each of the others takes `memory_tiles` tiles of
+    the memory (M, D), in which slot self_index[i] is row i itself.
+
+    Writes sums (splits, 2, N) fp32 and counts (splits, 2, N) int32, positive before negative, and
+    the largest similarity, best (batch splits, N) fp32, with its column, best_col int32.
     """
     index, inside, row_labels = load_rows(row_labels_ptr, N, BM)
     rows = load_chunks(rows_ptr, rows_stride, tl.program_id(0) * BM, row_labels >= 0, 0, D, BM, BD, CHUNKS, PRECISION)
@@ -91,12 +94,12 @@ def stats_kernel(
             tl.store(best_col_ptr + split.to(tl.int64) * N + index, best_col, mask=inside)
     if HAS_MEMORY:
         if split >= batch_splits:
-            own = tl.full((BM,), -1, tl.int32)
-            if HAS_OWN:
-                own = tl.load(own_ptr + index, mask=inside, other=-1).to(tl.int32)
+            self_index = tl.full((BM,), -1, tl.int32)
+            if HAS_SELF_INDEX:
+                self_index = tl.load(self_index_ptr + index, mask=inside, other=-1).to(tl.int32)
             first = (split - batch_splits) * memory_tiles
             pos_sum, neg_sum, pos_count, neg_count, _best, _best_col = _scan(
-                rows, row_labels, own, memory_ptr, memory_stride, memory_labels_ptr, M,
+                rows, row_labels, self_index, memory_ptr, memory_stride, memory_labels_ptr, M,
                 first, min(first + memory_tiles, tl.cdiv(M, BN)), margin,
                 D, BM, BN, BD, CHUNKS, PRECISION, NONZERO, PAIRS, False,
             )  # fmt: skip

@@ -1,4 +1,7 @@
-"""Forward, after the pass: splits become rows, rows become the three losses. All sums in a fixed order, in fp64."""
+"""Forward, second half: add up the splits of each row, then the rows to the three losses.
+
+All sums are fp64 and in a fixed order.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def _over_splits(sums_ptr, counts_ptr, first, last, N, index, inside, BR: tl.constexpr, BS: tl.constexpr):
-    """Totals of this tile of rows over splits [first, last): two fp64 scalars, two int64 scalars."""
+    """Totals of this tile of rows over splits [first, last): two fp64 and two int64 scalars."""
     pos_sum = tl.zeros((BS, BR), tl.float64)
     neg_sum = tl.zeros((BS, BR), tl.float64)
     pos_count = tl.zeros((BS, BR), tl.int64)
@@ -36,8 +39,11 @@ def rows_kernel(
     D: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr, BS: tl.constexpr,
     HAS_BATCH: tl.constexpr, HAS_MEMORY: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (row tiles). Writes rho (N,) fp32 = ||row - nearest + distance_eps||, index (N,) int64, and of each tile five
-    sums (batch positive, batch negative, memory positive, memory negative, log(rho + koleo_eps)) and five counts (the four, rows)."""
+    """Grid (row tiles). Writes rho (N,) fp32 = ||row - nearest + distance_eps||, index (N,) int64.
+
+    Also writes five sums of each tile (batch positive, batch negative, memory positive, memory
+    negative, log(rho + koleo_eps)) and five counts (the same four, rows).
+    """
     tile = tl.program_id(0)
     index = tile * BR + tl.arange(0, BR)
     inside = index < N
@@ -60,22 +66,22 @@ def rows_kernel(
             closer = value > best
             best = tl.where(closer, value, best)
             nearest = tl.where(closer, tl.load(best_col_ptr + at, mask=inside, other=0), nearest)
-        has_other = valid & (best > float("-inf"))
+        has_neighbor = valid & (best > float("-inf"))
         square = tl.zeros((BR,), tl.float32)
-        poison = tl.zeros((BR,), tl.float32)
+        nan_flag = tl.zeros((BR,), tl.float32)
         for start in range(0, D, BD):
             d = start + tl.arange(0, BD)
             keep = valid[:, None] & (d < D)[None, :]
-            own = tl.load(rows_ptr + index.to(tl.int64)[:, None] * rows_stride + d[None, :], mask=keep, other=0.0)
+            row = tl.load(rows_ptr + index.to(tl.int64)[:, None] * rows_stride + d[None, :], mask=keep, other=0.0)
             at = nearest.to(tl.int64)[:, None] * cols_stride + d[None, :]
-            other = tl.load(cols_ptr + at, mask=has_other[:, None] & keep, other=0.0)
-            difference = own.to(tl.float32) - other.to(tl.float32) + tl.where(keep, distance_eps, 0.0)
+            neighbor = tl.load(cols_ptr + at, mask=has_neighbor[:, None] & keep, other=0.0)
+            difference = row.to(tl.float32) - neighbor.to(tl.float32) + tl.where(keep, distance_eps, 0.0)
             square += tl.sum(difference * difference, 1)
-            poison += tl.sum(own.to(tl.float32) * 0.0, 1)
+            nan_flag += tl.sum(row.to(tl.float32) * 0.0, 1)
         rho = tl.sqrt(square)
-        logarithm = tl.where(has_other, tl.log(rho + koleo_eps), 0.0) + poison
-        tl.store(rho_ptr + index, tl.where(has_other, rho, 0.0) + poison, mask=inside)
-        tl.store(index_ptr + index, tl.where(has_other, nearest, -1).to(tl.int64), mask=inside)
+        logarithm = tl.where(has_neighbor, tl.log(rho + koleo_eps), 0.0) + nan_flag
+        tl.store(rho_ptr + index, tl.where(has_neighbor, rho, 0.0) + nan_flag, mask=inside)
+        tl.store(index_ptr + index, tl.where(has_neighbor, nearest, -1).to(tl.int64), mask=inside)
         tl.store(sums_at + 4, tl.sum(logarithm.to(tl.float64), 0))
     if HAS_MEMORY:
         pos_sum, neg_sum, pos_count, neg_count = _over_splits(
@@ -104,7 +110,7 @@ def _part(
     tile_sums_ptr, tile_counts_ptr, sums_ptr, counts_ptr, scales_ptr, loss_ptr, column: tl.constexpr, tiles, rows,
     NONZERO: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """One contrastive term: its totals, its loss, and what a positive and a negative pair weigh in it."""
+    """One contrastive loss: totals, value, and the weights of a positive and a negative pair."""
     pos_sum, pos_count = _total(tile_sums_ptr, tile_counts_ptr, column, tiles, BT)
     neg_sum, neg_count = _total(tile_sums_ptr, tile_counts_ptr, column + 1, tiles, BT)
     if NONZERO:
@@ -114,13 +120,13 @@ def _part(
         pos_scale = 1.0 / tl.maximum(rows, 1).to(tl.float64)
         neg_scale = pos_scale
     loss = pos_sum * pos_scale + neg_sum * neg_scale
-    poison = loss * 0.0
+    nan_flag = loss * 0.0
     tl.store(sums_ptr + column, pos_sum)
     tl.store(sums_ptr + column + 1, neg_sum)
     tl.store(counts_ptr + column, pos_count)
     tl.store(counts_ptr + column + 1, neg_count)
-    tl.store(scales_ptr + column, (pos_scale + poison).to(tl.float32))
-    tl.store(scales_ptr + column + 1, (neg_scale + poison).to(tl.float32))
+    tl.store(scales_ptr + column, (pos_scale + nan_flag).to(tl.float32))
+    tl.store(scales_ptr + column + 1, (neg_scale + nan_flag).to(tl.float32))
     tl.store(loss_ptr, loss.to(tl.float32))
 
 
@@ -138,8 +144,10 @@ def totals_kernel(
     tile_sums_ptr, tile_counts_ptr, sums_ptr, counts_ptr, scales_ptr, batch_ptr, memory_ptr, koleo_ptr, tiles,
     NONZERO: tl.constexpr, HAS_BATCH: tl.constexpr, HAS_MEMORY: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """One program: sums (5,) fp64, counts (5,) int64, scales (5,) fp32 (a pair's weight in its loss; KoLeo's 1/N), and
-    the three losses as 0-d fp32."""
+    """One program. Writes sums (5,) fp64, counts (5,) int64 and the three losses, 0-d fp32.
+
+    Writes scales (5,) fp32: weights of a pair in its loss (batch +, -, memory +, -), KoLeo's 1/N.
+    """
     log_sum, rows = _total(tile_sums_ptr, tile_counts_ptr, 4, tiles, BT)
     tl.store(counts_ptr + 4, rows)
     if HAS_BATCH:

@@ -1,6 +1,6 @@
-"""What the kernels share: tiles of rows in chunks of D, products of a stated precision, which pairs count.
+"""Shared by the kernels: loading tiles in chunks of D, products of a given precision, active pairs.
 
-The interpreter's own faults (wrong bf16 products, casts to bf16 that truncate) are worked around here and nowhere else.
+Triton's interpreter multiplies bf16 wrongly and truncates casts to bf16; this file works around it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PAIR_THRESHOLD = tl.constexpr(PAIR_THRESHOLD)
 
 @triton.jit
 def without_last_bits(x, BITS: tl.constexpr):
-    """fp32 x rounded to nearest even in its last BITS bits: 16 leave a bf16 number, 13 a tf32 number."""
+    """fp32 x without its last BITS bits, rounded to nearest even: 16 gives bf16 values, 13 tf32."""
     bits = x.to(tl.uint32, bitcast=True)
     half: tl.constexpr = (1 << (BITS - 1)) - 1
     kept: tl.constexpr = 0x100000000 - (1 << BITS)
@@ -27,15 +27,11 @@ def without_last_bits(x, BITS: tl.constexpr):
 
 @triton.jit
 def operand(x, PRECISION: tl.constexpr):
-    """x as a factor of a product: bf16 for "bf16", else fp32 (of which "tf32" drops bits inside the product)."""
+    """x as a factor of a product: bf16 for "bf16", else fp32; "tf32" drops bits in the product."""
     x_float = x.to(tl.float32)
     if PRECISION == "bf16":
-        if (
-            _INTERPRETED
-        ):  # round to nearest even by hand and multiply in fp32, which is what the hardware's product gives
-            bits = x_float.to(tl.uint32, bitcast=True)
-            rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
-            return tl.where(x_float == x_float, rounded, x_float)
+        if _INTERPRETED:  # fp32 products of bf16 values are what the hardware computes
+            return without_last_bits(x_float, 16)
         else:
             return x.to(tl.bfloat16)
     else:
@@ -53,7 +49,10 @@ def load_chunks(
     ptr, stride, first, keep, start, D: tl.constexpr, B: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Rows first ... first + B of a (?, D) matrix from column `start` on, as CHUNKS operands (B, BD); 0 where `keep` (B,) is false."""
+    """B rows of a (?, D) matrix from row `first` on, as CHUNKS operands (B, BD).
+
+    The first operand begins at number `start` of D. Rows where `keep` (B,) is false are 0.
+    """
     index = (first + tl.arange(0, B)).to(tl.int64)
     chunks = ()
     for k in tl.static_range(CHUNKS):
@@ -74,12 +73,12 @@ def similarity(rows, cols, BM: tl.constexpr, BN: tl.constexpr, CHUNKS: tl.conste
 
 
 @triton.jit
-def active_pairs(s, row_labels, col_labels, own, cols, margin, NONZERO: tl.constexpr):
-    """(positive, negative): the pairs of this tile whose loss counts, as two (BM, BN) masks.
+def active_pairs(s, row_labels, col_labels, self_index, cols, margin, NONZERO: tl.constexpr):
+    """(positive, negative): masks (BM, BN) of the pairs of this tile whose loss counts.
 
-    Negative labels are in no pair; `own` (BM,) is the column that is the row itself.
+    A vector with a negative label is in no pair, nor is a row with itself, self_index (BM,).
     """
-    valid = (row_labels >= 0)[:, None] & (col_labels >= 0)[None, :] & (own[:, None] != cols[None, :])
+    valid = (row_labels >= 0)[:, None] & (col_labels >= 0)[None, :] & (self_index[:, None] != cols[None, :])
     same = row_labels[:, None] == col_labels[None, :]
     positive, negative = valid & same, valid & (same == 0)
     if NONZERO:
@@ -90,7 +89,7 @@ def active_pairs(s, row_labels, col_labels, own, cols, margin, NONZERO: tl.const
 
 @triton.jit
 def load_rows(labels_ptr, N, BM: tl.constexpr):
-    """(index, inside, labels) of this program's tile of rows; labels are -1 outside."""
+    """(index, inside, labels) of this program's rows; rows beyond N have label -1."""
     index = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = index < N
     return index, inside, tl.load(labels_ptr + index, mask=inside, other=-1)

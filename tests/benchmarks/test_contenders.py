@@ -70,7 +70,7 @@ def test_the_public_recipe_computes_its_objective():
     labels = torch.arange(12) // 3
     model = Points(12)
     z = torch.nn.functional.normalize(model.points[:, 0].detach(), dim=1)
-    batch = reference.pair_loss(z, labels, z, labels, self_cols=torch.arange(12), reduction="nonzero_mean")
+    batch = reference.pair_loss(z, labels, z, labels, self_index=torch.arange(12), reduction="nonzero_mean")
     alone = public_recipe.Recipe(model, 0, CPU, lr=0.0)(torch.zeros(12, 3, 4, 4), labels)
     assert alone == pytest.approx(float(batch + 0.7 * reference.koleo(z)), rel=1e-5)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastirt.kernels import plan as module
-from fastirt.kernels.tile_table import ANY, TABLE, lookup, served
+from fastirt.kernels.tile_table import ANY, TABLE, has_tiles, lookup
 
 
 @pytest.fixture
@@ -72,15 +72,15 @@ def test_nothing_grows_with_rows_times_slots(h200):
             assert grad.scratch_bytes <= 4 * 384 * (133 * grad.tile.bm + 9 * rows)
 
 
-def test_the_table_serves_every_gpu_precision_and_size():
+def test_the_table_has_tiles_for_every_gpu_precision_and_size():
     for arch in (0, 80, 90, 100, 103):
         for precision in ("bf16", "mixed", "tf32", "fp32"):
             for dim in (1, 64, 384, 385, 1024):
                 for rows in (1, 256, 257, 10**6):
                     for kind in ("stats", "grad"):
                         tile = lookup(kind, arch, precision, dim, rows)
-                        assert min(tile.bm, tile.bn, tile.bd) >= 16 and (kind == "stats" or tile.out >= 1)
-    assert not any(served(arch) for arch in (75, 86, 89, 120))  # too little shared memory: they take the reference
+                        assert min(tile.bm, tile.bn, tile.bd) >= 16 and (kind == "stats" or tile.grad_chunks >= 1)
+    assert not any(has_tiles(arch) for arch in (75, 86, 89, 120))  # too little shared memory: they take the reference
     with pytest.raises(ValueError, match="no tile for stats, compute capability 8.6"):
         lookup("stats", 86, "bf16", 384, 64)
     assert all(row.tile.source for row in TABLE) and all(row.dim <= ANY for row in TABLE)

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastirt.kernels import contrastive as module
-from fastirt.kernels import contrastive_koleo, launch
+from fastirt.kernels import contrastive_koleo, launch, operators
+from fastirt.kernels.reference import PairOptions
 from fastirt.kernels.tile_table import Tile
 from tests.kernels.cases import DEVICE, REDUCTIONS, make
 
@@ -22,7 +22,7 @@ def test_opcheck(with_memory):
     case = make(12, 30 if with_memory else None, 64)
     z = torch.nan_to_num(case.z).requires_grad_()
     arguments = (z, *case[1:], 0.2, "nonzero_mean", 1e-8, 1e-6, "fp32")
-    torch.library.opcheck(module._forward, arguments)
+    torch.library.opcheck(operators.contrastive_koleo, arguments)
 
 
 def test_compiles_whole_with_any_rows_and_slots():
@@ -75,18 +75,18 @@ def test_the_same_bits_every_time(reduction):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_any_tile_gives_the_same_within_rounding(reduction):
     case = make(65, 700, 192)
-    options = dict(margin=0.5, nonzero=reduction == "nonzero_mean", koleo_eps=1e-8, distance_eps=1e-6, precision="fp32")
+    options = PairOptions(margin=0.5, reduction=reduction, precision="fp32")
     rows = launch.Columns(case.z, case.labels)
     memory = launch.Columns(case.memory, case.memory_labels, case.memory_self)
     one = torch.ones((), device=DEVICE)
     found = []
     tiles = [(32, 32, 64, 3, True), (64, 64, 64, 2, False), (32, 64, 32, 2, True), (16, 128, 64, 1, False)]
-    for bm, bn, bd, out, skip in tiles:
-        tile = Tile(bm, bn, bd, warps=4, stages=1, out=out, waves=2, skip=skip)
-        f = launch.forward(case.z, case.labels, rows, memory, tile=tile, **options)
+    for bm, bn, bd, grad_chunks, skip in tiles:
+        tile = Tile(bm, bn, bd, warps=4, stages=1, grad_chunks=grad_chunks, waves=2, skip_inactive=skip)
+        f = launch.forward(case.z, case.labels, rows, memory, options, tile=tile)
         gradient = launch.backward(
-            case.z, case.labels, rows, memory, scales=f.scales, grads=(one, one, one), rho=f.rho, index=f.index, tile=tile,
-            **options,
+            case.z, case.labels, rows, memory, options, scales=f.scales, grads=(one, one, one), rho=f.rho, index=f.index,
+            tile=tile,
         )  # fmt: skip
         found.append((torch.stack(f[:3]), gradient, f.counts))
     for losses, gradient, counts in found[1:]:

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from fastirt.kernels import tune
-from fastirt.kernels.tile_table import Row, Tile
+from fastirt.kernels.tile_table import Tile, TileRow
 
 
 def test_the_tuner_prints_rows_of_the_table():
-    tile = Tile(64, 32, 128, 8, 3, out=3, skip=True, waves=2, source="NVIDIA H100")
+    tile = Tile(64, 32, 128, 8, 3, grad_chunks=3, skip_inactive=True, waves=2, source="NVIDIA H100")
     line = tune.row("grad", 90, "bf16", 384, 64, tile, "NVIDIA H100")
-    assert line.startswith('Row("grad", (90,), "bf16", 384, 64, Tile(64, 32, 128, 8, 3, ')
-    assert eval(line.removesuffix(",")) == Row("grad", (90,), "bf16", 384, 64, tile)
+    assert line.startswith('TileRow("grad", (90,), "bf16", 384, 64, Tile(64, 32, 128, 8, 3, ')
+    assert eval(line.removesuffix(",")) == TileRow("grad", (90,), "bf16", 384, 64, tile)
 
 
 @pytest.mark.parametrize("kind", ["stats", "grad"])

@@ -89,7 +89,7 @@ def test_own_slot_is_no_pair_but_an_older_entry_of_the_image_is():
     label = torch.tensor([5])
     memory = torch.cat([z, F.normalize(z + 0.5, dim=1)])
     with_own = pair_loss(z, label, memory, torch.tensor([5, 5]), reduction="nonzero_mean")
-    loss = pair_loss(z, label, memory, torch.tensor([5, 5]), self_cols=torch.tensor([0]), reduction="anchor_sum")
+    loss = pair_loss(z, label, memory, torch.tensor([5, 5]), self_index=torch.tensor([0]), reduction="anchor_sum")
     assert float(loss) == pytest.approx(1 - float(memory[1] @ z[0]), abs=1e-6)
     assert float(with_own) == pytest.approx(
         float(loss), abs=1e-6

@@ -39,7 +39,7 @@ def test_ten_steps_equal_the_arithmetic_written_out(contrastive, momentum):
         x = ((batch.images.float() / 255 - 0.5) / 0.5).permute(0, 3, 1, 2)
         z = encoder(x)
         own = torch.arange(8)
-        loss = pair_loss(z, batch.labels, z, batch.labels, self_cols=own, reduction=contrastive) + 0.7 * koleo(z)
+        loss = pair_loss(z, batch.labels, z, batch.labels, self_index=own, reduction=contrastive) + 0.7 * koleo(z)
         if number >= 2:
             stored = (z if momentum is None else keys(x)).detach()
             where = [(slots + i) % 20 for i in range(8)]
@@ -49,7 +49,7 @@ def test_ten_steps_equal_the_arithmetic_written_out(contrastive, momentum):
             cols = torch.stack([entry[0] for entry in ring])
             col_labels = torch.tensor([entry[1] for entry in ring])
             own = torch.tensor(where) if momentum is None else None
-            loss = loss + pair_loss(z, batch.labels, cols, col_labels, self_cols=own, reduction=contrastive)
+            loss = loss + pair_loss(z, batch.labels, cols, col_labels, self_index=own, reduction=contrastive)
         for group in adamw.param_groups:
             group["lr"] = learning_rate(number, config.optim)
         adamw.zero_grad()

@@ -1,0 +1,185 @@
+"""The torch operators under the public functions: scalars in the schemas, `PairOptions` inside.
+
+`contrastive_koleo` is differentiable in its rows; the other operators have no gradient. All expect
+arguments that the public functions have checked.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from fastirt.kernels import launch
+from fastirt.kernels.checks import resolve_precision
+from fastirt.kernels.reference import PairOptions
+
+
+def _columns(z: Tensor, labels: Tensor, memory, memory_labels, memory_self):
+    """The rows, their labels, and both sets of columns, with stride 1 along D."""
+    z, labels = launch.dense(z), labels.contiguous()
+    batch = launch.Columns(z, labels)
+    if memory is None:
+        return z, labels, batch, None
+    return z, labels, batch, launch.columns(memory, memory_labels, memory_self)
+
+
+@torch.library.custom_op("fastirt::contrastive_koleo", mutates_args=())
+def contrastive_koleo(
+    z: Tensor,
+    labels: Tensor,
+    memory: Optional[Tensor],
+    memory_labels: Optional[Tensor],
+    memory_self: Optional[Tensor],
+    margin: float,
+    reduction: str,
+    koleo_eps: float,
+    distance_eps: float,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(batch, memory, koleo, scales, rho, index); the last three are for the backward."""
+    precision = resolve_precision(precision, z, memory)
+    options = PairOptions(margin, reduction, koleo_eps, distance_eps, precision)
+    found = launch.forward(*_columns(z, labels, memory, memory_labels, memory_self), options)
+    return tuple(found[:6])
+
+
+@contrastive_koleo.register_fake
+def _(z, *_):
+    losses = [z.new_empty((), dtype=torch.float32) for _ in range(3)]
+    rows = z.shape[0]
+    scales, rho = (z.new_empty(size, dtype=torch.float32) for size in (5, rows))
+    return *losses, scales, rho, z.new_empty(rows, dtype=torch.int64)
+
+
+@torch.library.custom_op("fastirt::contrastive_koleo_backward", mutates_args=())
+def contrastive_koleo_backward(
+    grad_batch: Tensor,
+    grad_memory: Tensor,
+    grad_koleo: Tensor,
+    z: Tensor,
+    labels: Tensor,
+    memory: Optional[Tensor],
+    memory_labels: Optional[Tensor],
+    memory_self: Optional[Tensor],
+    scales: Tensor,
+    rho: Tensor,
+    index: Tensor,
+    margin: float,
+    reduction: str,
+    koleo_eps: float,
+    distance_eps: float,
+    precision: str,
+) -> Tensor:
+    """(N, D) in the dtype of z: the gradient of the losses, each times its 0-d float32 grad_*."""
+    precision = resolve_precision(precision, z, memory)
+    options = PairOptions(margin, reduction, koleo_eps, distance_eps, precision)
+    return launch.backward(
+        *_columns(z, labels, memory, memory_labels, memory_self), options, scales=scales,
+        grads=(grad_batch, grad_memory, grad_koleo), rho=rho, index=index,
+    )  # fmt: skip
+
+
+@contrastive_koleo_backward.register_fake
+def _(grad_batch, grad_memory, grad_koleo, z, *_):
+    return z.new_empty(z.shape)
+
+
+def _save(ctx, inputs, output) -> None:
+    z, labels, memory, memory_labels, memory_self, *ctx.options = inputs
+    ctx.save_for_backward(z, labels, memory, memory_labels, memory_self, *output[3:])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, grad_batch, grad_memory, grad_koleo, *_):
+    saved = ctx.saved_tensors
+    zero = None
+    grads = []
+    for grad in (grad_batch, grad_memory, grad_koleo):
+        if grad is None:
+            zero = saved[0].new_zeros((), dtype=torch.float32) if zero is None else zero
+            grad = zero
+        grads.append(grad)
+    gradient = contrastive_koleo_backward(*grads, *saved, *ctx.options)
+    return (gradient, *[None] * 9)
+
+
+def _refuse(ctx, *_):
+    raise RuntimeError("contrastive_koleo: the Triton version has no second derivative: use impl='reference'")
+
+
+contrastive_koleo.register_autograd(_differentiate, setup_context=_save)
+contrastive_koleo_backward.register_autograd(_refuse, setup_context=lambda ctx, inputs, output: None)
+
+
+@torch.library.custom_op("fastirt::pair_stats", mutates_args=())
+def pair_stats(
+    rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, self_index: Optional[Tensor], margin: float,
+    reduction: str, precision: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """((pos_sum, neg_sum) float64, (pos_count, neg_count) int64)."""
+    options = PairOptions(margin, reduction, precision=resolve_precision(precision, rows, cols))
+    memory = launch.columns(cols, col_labels, self_index)
+    found = launch.forward(launch.dense(rows), row_labels.contiguous(), None, memory, options)
+    return found.sums[2:4].clone(), found.counts[2:4].clone()
+
+
+@pair_stats.register_fake
+def _(rows, *_):
+    return rows.new_empty(2, dtype=torch.float64), rows.new_empty(2, dtype=torch.int64)
+
+
+@torch.library.custom_op("fastirt::pair_grad", mutates_args=())
+def pair_grad(
+    rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, self_index: Optional[Tensor], scales: Tensor,
+    margin: float, reduction: str, precision: str,
+) -> Tensor:  # fmt: skip
+    """(N, D) in the rows' dtype; scales (2,) float32: weights of positive and negative pairs."""
+    options = PairOptions(margin, reduction, precision=resolve_precision(precision, rows, cols))
+    one = scales.new_ones(())
+    return launch.backward(
+        launch.dense(rows), row_labels.contiguous(), None, launch.columns(cols, col_labels, self_index), options,
+        scales=torch.cat([scales, scales]), grads=(one, one, one), rho=one, index=row_labels, koleo=False,
+    )  # fmt: skip
+
+
+@pair_grad.register_fake
+def _(rows, *_):
+    return rows.new_empty(rows.shape)
+
+
+@torch.library.custom_op("fastirt::nearest", mutates_args=())
+def nearest(
+    rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, row_offset: int, distance_eps: float,
+    precision: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(rho (N,) float32, index (N,) int64)."""
+    options = PairOptions(distance_eps=distance_eps, precision=resolve_precision(precision, rows, cols))
+    batch = launch.columns(cols, col_labels, row_offset=row_offset)
+    found = launch.forward(launch.dense(rows), row_labels.contiguous(), batch, None, options, pairs=False)
+    return found.rho, found.index
+
+
+@nearest.register_fake
+def _(rows, *_):
+    return rows.new_empty(rows.shape[0], dtype=torch.float32), rows.new_empty(rows.shape[0], dtype=torch.int64)
+
+
+@torch.library.custom_op("fastirt::koleo_grad", mutates_args=())
+def koleo_grad(
+    rows: Tensor, cols: Tensor, rho: Tensor, index: Tensor, scale: Tensor, row_offset: int, koleo_eps: float,
+    distance_eps: float,
+) -> Tensor:  # fmt: skip
+    """(N, D) in the rows' dtype; scale: 0-d float32."""
+    options = PairOptions(koleo_eps=koleo_eps, distance_eps=distance_eps, precision="fp32")
+    return launch.backward(
+        launch.dense(rows), index, launch.columns(cols, index, row_offset=row_offset), None, options,
+        scales=scale.new_ones(5), grads=(scale, scale, scale), rho=rho.contiguous(), index=index.contiguous(),
+        pairs=False,
+    )  # fmt: skip
+
+
+@koleo_grad.register_fake
+def _(rows, *_):
+    return rows.new_empty(rows.shape)
