@@ -215,7 +215,7 @@ def test_a_data_folder_that_disappears_is_no_bad_picture(runs, mixed, tmp_path):
 
 def test_user_errors_are_one_line(mixed, tmp_path):
     output = job(3, "-m", "fastirt", *arguments(mixed, tmp_path / "a"), code=1)
-    assert "--batch-size 8: is of all 3 ranks together and must divide by them: use 6 or 12" in output
+    assert "--batch-size 8: must be divisible by the number of ranks, 3: use 6 or 12" in output
     output = job(2, "-m", "fastirt", *arguments(tmp_path / "nowhere", tmp_path / "b"), code=1)
     assert "nowhere" in output and "Traceback" not in output.split("torch/distributed")[0]
     output = job(2, "-m", "fastirt", *arguments(mixed, Path("/proc/run")), code=1)
