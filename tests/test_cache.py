@@ -13,7 +13,7 @@ from fastirt.cli import main
 from fastirt.config.options import InputConfig
 from fastirt.datasets import load_dataset
 from fastirt.errors import UserError
-from fastirt.images.normalize import normalise
+from fastirt.images.normalize import normalize
 from fastirt.images.pack import PackedStore, pack
 from fastirt.images.source import FileSource
 from fastirt.loading import cache_budget
@@ -118,8 +118,8 @@ def test_the_step_sees_the_same_bits(pictures, place, dtype):
             assert given.copy_batch(batch) == (batch.step == 0)  # the buffers stay where they are
             seen.append(given.build_images())
             assert seen[-1].is_contiguous(memory_format=torch.channels_last) and torch.equal(given.labels, batch.labels)
-        assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], normalise(plain.images, mean, std, dtype))
-        assert torch.equal(seen[0].cpu(), normalise(plain.images.cpu(), mean, std, dtype))
+        assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], normalize(plain.images, mean, std, dtype))
+        assert torch.equal(seen[0].cpu(), normalize(plain.images.cpu(), mean, std, dtype))
 
 
 @pytest.mark.slow

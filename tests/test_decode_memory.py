@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from conftest import needs_dali
-from fastirt.images.decode_memory import DECODED_BYTES
+from fastirt.images.decode import DECODED_BYTES
 
 MEASURE = """
 import sys, numpy as np, torch

@@ -17,7 +17,7 @@ from fastirt.datasets import load_dataset
 from fastirt.errors import UserError
 from fastirt.images.decode_dali import DaliDecoder
 from fastirt.images.decode_pil import PilDecoder
-from fastirt.images.normalize import normalise
+from fastirt.images.normalize import normalize
 from fastirt.images.pack import PackedStore, pack
 from fastirt.images.resize_crop import check_input, crop_corners, crop_offset, resized_size, resized_sizes
 from fastirt.loading.augment import draw_crops
@@ -227,11 +227,11 @@ def test_a_packed_store_gives_the_batches_of_the_files(pictures, tmp_path, resiz
 def test_normalise():
     images = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3).contiguous()
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    out = normalise(images, mean, std)
+    out = normalize(images, mean, std)
     expected = transforms.Normalize(mean, std)(images.permute(0, 3, 1, 2).float() / 255)
     torch.testing.assert_close(out, expected)
     assert out.is_contiguous(memory_format=torch.channels_last) and out.data_ptr() != images.data_ptr()
-    assert normalise(images, mean, std, torch.bfloat16).dtype == torch.bfloat16
+    assert normalize(images, mean, std, torch.bfloat16).dtype == torch.bfloat16
 
 
 def test_leaving_the_loop_and_errors_stop_the_background_thread(pictures):

@@ -1,4 +1,4 @@
-"""uint8 images to what the encoder takes, through a table: the same bits on every device."""
+"""uint8 images to normalized input of the encoder, by a table: the same bits on every device."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from torch import Tensor
 from fastirt.kernels.gather import gather_views, look_up
 
 
-def normalise(
+def normalize(
     images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """(B, S, S, 3) uint8 to (B, 3, S, S) `dtype` in channels-last memory: (x / 255 - mean) / std, computed in float32."""
+    """(x / 255 - mean) / std, computed in float32.
+
+    images: (B, S, S, 3) uint8. Returns (B, 3, S, S) of `dtype` in channels-last memory.
+    """
     out = torch.empty(images.shape, dtype=dtype, device=images.device)
     table = byte_table(tuple(mean), tuple(std), dtype, images.device)
     if images.is_cuda:
@@ -26,7 +29,7 @@ def normalise(
 
 @lru_cache
 def byte_table(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(256, 3) `dtype`: what each byte becomes in each channel. Computed on the CPU, whatever the device."""
+    """(256, 3) of `dtype`: normalized value of each byte by channel, computed on the CPU."""
     scale = torch.tensor([1 / (255 * s) for s in std])
     shift = torch.tensor([-m / s for m, s in zip(mean, std)])
     return (torch.arange(256)[:, None] * scale + shift).to(dtype).to(device)
@@ -34,7 +37,7 @@ def byte_table(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dty
 
 @lru_cache(maxsize=8)
 def whole_views(count: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """(starts, widths, picks) for `gather_views` that show each of `count` stored (size, size, 3) images as it is."""
+    """(starts, widths, picks) for `gather_views`: `count` whole images (size, size, 3)."""
     rows = torch.arange(count, device=device)
     picks = torch.zeros(count, 4, dtype=torch.int64, device=device)
     picks[:, 0] = rows

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import UserError
-from fastirt.images.normalize import normalise
+from fastirt.images.normalize import normalize
 from fastirt.loading.eval_loader import EvalLoader
 from fastirt.model.encoder import Encoder
 from fastirt.model.precision import autocast
@@ -56,7 +56,7 @@ def embed(
             ) as bar,
         ):
             for batch in loader:
-                images = normalise(batch.images, mean, std, dtype)
+                images = normalize(batch.images, mean, std, dtype)
                 with autocast(dtype, device):
                     out = encoder(images)
                 vectors.append(out[: batch.valid])
