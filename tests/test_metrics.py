@@ -25,9 +25,9 @@ def test_chunks_and_backends_give_the_same_metrics(monkeypatch, backend, same):
     gallery, labels = clusters(700, 4)
     gallery[100:200] = gallery[300:400]
     query, query_labels = (gallery, labels) if same else clusters(90, 4, seed=1)
-    whole = retrieval_metrics(query, query_labels, gallery, labels, (1, 5), same=same, backend="torch")
+    whole = retrieval_metrics(query, query_labels, gallery, labels, (1, 5), exclude_self=same, backend="torch")
     monkeypatch.setattr(search_module, "CHUNK_VALUES", 20_000)
-    parts = retrieval_metrics(query, query_labels, gallery, labels, (1, 5), same=same, backend=backend)
+    parts = retrieval_metrics(query, query_labels, gallery, labels, (1, 5), exclude_self=same, backend=backend)
     assert parts == pytest.approx(whole, abs=2e-4)  # float32 rounds with the shape: near-equal neighbours may swap
     assert 0.3 < whole["r_precision"] < whole["recall@1"] < whole["recall@5"] <= 1  # chance: 0.25
     assert whole["map@r"] < whole["r_precision"]
@@ -36,10 +36,10 @@ def test_chunks_and_backends_give_the_same_metrics(monkeypatch, backend, same):
 def test_a_perfect_and_a_useless_embedding():
     labels = torch.arange(40) // 4
     perfect = F.one_hot(labels).float()
-    best = retrieval_metrics(perfect, labels, perfect, labels, (1, 3), same=True)
+    best = retrieval_metrics(perfect, labels, perfect, labels, (1, 3), exclude_self=True)
     assert [best[name] for name in ("recall@1", "recall@3", "map@r", "r_precision")] == [1.0] * 4
     shifted = F.one_hot((labels + 1) % 10).float()  # each query sees the class beside its own
-    worst = retrieval_metrics(shifted, labels, perfect, labels, (1, 4), same=False)
+    worst = retrieval_metrics(shifted, labels, perfect, labels, (1, 4), exclude_self=False)
     assert [worst[name] for name in ("recall@1", "recall@4", "map@r", "r_precision")] == [0.0] * 4
 
 
@@ -55,7 +55,7 @@ search.CHUNK_VALUES = 2**19
 g = torch.Generator().manual_seed(0)
 def run(n):
     z = torch.nn.functional.normalize(torch.randn(n, 4, generator=g), dim=1)
-    retrieval_metrics(z, torch.arange(n) % 500, z[:1500], torch.arange(1500) % 500, (1000,), same=False)
+    retrieval_metrics(z, torch.arange(n) % 500, z[:1500], torch.arange(1500) % 500, (1000,), exclude_self=False)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 small, large = run(1_500), run(6_000)
 assert large - small < 60, (small, large)

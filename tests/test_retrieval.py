@@ -66,7 +66,7 @@ def test_metrics_equal_the_definition_with_duplicates_and_lonely_queries(backend
     if not same:
         query[:3] = gallery[[5, 0, 7]]
     ranks = (1, 2, 4, 10)
-    ours = retrieval_metrics(query, query_labels, gallery, labels, ranks, same=same, backend=backend)
+    ours = retrieval_metrics(query, query_labels, gallery, labels, ranks, exclude_self=same, backend=backend)
     expected = by_definition(query, query_labels, gallery, labels, ranks, same)
     for name, value in expected.items():
         assert ours[name] == pytest.approx(value, abs=1e-9), name
@@ -86,7 +86,7 @@ def test_metrics_equal_pytorch_metric_learning(same):
     theirs = AccuracyCalculator(include=names, k="max_bin_count", device=torch.device("cpu")).get_accuracy(
         query, query_labels, gallery, labels, ref_includes_query=same
     )
-    ours = retrieval_metrics(query, query_labels, gallery, labels, (1,), same=same)
+    ours = retrieval_metrics(query, query_labels, gallery, labels, (1,), exclude_self=same)
     assert [ours["recall@1"], ours["r_precision"], ours["map@r"]] == pytest.approx(
         [theirs[name] for name in names], abs=1e-9
     )
@@ -133,9 +133,9 @@ def test_a_missing_faiss_is_said_and_replaced(monkeypatch, caplog):
 def test_k_larger_than_the_gallery_and_no_match_at_all():
     z, labels = vectors(5), torch.arange(5)
     with pytest.raises(UserError, match="only 4 images beside the query"):
-        retrieval_metrics(z, labels, z, labels, (5,), same=True)
+        retrieval_metrics(z, labels, z, labels, (5,), exclude_self=True)
     with pytest.raises(UserError, match="no query"):
-        retrieval_metrics(z, labels, z, labels, (1,), same=True)
+        retrieval_metrics(z, labels, z, labels, (1,), exclude_self=True)
 
 
 def test_published_rows_are_complete_and_stand_beside_a_run():
@@ -183,22 +183,24 @@ def test_a_query_that_is_in_the_gallery_does_not_find_itself(backend, seed):
     own[::3] = -1
     query[::3] = vectors(7, seed=seed + 10)
     query_labels[3] = (labels[own[3]] + 1) % 9
-    found = retrieval_metrics(query, query_labels, gallery, labels, (1, 2, 49), own=own, backend=backend)
+    found = retrieval_metrics(query, query_labels, gallery, labels, (1, 2, 49), exclude=own, backend=backend)
     expected = by_definition(query, query_labels, gallery, labels, (1, 2, 49), False, own)
     assert {name: found[name] for name in expected} == pytest.approx(expected)
     with pytest.raises(UserError, match="--rank 50.* at most 49"):
-        retrieval_metrics(query, query_labels, gallery, labels, (50,), own=own)
+        retrieval_metrics(query, query_labels, gallery, labels, (50,), exclude=own)
     nobody = torch.full_like(own, -1)
-    assert retrieval_metrics(query, query_labels, gallery, labels, (50,), own=nobody)["recall@50"] <= 1
+    assert retrieval_metrics(query, query_labels, gallery, labels, (50,), exclude=nobody)["recall@50"] <= 1
 
 
 def test_each_k_counts_once_and_in_order():
     query, labels = vectors(6), torch.tensor([0, 0, 1, 1, 2, 2])
-    metrics = retrieval_metrics(query, labels, query, labels, (2, 1, 1, 2, 2), same=True)
+    metrics = retrieval_metrics(query, labels, query, labels, (2, 1, 1, 2, 2), exclude_self=True)
     assert [name for name in metrics if name.startswith("recall")] == ["recall@1", "recall@2"]
     assert metrics["recall@1"] <= metrics["recall@2"] <= 1
-    assert metrics == retrieval_metrics(query, labels, query, labels, (1, 2), same=True)
-    without = retrieval_metrics(query, labels, query, labels, (), same=True)
+    assert metrics == retrieval_metrics(query, labels, query, labels, (1, 2), exclude_self=True)
+    for old in (dict(same=True), dict(own=torch.arange(len(query)))):  # accepted for one release
+        assert metrics == retrieval_metrics(query, labels, query, labels, (1, 2), **old)
+    without = retrieval_metrics(query, labels, query, labels, (), exclude_self=True)
     assert without["map@r"] == metrics["map@r"] and "recall@1" not in without
 
 

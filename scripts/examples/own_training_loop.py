@@ -31,4 +31,4 @@ for step in range(200):
 labels = torch.arange(CLASSES, 2 * CLASSES).repeat(8)
 with torch.no_grad():
     vectors = nn.functional.normalize(model(images(labels)), dim=1)
-print(retrieval_metrics(vectors, labels, vectors, labels, (1, 2, 4), same=True))
+print(retrieval_metrics(vectors, labels, vectors, labels, (1, 2, 4), exclude_self=True))
