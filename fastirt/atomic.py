@@ -13,7 +13,7 @@ from typing import IO, Iterator
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success it is synced to disk and renamed to `path`.
 
-    The file gets the permissions of an ordinary new file. On an error the temporary file is removed.
+    The file gets the permissions of an ordinary new file. On an error the temporary is removed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

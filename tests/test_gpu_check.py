@@ -43,7 +43,7 @@ def check(out, **environment):
 def test_without_a_gpu(tmp_path):
     done = check(tmp_path / "out")
     assert done.returncode == 2 and not (tmp_path / "out").exists()
-    assert done.stderr == "gpu_check: no GPU that torch can use here: nothing was checked\n"
+    assert done.stderr == "gpu_check: torch finds no usable GPU: nothing was checked\n"
 
 
 @pytest.mark.slow
