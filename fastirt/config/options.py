@@ -78,14 +78,14 @@ class Config:
 
     def replace(self, **flat: Any) -> "Config":
         """A copy with fields set by name, such as `replace(lr=1e-4, seed=1)`. Raises KeyError."""
-        own = {name: flat.pop(name) for name in ("method", "recipe") if name in flat}
+        names = {name: flat.pop(name) for name in ("method", "recipe") if name in flat}
         parts = {}
         for name, part in self.parts().items():
             values = {f.name: flat.pop(f.name) for f in dataclasses.fields(part) if f.name in flat}
             parts[name] = dataclasses.replace(part, **values)
         if flat:
             raise KeyError(f"no such option: {', '.join(sorted(flat))}")
-        return dataclasses.replace(self, **own, **parts)
+        return dataclasses.replace(self, **names, **parts)
 
     def parts(self) -> dict[str, Any]:
         """The components by name, in the order of `--help`."""
@@ -108,9 +108,9 @@ class Config:
         """Recipe, resize, crop and normalization in one line, for the log."""
         size, resized = self.input.input_size, self.input.resize_size
         resize = f"{resized} x {resized}" if self.input.resize == "square" else f"shorter side {resized}"
-        own = "the model's own" if self.input.normalization == "model" else "ImageNet's"
+        constants = "the model's own" if self.input.normalization == "model" else "ImageNet's"
         return (
-            f"recipe {self.recipe}: resize to {resize}, crop {size} x {size}, mean and std {own}, "
+            f"recipe {self.recipe}: resize to {resize}, crop {size} x {size}, mean and std {constants}, "
             f"orientation {self.input.orientation}"
         )
 

@@ -26,8 +26,8 @@ def save_model(encoder: Encoder, path: Path, config: Config) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    own = dataclasses.replace(config, model=encoder.config).replace(input_size=encoder.input_size)
-    write_model(encoder.vit.state_dict(), path, description(own), loading_line(encoder, path))
+    described = dataclasses.replace(config, model=encoder.config).replace(input_size=encoder.input_size)
+    write_model(encoder.vit.state_dict(), path, description(described), loading_line(encoder, path))
 
 
 def description(config: Config) -> dict[str, Any]:
