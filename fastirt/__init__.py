@@ -5,8 +5,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# What a library user needs, imported when it is asked for: `import fastirt` alone costs nothing.
-_HOMES = {
+# The library's main functions, imported on first use, so that `import fastirt` is fast.
+_MODULES = {
     "Config": "fastirt.config",
     "RetrievalLoss": "fastirt.objective",
     "build_encoder": "fastirt.model.build",
@@ -15,13 +15,13 @@ _HOMES = {
     "retrieval_metrics": "fastirt.retrieval.metrics",
     "search": "fastirt.retrieval.search",
 }
-__all__ = ["__version__", *_HOMES]
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m fastirt`."""
+"""The command line as `python -m fastirt`."""
 
 import sys
 

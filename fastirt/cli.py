@@ -1,4 +1,4 @@
-"""`fastirt COMMAND`: the flags and `--help` of training and evaluation are generated from the config tree."""
+"""The command line, `fastirt COMMAND`; flags and help come from the config tree."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from typing import Any, NoReturn, Optional, Sequence
 
 from fastirt import __version__
 from fastirt.config.flags import FOOTNOTE, add_config, add_field, add_presets, given, suggestion
-from fastirt.config.options import Config
+from fastirt.config.options import SUBSAMPLINGS, Config
 from fastirt.errors import user_message
 
 log = logging.getLogger("fastirt")
 
-TRAIN = f"""Train and evaluate. Presets fill what is not given: --method and --recipe choose them; with neither, the defaults are
-those of the public re-implementation (recipe `unofficial`), and its command lines keep their meaning. {FOOTNOTE}"""
-EVALUATE = """Evaluate a run (its folder), a weights file, or, with neither, the model off the shelf (IRT_O). Of a run or a model
-file, what is not given is as the run had it; else the defaults are those below."""
+TRAIN = (
+    "Train and evaluate. --method and --recipe choose the defaults of other flags. With neither, they are those of the "
+    "public re-implementation (recipe `unofficial`), so that its command lines keep their meaning. " + FOOTNOTE
+)
+EVALUATE = (
+    "Evaluate a run (its folder), a file of weights, or, with neither, the model off the shelf (IRT_O). Flags default "
+    "to those of the run or model file, else to the values below."
+)
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are one line."""
+    """A parser whose errors are one line."""
 
     commands: argparse._SubParsersAction
 
@@ -31,14 +35,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
-        """Unknown flags are an error of the command that they were given to, with what may have been meant."""
+        """Parse; the command of an unknown flag reports it, with a suggestion."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             parser = self.commands.choices.get(getattr(parsed, "command", None), self)
             known = [name for action in parser._actions for name in action.option_strings]
             flags = [word for word in unknown if word.startswith("-")] or unknown[:1]
-            meant = suggestion(flags[0], known)
-            parser.error(f"unknown: {' '.join(flags)}" + (f"; did you mean {meant}?" if meant else ""))
+            similar = suggestion(flags[0], known)
+            parser.error(f"unknown: {' '.join(flags)}" + (f"; did you mean {similar}?" if similar else ""))
         return parsed
 
 
@@ -54,13 +58,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(f"fastirt {command}: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if (told := user_message(error)) is None:
+        if (message := user_message(error)) is None:
             raise
-        print(f"fastirt {command}: error: {told}", file=sys.stderr)
+        print(f"fastirt {command}: error: {message}", file=sys.stderr)
         return 2
 
 
 def build_parser() -> Parser:
+    """The parser of all commands."""
     parser = Parser(prog="fastirt", description="Train vision transformers for image retrieval.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"fastirt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
@@ -77,15 +82,17 @@ def build_parser() -> Parser:
 
     evaluate = commands.add_parser(
         "evaluate",
-        help="evaluate a run, a weights file or IRT_O",
+        help="evaluate a run, a file of weights or IRT_O",
         description=EVALUATE,
         allow_abbrev=False,
         usage="fastirt evaluate [RUN] [--weights FILE] [--dataset D] [--data-path PATH] [options]",
     )
-    evaluate.add_argument("run", nargs="?", type=Path, help="run folder, or a file of weights")
+    evaluate.add_argument("run", nargs="?", type=Path, help="run folder or file of weights")
     add_config(evaluate, "evaluate")
 
-    pack = commands.add_parser("pack", help="store a data set's images, resized once, in one file", allow_abbrev=False)
+    pack = commands.add_parser(
+        "pack", help="resize a data set's images once and store them in one file", allow_abbrev=False
+    )
     pack.add_argument("out", type=Path, help="file to write")
     add_presets(pack, "pack")
     for group, names in (
@@ -96,24 +103,22 @@ def build_parser() -> Parser:
             if field.name in names:
                 add_field(pack, "pack", group, field)
     pack.add_argument("--quality", type=int, default=95, help="JPEG quality (default: %(default)s)")
-    pack.add_argument(
-        "--subsampling", choices=("4:4:4", "4:2:2", "4:2:0"), default="4:4:4", help="JPEG chroma (default: %(default)s)"
-    )
-    pack.add_argument("--workers", type=int, default=None, help="processes (default: one a core)")
+    pack.add_argument("--subsampling", choices=SUBSAMPLINGS, default="4:4:4", help="JPEG chroma (default: %(default)s)")
+    pack.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
 
-    demo = commands.add_parser("demo", help="draw the demo set: products rendered from a seed", allow_abbrev=False)
+    demo = commands.add_parser("demo", help="draw the demo set of rendered products", allow_abbrev=False)
     demo.add_argument("out", type=Path, help="folder to write")
-    demo.add_argument("--classes", type=int, default=225, help="(default: %(default)s)")
-    demo.add_argument("--views", type=int, default=12, help="images per class (default: %(default)s)")
-    demo.add_argument("--width", type=int, default=64, help="pixels (default: %(default)s)")
-    demo.add_argument("--height", type=int, default=64, help="pixels (default: %(default)s)")
-    demo.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    demo.add_argument("--workers", type=int, default=None, help="processes (default: one a core)")
+    demo.add_argument("--classes", type=int, default=225, help="number of products (default: %(default)s)")
+    demo.add_argument("--views", type=int, default=12, help="images per product (default: %(default)s)")
+    demo.add_argument("--width", type=int, default=64, help="of the images in pixels (default: %(default)s)")
+    demo.add_argument("--height", type=int, default=64, help="of the images in pixels (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="of the drawings (default: %(default)s)")
+    demo.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
 
-    report = commands.add_parser("report", help="put the metrics of several runs side by side", allow_abbrev=False)
+    report = commands.add_parser("report", help="print a table of several runs", allow_abbrev=False)
     report.add_argument("runs", nargs="+", type=Path, help="run folders")
-    report.add_argument("--sort", metavar="COLUMN", help="by a column, best or largest first; its name as in the table")
-    commands.add_parser("env", help="print what a bug report needs")
+    report.add_argument("--sort", metavar="COLUMN", help="sort by this column of the table, largest first")
+    commands.add_parser("env", help="print versions and hardware for a bug report")
     return parser
 
 
@@ -138,12 +143,20 @@ def _pack(args: dict[str, Any]) -> int:
     from fastirt.images.pack import pack
     from fastirt.images.packed_store import PackedStore
 
-    own = {name: args.pop(name) for name in ("out", "quality", "subsampling", "workers")}
+    options = {name: args.pop(name) for name in ("out", "quality", "subsampling", "workers")}
     config = resolve(given(args), "pack")
     log.info("pack: %s", config.describe_input())
     catalog = load_dataset(config.data.dataset, config.data.data_path, training=None)
-    how = dict(resize=config.input.resize, resize_size=config.input.resize_size, orientation=config.input.orientation)
-    out = pack(catalog, own.pop("out"), **how, **own)
+    out = pack(
+        catalog,
+        options["out"],
+        resize=config.input.resize,
+        resize_size=config.input.resize_size,
+        quality=options["quality"],
+        subsampling=options["subsampling"],
+        orientation=config.input.orientation,
+        workers=options["workers"],
+    )
     store = PackedStore.open(out)
     log.info(
         "pack: wrote %s: %s images, %s of them unreadable, %.1f MB",

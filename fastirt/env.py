@@ -1,6 +1,6 @@
-"""`fastirt env`: what a bug report needs.
+"""`fastirt env`: versions and hardware for bug reports.
 
-Every line stands on its own: a missing or broken package is said, never raised.
+A missing or broken package only affects its own line.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ABSENT = "not installed"
 
 
 def report() -> str:
-    """One `name: value` line for the program, the system, the GPUs and each package that matters."""
+    """One `name: value` line each for the program, the system, the GPUs and the main packages."""
     items: list[tuple[str, Callable[[], str]]] = [
         ("fastirt", _fastirt),
         ("Python", lambda: f"{platform.python_version()} ({sys.executable})"),
@@ -44,7 +44,7 @@ def report() -> str:
     for name, value in items:
         try:
             text = value()
-        except BaseException as error:  # a broken installation may raise anything while it is imported
+        except BaseException as error:  # importing a broken installation may raise anything
             if isinstance(error, KeyboardInterrupt):
                 raise
             text = f"failed: {type(error).__name__}: {error}"
@@ -53,14 +53,14 @@ def report() -> str:
 
 
 def _fastirt() -> str:
-    here = Path(__file__).resolve().parent
+    folder = Path(__file__).resolve().parent
     package = importlib.import_module(__package__)
     version = getattr(package, "__version__", None) or _version("fastirt")
-    # The commit of a repository that tracks this very file, not of one that merely contains an installation.
-    if _run("git", "-C", str(here), "ls-files", "--error-unmatch", "env.py") is None:
+    # Only of a repository that tracks this file, not of one that contains an installation.
+    if _run("git", "-C", str(folder), "ls-files", "--error-unmatch", "env.py") is None:
         return version
-    commit = _run("git", "-C", str(here), "rev-parse", "--short=12", "HEAD")
-    changed = _run("git", "-C", str(here), "status", "--porcelain", "--untracked-files=no")
+    commit = _run("git", "-C", str(folder), "rev-parse", "--short=12", "HEAD")
+    changed = _run("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
     return f"{version}, commit {commit}{' with local changes' if changed else ''}"
 
 
@@ -121,7 +121,7 @@ def _faiss() -> str:
 
 
 def _apex() -> str:
-    # PyPI has another package of this name; NVIDIA's has apex.optimizers.
+    # PyPI has an unrelated package of this name; only NVIDIA's has apex.optimizers.
     if importlib.util.find_spec("apex") is None:
         return ABSENT
     if importlib.util.find_spec("apex.optimizers") is None:
@@ -138,15 +138,15 @@ def _version(package: str) -> str:
 
 
 def _family(prefix: str) -> str:
-    """`name version` of each installed distribution whose name starts so: faiss-gpu, nvidia-dali-cuda130, …"""
+    """`name version` of the installed distributions with a prefix, such as nvidia-dali-cuda130."""
     names = {(d.metadata["Name"] or "").lower(): d.version for d in importlib.metadata.distributions()}
     return ", ".join(f"{n} {v}" for n, v in sorted(names.items()) if n.startswith(prefix)) or ABSENT
 
 
 def _run(*command: str) -> str | None:
-    """What the command prints, or None where it is missing, fails or hangs."""
+    """The output of a command, or None if it is missing, fails or hangs."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None

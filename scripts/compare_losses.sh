@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Whether two revisions train alike, bit for bit: bash scripts/compare_losses.sh REV_A REV_B [STEPS]
-# Both draw the demo set and train its first steps by both engines of a CPU, with and without momentum encoder, on one and two
-# ranks, with and without cache. Compared are the images, each step's losses, every tensor of the last checkpoint and the metrics.
-# Exit code 1 where anything differs. It takes about 15 minutes on two CPU cores.
+# Check that two revisions train bit-identically: bash scripts/compare_losses.sh REV_A REV_B [STEPS]
+# Both draw the demo set and train its first steps: with both engines of a CPU, with and without
+# momentum encoder, on one and two ranks, with and without cache. The script compares the images,
+# the losses of each step, all tensors of the last checkpoint, and the metrics. Exit code 1 if
+# anything differs. Takes about 15 minutes on two CPU cores.
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
 [ $# -ge 2 ] || { echo "usage: bash scripts/compare_losses.sh REV_A REV_B [STEPS]" >&2; exit 2; }
@@ -11,7 +12,7 @@ work=$(mktemp -d)
 trap 'kill $(jobs -p) 2> /dev/null || true; rm -rf "$work"' EXIT
 export OMP_NUM_THREADS=1
 
-runs() { # folder of a revision: every combination, named after it
+runs() { # FOLDER of a revision: train every combination
     cd "$1"
     export PYTHONPATH=$1/code
     python -m fastirt demo data --classes 40 --views 6 --workers 1 > log.txt 2>&1
@@ -72,14 +73,14 @@ different = images(a) != images(b)
 print(f"demo images: {'DIFFERENT' if different else 'equal'}, {len(images(a))} files")
 for run in sorted(path.name for path in (a / "runs").iterdir()):
     one, other = (side / "runs" / run for side in (a, b))
-    ours, theirs = losses(one), losses(other)
-    found = {
-        "losses": ours == theirs,
+    losses_a, losses_b = losses(one), losses(other)
+    equal = {
+        "losses": losses_a == losses_b,
         "weights and state": same(tensors(one), tensors(other)),
         "metrics": json.loads((one / "metrics.json").read_text()) == json.loads((other / "metrics.json").read_text()),
     }
-    different |= not all(found.values()) or not ours
-    told = ", ".join(f"{what} {'equal' if equal else 'DIFFERENT'}" for what, equal in found.items())
-    print(f"{run}: {len(ours)} steps to loss {ours[-1]['loss']:.6f}: {told}")
+    different |= not all(equal.values()) or not losses_a
+    verdicts = ", ".join(f"{part} {'equal' if value else 'DIFFERENT'}" for part, value in equal.items())
+    print(f"{run}: {len(losses_a)} steps to loss {losses_a[-1]['loss']:.6f}: {verdicts}")
 sys.exit(different)
 P

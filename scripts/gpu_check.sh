@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# What only a GPU can say, in one command of under 9 minutes: tests of kernels, step engines and cache, and the benchmarks, most important
-# first. Usage: bash scripts/gpu_check.sh [OUT_FOLDER]. In OUT_FOLDER: log.txt (all output, as it comes), results.jsonl (every figure,
-# as soon as it is known), machine.txt, and summary.txt, a page or two, up to date after every stage. Exit code: 0, 1 where a stage failed
-# or was cut off, 2 without a GPU.
-# Needs no network: Python with torch, triton, timm and pytest; what a missing package prevents is listed as not run.
+# All checks that need a GPU, in under 9 minutes: tests of kernels, step engines and cache, and the
+# benchmarks, most important first.
+#   bash scripts/gpu_check.sh [OUT_FOLDER]
+# OUT_FOLDER gets log.txt (all output), results.jsonl (the figures), machine.txt, and summary.txt
+# (one or two pages, updated after every stage). Exit code: 0, 1 if a stage failed or was cut off, 2
+# without a GPU. Needs Python with torch, triton, timm and pytest, and no network; parts that miss
+# another package are listed as not run.
 set -uo pipefail
 out=$(realpath -m "${1:-outputs/gpu_check}")
 cd "$(dirname "$0")/.."
@@ -18,7 +20,7 @@ for candidate in "${PYTHON:-}" python python3 .venv/bin/python; do
     fi
 done
 if [ -z "$python" ]; then
-    echo "gpu_check: no GPU that torch can use here: nothing was checked" >&2
+    echo "gpu_check: torch finds no usable GPU: nothing was checked" >&2
     exit 2
 fi
 mkdir -p "$out"
@@ -26,9 +28,9 @@ log=$out/log.txt
 : > "$log"
 stages=()
 status=0
-deadline=15 # of the stage, in seconds since the start: what an earlier one left is there for the next
+deadline=15 # of the stage, in seconds since the start; time that a stage leaves goes to the next
 
-summarise() {
+summarize() {
     {
         echo "# gpu_check"
         cat "$out/machine.txt"
@@ -38,7 +40,8 @@ summarise() {
         echo "## Not run"
         { printf '%s\n' "${stages[@]}" && cat "$log"; } | grep -E '^SKIPPED|not run:' | sed 's/^ *//' | cut -c1-160 | sort | uniq -c | sort -rn | head -n 40
         echo
-        echo "## Failures" # pytest's own list, then each test's line, which is all that there is of a stage that was killed
+        # pytest's list, and each test's line, which is all that a killed stage prints
+        echo "## Failures"
         grep -aE '^(FAILED|ERROR) |::.* (FAILED|ERROR)( |$)|^[A-Za-z_.]+(Error|Exception|Interrupt)\b' "$log" | cut -c1-200 | awk '!seen[$0]++' | head -n 40
         echo
         echo "## Figures"
@@ -46,8 +49,8 @@ summarise() {
     } > "$out/summary.txt"
 }
 
-stage() { # NAME SECONDS COMMAND...: one line about it in the summary
-    local name=$1 start=$SECONDS code=0 limit before verdict said
+stage() { # NAME SECONDS COMMAND...: run it and add a line to the summary
+    local name=$1 start=$SECONDS code=0 limit before verdict result
     deadline=$((deadline + $2))
     [ "$deadline" -gt "$LIMIT" ] && deadline=$LIMIT
     limit=$((deadline - SECONDS))
@@ -64,11 +67,11 @@ stage() { # NAME SECONDS COMMAND...: one line about it in the summary
             *) verdict="failed (exit $code)" ;;
         esac
         [ $code -eq 0 ] || status=1
-        said=$(tail -c +$((before + 1)) "$log" | grep -aE '(passed|failed|errors?)\b.* in [0-9]|^ERROR|^wrote' | tail -n 1 | cut -c1-150)
-        stages+=("$name: $verdict, $((SECONDS - start)) s. $said")
+        result=$(tail -c +$((before + 1)) "$log" | grep -aE '(passed|failed|errors?)\b.* in [0-9]|^ERROR|^wrote' | tail -n 1 | cut -c1-150)
+        stages+=("$name: $verdict, $((SECONDS - start)) s. $result")
     fi
     echo "${stages[-1]}"
-    summarise
+    summarize
 }
 
 {
@@ -81,7 +84,7 @@ paths=$(mktemp -d)
 trap 'rm -rf "$paths"' EXIT
 installed() { "$python" -c 'import fastirt.kernels' 2> /dev/null; }
 installed || timeout 60 "$python" -m pip install --quiet --no-deps --no-build-isolation --no-index --editable . >> "$log" 2>&1
-if ! installed; then # some systems' Python refuses: `kernels` is found beside `fastirt`
+if ! installed; then # where pip may not install: let `fastirt.kernels` be found in ./kernels
     echo "import fastirt; fastirt.__path__.append('$PWD')" > "$paths/sitecustomize.py"
     export PYTHONPATH=$paths:$PWD${PYTHONPATH:+:$PYTHONPATH}
 fi
@@ -110,6 +113,6 @@ bench step-256 25 step --batch-size 256 --repeats 3 --only "+ bf16 autocast" "+ 
 bench input-retrieval 10 input retrieval --repeats 2 --images 240
 stages+=("bench-max-autotune: not run: minutes of compiling: python -m benchmarks step --batch-size 64 --only '+ CUDA graph' 'graph, max-autotune'")
 
-summarise
+summarize
 cat "$out/summary.txt"
 exit $status

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Style, unused code and types, in seconds: bash scripts/lint.sh [--fix]
+# Check style, unused code and types in seconds: bash scripts/lint.sh [--fix]
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
 if [ "${1:-}" = --fix ]; then

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install, draw the demo set, evaluate it off the shelf, train IRT_L and IRT_R on it, and print the rows side by side.
-# What is there is used again: run it twice, or delete outputs/quickstart to train anew.
+# Install, draw the demo set, evaluate IRT_O, train IRT_L and IRT_R, and print a table of all runs.
+# A second run continues or reuses the first; delete outputs/quickstart to train again.
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
 data=data/demo
@@ -10,7 +10,7 @@ echo "device: $(python -c 'import torch; print("GPU" if torch.cuda.is_available(
 fastirt demo "$data"
 
 done_already() { [ -f "$out/$1/metrics.json" ]; }
-run() { # name, flags: an unfinished run goes on from its checkpoint
+run() { # NAME FLAGS...: skips a finished run; with --resume an unfinished one continues
     local name=$1
     shift
     done_already "$name" || fastirt train --dataset demo --data-path "$data" --output-dir "$out/$name" "$@"
@@ -18,7 +18,7 @@ run() { # name, flags: an unfinished run goes on from its checkpoint
 
 done_already colour-histogram || python -m fastirt.demo.baseline "$data" "$out/colour-histogram"
 run irt-o --method irt-o > /dev/null
-# Each run is small: one thread each, side by side, is the fastest on a CPU with two cores.
+# The runs are small: one thread each, in parallel, is fastest on a CPU with two cores.
 export OMP_NUM_THREADS=1
 run irt-l --method irt-l --resume --num-workers 1 > "$out/irt-l.log" 2>&1 &
 left=$!

@@ -1,4 +1,4 @@
-# Sourced by the other scripts: makes .venv, installs the project into it once, and activates it.
+# Sourced by the other scripts: creates .venv, installs the project into it, and activates it.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 find_python() {
@@ -15,13 +15,13 @@ find_python() {
 
 if [ ! -x .venv/bin/python ]; then
     python=$(find_python)
-    echo "making .venv with $("$python" --version)"
-    "$python" -m venv .venv || { rm -rf .venv; echo "cannot make .venv: install your system's python3-venv package" >&2; exit 1; }
+    echo "creating .venv with $("$python" --version)"
+    "$python" -m venv .venv || { rm -rf .venv; echo "cannot create .venv: install your system's python3-venv package" >&2; exit 1; }
 fi
 stamp=$(cksum < setup.py)
 if [ "$(cat .venv/.installed 2>/dev/null)" != "$stamp" ]; then
-    echo "installing fastirt and what it needs (about 6 GB, a few minutes)"
-    # --use-pep517: where `wheel` is installed, pip would link the folder instead, which hides kernels/
+    echo "installing fastirt and its dependencies (about 6 GB, a few minutes)"
+    # --use-pep517: if `wheel` is installed, pip would otherwise link the folder, hiding kernels/
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable ".[dev]"
     echo "$stamp" > .venv/.installed
 fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All tests, in a virtual environment of the project's own; `quick`: those without interpreter, ranks and compiler.
-# Further arguments go to pytest: bash scripts/test.sh tests/objective/test_cross_batch_memory.py
+# Run the tests in the project's virtual environment: bash scripts/test.sh [quick] [PYTEST_FLAGS]
+# `quick`: without the tests that need Triton's interpreter, several ranks or the compiler.
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
 if [ "${1:-}" = quick ]; then

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# The rows of both tables on cub200: the public re-implementation's four (recipe `unofficial`), then the paper's four.
-# Usage: bash scripts/train.cub.sh [DATA_PATH] [further flags of `fastirt train`]
+# Reproduce the published rows on cub200: the public re-implementation's four (recipe `unofficial`),
+# then the paper's four.
+#   bash scripts/train.cub.sh [DATA_PATH] [FLAGS OF fastirt train]
 set -euo pipefail
 data=$(realpath -m "${1:-/data/CUB_200_2011}")
 shift || true
 . "$(dirname "$0")/setup.sh"
 
-row() { # name, flags
+row() { # NAME FLAGS...
     local name=$1
     shift
     fastirt train --dataset cub200 --data-path "$data" --rank 1 2 4 8 --output-dir "outputs/cub200/$name" --resume "$@"

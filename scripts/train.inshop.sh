@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# The rows of both tables on inshop: the public re-implementation's four (recipe `unofficial`), then the paper's four.
-# Usage: bash scripts/train.inshop.sh [DATA_PATH] [further flags of `fastirt train`]
+# Reproduce the published rows on inshop: the public re-implementation's four (recipe `unofficial`),
+# then the paper's four.
+#   bash scripts/train.inshop.sh [DATA_PATH] [FLAGS OF fastirt train]
 set -euo pipefail
 data=$(realpath -m "${1:-/data/In-shop}")
 shift || true
 . "$(dirname "$0")/setup.sh"
 
-row() { # name, flags
+row() { # NAME FLAGS...
     local name=$1
     shift
     fastirt train --dataset inshop --data-path "$data" --rank 1 10 20 30 --output-dir "outputs/inshop/$name" --resume "$@"

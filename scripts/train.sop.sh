@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# The rows of both tables on sop: the public re-implementation's four (recipe `unofficial`), then the paper's four.
-# Usage: bash scripts/train.sop.sh [DATA_PATH] [further flags of `fastirt train`]
+# Reproduce the published rows on sop: the public re-implementation's four (recipe `unofficial`),
+# then the paper's four.
+#   bash scripts/train.sop.sh [DATA_PATH] [FLAGS OF fastirt train]
 set -euo pipefail
 data=$(realpath -m "${1:-/data/Stanford_Online_Products}")
 shift || true
 . "$(dirname "$0")/setup.sh"
 
-row() { # name, flags
+row() { # NAME FLAGS...
     local name=$1
     shift
     fastirt train --dataset sop --data-path "$data" --rank 1 10 100 1000 --output-dir "outputs/sop/$name" --resume "$@"

@@ -1,4 +1,4 @@
-"""Options, their presets and flags, and what is checked before anything starts."""
+"""Options, their presets and flags, and their checks."""
 
 from fastirt.config.options import Config
 

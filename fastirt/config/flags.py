@@ -1,4 +1,4 @@
-"""Command-line flags from the config tree: one per field, with the defaults that the presets will really fill in."""
+"""Command-line flags from the config tree, one per field, with the defaults of the presets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterable, Optional
 from fastirt.config.options import METHODS, RECIPES, Config, flatten
 from fastirt.config.presets import resolve
 
-# What a preset is called in `--help`, and the flags that choose it.
+# Name of each preset in `--help`, and the flags that choose it.
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("unofficial", {"recipe": "unofficial"}),
     ("sop", {"dataset": "sop"}),
@@ -23,11 +23,11 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("irt-l", {"method": "irt-l"}),
     ("irt-o", {"method": "irt-o"}),
 )
-FOOTNOTE = "Defaults marked * are filled in only with --method or --recipe."
+FOOTNOTE = "Defaults marked * apply only with --method or --recipe."
 
 
 def add_config(parser: argparse.ArgumentParser, command: str) -> None:
-    """One flag per config field, grouped by component; a flag that is not given leaves no trace in the result."""
+    """Add a flag per config field, grouped by component; unused flags are not in the result."""
     add_presets(parser.add_argument_group("Presets"), command)
     config = Config()
     for name, part in config.parts().items():
@@ -37,11 +37,11 @@ def add_config(parser: argparse.ArgumentParser, command: str) -> None:
 
 
 def add_presets(group: Any, command: str) -> None:
-    """`--method` and `--recipe`."""
+    """Add `--method` and `--recipe`."""
     default = {
-        "train": "irt-r, but --max-iter 0 makes it irt-o and --lambda-reg 0 irt-l",
-        "evaluate": "irt-o, or as the run or the model file says",
-        "pack": "irt-o; changes nothing here: all methods see the same images",
+        "train": "irt-r; irt-o with --max-iter 0, irt-l with --lambda-reg 0",
+        "evaluate": "irt-o, or the method of the run or model file",
+        "pack": "irt-o; without effect: all methods use the same images",
     }
     group.add_argument(
         "--method",
@@ -49,7 +49,7 @@ def add_presets(group: Any, command: str) -> None:
         default=argparse.SUPPRESS,
         help=f"irt-o: off the shelf; irt-l: contrastive; irt-r: contrastive + KoLeo ({default[command]})",
     )
-    exception = "; without --method too: unofficial" if command == "train" else ""
+    exception = "; without --method: unofficial" if command == "train" else ""
     group.add_argument(
         "--recipe",
         choices=RECIPES,
@@ -59,7 +59,7 @@ def add_presets(group: Any, command: str) -> None:
 
 
 def add_field(group: Any, command: str, part: str, field: dataclasses.Field) -> None:
-    """The flag of one config field, typed after its annotation."""
+    """Add the flag of one config field, with the type of its annotation."""
     hint = typing.get_type_hints(type(getattr(Config(), part)))[field.name]
     flag = f"--{field.name.replace('_', '-')}"
     text = field.metadata["help"]
@@ -88,15 +88,15 @@ def add_field(group: Any, command: str, part: str, field: dataclasses.Field) -> 
 
 
 def default_text(command: str, name: str) -> str:
-    """What `command` fills in for a field: `256`, or `paper: square; unofficial, demo: shorter` where presets differ.
+    """The default of a field: `256`, or `paper: square; unofficial, demo: shorter` by preset.
 
-    Empty where nothing is filled in. A label with a star applies only with `--method` or `--recipe`.
+    Empty if there is none. A preset with a star applies only with `--method` or `--recipe`.
     """
     base = _values(command)[name]
     by_value: dict[str, list[str]] = {}
     for label, flags in VARIANTS:
         if name in flags and flags[name] != "required":
-            continue  # the flag that chooses the variant
+            continue  # this flag itself chooses the preset
         value = _values(command, label)[name]
         if value != base:
             star = "*" if command == "train" and "dataset" in flags and _bare(label)[name] != value else ""
@@ -111,14 +111,14 @@ def default_text(command: str, name: str) -> str:
 
 @lru_cache(maxsize=None)
 def _values(command: str, label: Optional[str] = None) -> dict[str, Any]:
-    """Field to value under one variant of the paper's recipe."""
+    """Field to value for one preset, based on the paper's recipe."""
     base = {"method": "irt-r"} if command == "train" else {}
     return flatten(resolve({**base, **dict(VARIANTS).get(label, {})}, command).to_dict())
 
 
 @lru_cache(maxsize=None)
 def _bare(label: Optional[str] = None) -> dict[str, Any]:
-    """Field to value where `train` has neither --method nor --recipe."""
+    """Field to value for `train` with neither --method nor --recipe."""
     return flatten(resolve(dict(VARIANTS).get(label, {})).to_dict())
 
 
@@ -127,7 +127,7 @@ def _shown(value: Any) -> str:
 
 
 def _or_none(kind: type) -> Callable[[str], Any]:
-    """`none` takes back what a preset or a stored run has set."""
+    """A parser that also accepts `none`, to unset the value of a preset or a stored run."""
 
     def parse(text: str) -> Any:
         return None if text.lower() == "none" else kind(text)
@@ -137,11 +137,11 @@ def _or_none(kind: type) -> Callable[[str], Any]:
 
 
 def given(args: dict[str, Any]) -> dict[str, Any]:
-    """Lists to tuples, as the config has them."""
+    """The flags with lists as tuples, the type of config fields."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in args.items()}
 
 
-# What other trainers call these flags.
+# Names of these flags in other trainers.
 SYNONYMS = {
     "--epochs": "--max-iter (steps: epochs × training images / batch size)",
     "--epoch": "--max-iter (steps: epochs × training images / batch size)",
@@ -188,11 +188,11 @@ SYNONYMS = {
 
 
 def suggestion(flag: str, known: Iterable[str]) -> str:
-    """What somebody who wrote the unknown `flag` may have meant, or ""."""
+    """The known flags closest to an unknown one, or ""."""
     flag, known = flag.partition("=")[0], [name for name in known if name.startswith("--")]
-    meant = SYNONYMS.get(flag.replace("_", "-").lower(), "")
-    if meant and meant.split()[0] in known:
-        return meant
+    synonym = SYNONYMS.get(flag.replace("_", "-").lower(), "")
+    if synonym and synonym.split()[0] in known:
+        return synonym
     near = [name for name in known if name == flag.replace("_", "-").lower()]
     near += [name for name in known if len(flag) > 4 and name.startswith(flag) and name not in near]
     near += [name for name in difflib.get_close_matches(flag, known, n=3, cutoff=0.7) if name not in near]

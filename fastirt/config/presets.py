@@ -1,4 +1,4 @@
-"""Presets: data set x method x recipe. They fill what the user did not give; what was given always wins."""
+"""Presets by data set, method and recipe: defaults for the flags that the user does not pass."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ DATA_PATHS = {
     "demo": "data/demo",
 }
 
-PUBLISHED = ("cub200", "sop", "inshop")  # their published results were made with images as stored, EXIF data ignored
+PUBLISHED = ("cub200", "sop", "inshop")  # published results ignore EXIF orientation
 
-# What both recipes do on each data set, when a recipe or a method was asked for.
+# Defaults of both recipes by data set, used with --recipe or --method.
 DATASETS: dict[str, dict[str, Any]] = {
     "cub200": dict(m=0, max_iter=2000, rank=(1, 2, 4, 8)),
     "sop": dict(m=2, max_iter=35000, rank=(1, 10, 100, 1000)),
@@ -50,7 +50,7 @@ DATASETS: dict[str, dict[str, Any]] = {
     "demo": {},
 }
 
-# Training from scratch on rendered images, chosen by experiment (benchmarks/LOG.md): not the paper's fine-tuning.
+# Training from scratch on rendered images, chosen by experiment (benchmarks/LOG.md).
 DEMO: dict[str, Any] = dict(
     recipe="demo",
     model="vit_tiny_patch16_224",
@@ -77,48 +77,49 @@ DEMO: dict[str, Any] = dict(
 )
 
 
-def resolve(given: dict[str, Any], command: str = "train") -> Config:
-    """The whole configuration from the flags that were given, by bare name. Raises UserError for flags that contradict.
+def resolve(flags: dict[str, Any], command: str = "train") -> Config:
+    """The complete configuration for the user's flags, by field name.
 
-    The recipe is the paper's unless `--recipe` says otherwise, with one exception: `train` with neither `--recipe` nor
-    `--method` has the public re-implementation's own defaults, whatever the data set, so that its command lines keep
-    their meaning. `--recipe` alone: IRT_R, or what --lambda-reg and --max-iter make of it.
+    The default recipe is the paper's, except for `train` with neither `--recipe` nor `--method`: it
+    has the public re-implementation's defaults for every data set, so that its command lines keep
+    their meaning. The default method is IRT_R, or the one that --lambda-reg and --max-iter imply.
+    Raises UserError for contradictory flags.
     """
-    given = dict(given)
-    dataset = given.get("dataset", "cub200")
-    as_public = command == "train" and "recipe" not in given and "method" not in given
-    recipe = given.get("recipe") or ("unofficial" if as_public else "paper")
+    flags = dict(flags)
+    dataset = flags.get("dataset", "cub200")
+    as_public = command == "train" and "recipe" not in flags and "method" not in flags
+    recipe = flags.get("recipe") or ("unofficial" if as_public else "paper")
     filled: dict[str, Any] = {
         "data_path": DATA_PATHS.get(dataset, "."),
         "orientation": "stored" if dataset in PUBLISHED else "exif",
     }
-    if dataset == "demo" and "recipe" not in given:
+    if dataset == "demo" and "recipe" not in flags:
         filled.update(DEMO)
     else:
         filled.update(RECIPES[recipe], recipe=recipe)
         if not as_public:
             filled.update(DATASETS[dataset])
-    filled["resize_size"] = scaled_resize(given, filled["input_size"], filled["resize_size"])
-    if given.get("memory_ratio") == 0:
+    filled["resize_size"] = scaled_resize(flags, filled["input_size"], filled["resize_size"])
+    if flags.get("memory_ratio") == 0:
         filled.pop("encoder_momentum", None)  # a momentum encoder only fills the memory
-    if dataset in ("folder", "csv") and "data_path" not in given:
+    if dataset in ("folder", "csv") and "data_path" not in flags:
         raise UserError(f"--dataset {dataset} needs --data-path")
     if command != "train":
-        given.setdefault("max_iter", 0)
-    filled["method"] = _method(given)
-    return Config().replace(**{**filled, **_method_values(filled["method"]), **given, "method": filled["method"]})
+        flags.setdefault("max_iter", 0)
+    filled["method"] = _method(flags)
+    return Config().replace(**{**filled, **_method_values(filled["method"]), **flags, "method": filled["method"]})
 
 
-def scaled_resize(given: dict[str, Any], input_size: int, resize_size: int) -> int:
-    """The resize that goes with the flags: as given, else in proportion to --input-size."""
-    scale = given.get("input_size", input_size) / input_size
-    return given.get("resize_size", round(resize_size * scale))
+def scaled_resize(flags: dict[str, Any], input_size: int, resize_size: int) -> int:
+    """The value of --resize-size, by default in proportion to --input-size."""
+    scale = flags.get("input_size", input_size) / input_size
+    return flags.get("resize_size", round(resize_size * scale))
 
 
-def _method(given: dict[str, Any]) -> str:
-    """The method asked for, or the one that the other flags amount to. Raises UserError where they disagree."""
-    steps, weight = given.get("max_iter"), given.get("lambda_reg")
-    method = given.get("method")
+def _method(flags: dict[str, Any]) -> str:
+    """The value of --method, or the method that other flags imply. Raises UserError."""
+    steps, weight = flags.get("max_iter"), flags.get("lambda_reg")
+    method = flags.get("method")
     if method is None:
         if steps == 0:
             return "irt-o"
@@ -128,12 +129,12 @@ def _method(given: dict[str, Any]) -> str:
     if method in ("irt-o", "irt-l") and weight:
         raise UserError(f"--method {method} has no KoLeo term, but --lambda-reg is {weight}: leave one of them out")
     if method == "irt-r" and weight == 0:
-        raise UserError("--method irt-r is the one with a KoLeo term, but --lambda-reg is 0: use --method irt-l")
+        raise UserError("--method irt-r has a KoLeo term, but --lambda-reg is 0: use --method irt-l")
     return method
 
 
 def _method_values(method: str) -> dict[str, Any]:
-    """What the method itself fixes."""
+    """Options with a fixed value for the method."""
     if method == "irt-o":
         return {"max_iter": 0}
     return {"lambda_reg": 0.0} if method == "irt-l" else {}

@@ -1,7 +1,7 @@
-"""Every random number of fastirt: a stream for each purpose, a function of the seed and of counters such as step and position.
+"""All random numbers of fastirt: streams by purpose, keyed by seed and counters such as the step.
 
-Runs repeat, resume and spread over ranks because nothing else is drawn from. Changing a number here changes what every
-stored checkpoint would have gone on to draw.
+Runs repeat, resume and scale over ranks because there is no other source of randomness. Changing a
+constant here changes the future draws of every stored checkpoint.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """What a stream of the loader is for."""
+    """Streams of the loader."""
 
     SHUFFLE = 101
     REPLACE = 102
@@ -25,16 +25,19 @@ DROP_PATH = {"encoder": 0x57, "momentum_encoder": 0x7A}
 
 
 def stream(seed: int, *counters: int) -> np.random.Generator:
-    """Random numbers that are a function of (seed, counters): a purpose, then step, epoch or position."""
+    """A generator keyed by (seed, counters): a purpose, then step, epoch or position."""
     return np.random.default_rng([seed & (2**64 - 1), *map(int, counters)])
 
 
 def drop_path_stream(seed: int, step: int, model: str) -> np.random.Generator:
-    """For the drop-path masks of a step. model: a key of DROP_PATH. Philox (Salmon et al. 2011), keyed by (seed, model)."""
+    """The drop-path masks of a step: Philox (Salmon et al. 2011), keyed by (seed, model).
+
+    model: a key of DROP_PATH.
+    """
     key = np.array([seed, DROP_PATH[model]], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, step]))
 
 
 def torch_seed(seed: int, step: int, rank: int) -> int:
-    """For dropout inside the model, the one random thing that depends on the number of ranks."""
+    """torch's seed for dropout inside the model, the only draw that depends on the rank count."""
     return int(np.random.SeedSequence([seed, step, *([rank] if rank else [])]).generate_state(1)[0])

@@ -1,14 +1,15 @@
-"""Checks of a resolved configuration that need no data: one clear line each."""
+"""Checks of a resolved configuration that need no data."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Iterable
 
 from fastirt.config.options import Config
 from fastirt.errors import UserError
 
-AT_LEAST = {  # flag: smallest value that makes sense
+AT_LEAST = {  # option: smallest valid value; others: 0
     "m": 0,
     "input_size": 1,
     "resize_size": 1,
@@ -35,7 +36,11 @@ AT_MOST = {"drop": 1, "drop_path": 1, "encoder_momentum": 1, "margin": 1, "momen
 
 
 def validate(config: Config, ranks: int = 1) -> None:
-    """Raises UserError for a value outside its range or values that cannot go together, or for a batch that `ranks` cannot share."""
+    """Check every option and the batch size for `ranks` processes.
+
+    Raises UserError for a value outside its range, for options that exclude each other, and for a
+    batch that does not divide by M or by the number of ranks.
+    """
     for part in config.parts().values():
         for field in dataclasses.fields(part):
             value = getattr(part, field.name)
@@ -43,8 +48,9 @@ def validate(config: Config, ranks: int = 1) -> None:
                 _check_number(field.name, value)
     if config.optim.clip_grad is not None and not config.optim.clip_grad > 0:
         raise UserError(f"--clip-grad {config.optim.clip_grad}: must be above 0; leave it out for no clipping")
-    if not config.eval.rank or min(config.eval.rank) < 1:
-        raise UserError(f"--rank {' '.join(map(str, config.eval.rank))}: every K must be at least 1")
+    if not config.eval.rank:
+        raise UserError("--rank: needs at least one K")
+    check_ks(config.eval.rank)
     if config.memory.encoder_momentum is not None and config.memory.memory_ratio == 0:
         raise UserError("--encoder-momentum fills the memory, but --memory-ratio is 0: leave one of them out")
     whole, m = config.optim.batch_size, config.data.m
@@ -54,9 +60,26 @@ def validate(config: Config, ranks: int = 1) -> None:
         part = math.lcm(ranks, m or 1)
         below = whole // part * part
         sizes = f"{below} or {below + part}" if below else str(part)
-        raise UserError(f"--batch-size {whole}: is of all {ranks} ranks together and must divide by them: use {sizes}")
+        raise UserError(f"--batch-size {whole}: must be divisible by the number of ranks, {ranks}: use {sizes}")
     if config.optim.opt_betas is not None and not all(0 <= beta < 1 for beta in config.optim.opt_betas):
         raise UserError(f"--opt-betas {' '.join(map(str, config.optim.opt_betas))}: each must be in [0, 1)")
+
+
+def check_ks(
+    ks: Iterable[int], reachable: int | None = None, gallery: str = "the gallery", beside_query: bool = False
+) -> None:
+    """Raises UserError for a K of Recall@K that is below 1 or above `reachable` gallery images.
+
+    gallery: its name in the message. beside_query: the query itself is one more of its images.
+    """
+    for k in ks:
+        if k < 1:
+            raise UserError(f"--rank {k}: every K must be at least 1")
+        if reachable is not None and k > reachable:
+            beside = " beside the query" if beside_query else ""
+            raise UserError(
+                f"--rank {k}: {gallery} has only {reachable:,} images{beside}: use K of at most {reachable}"
+            )
 
 
 def _check_number(name: str, value: float) -> None:

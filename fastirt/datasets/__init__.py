@@ -1,4 +1,4 @@
-"""Data sets on disk to records (path, label, split), checked before anything is trained on them."""
+"""Data sets: read from disk as (path, label, split) records and checked before training."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Iterable, Sequence
 
 import numpy as np
 
+from fastirt.config.validate import check_ks
 from fastirt.datasets.class_folders import load_demo, load_folder
 from fastirt.datasets.copies import warn_of_copies
 from fastirt.datasets.csv_list import load_csv
@@ -33,15 +34,24 @@ LOADERS = PUBLISHED | OWN
 
 
 def load_dataset(dataset: str, data_path: str, *, eval_split: str = "test", training: bool | None = True) -> Catalog:
-    """The data set's images and classes; every image it names is there.
+    """Read a data set and check it; every listed image exists.
 
-    `training`: a command that trains (True) needs a training split, and goes without a test split where there is none;
-    one that evaluates (False) needs a test split alone; one that packs (None) any split. `eval_split`, "test" or "val",
-    chooses where a data set has both.
+    Logs a warning for skipped files, image counts that differ from the published ones, and queries
+    without a match.
 
-    Raises UserError (file, row, remedy) on a missing folder, list or image, a malformed list, an empty split, too few
-    classes, or when no query has a match. Warns of what is left out, of counts that are not the published ones and of
-    queries without a match.
+    Args:
+        dataset: `cub200`, `sop`, `inshop`, `folder`, `csv` or `demo`.
+        data_path: folder of the data set, or its CSV file.
+        eval_split: "test" or "val", the split to evaluate if the data set has both.
+        training: True requires a training split (a missing test split only skips evaluation);
+            False requires a test split only; None (packing) accepts any split.
+
+    Returns:
+        The splits with absolute paths and labels (N,) int64.
+
+    Raises:
+        UserError: a missing folder, list or image, a malformed list, an empty split, too few
+            classes, or no query with a match. The message names file, row and remedy.
     """
     if dataset not in LOADERS:
         raise UserError(f"--dataset {dataset}: unknown: use one of {', '.join(LOADERS)}")
@@ -56,7 +66,7 @@ def load_dataset(dataset: str, data_path: str, *, eval_split: str = "test", trai
 
 
 def _checked(listed: Listed, training: bool | None) -> Catalog:
-    """The catalogue of a listed data set, without what stands there twice."""
+    """The catalogue of a listed data set, without repeated files."""
     query = next((name for name in ("test", "val", "query") if name in listed.records), None)
     gallery = "gallery" if "gallery" in listed.records else None
     own = check_files(listed, query, gallery, training)
@@ -65,53 +75,54 @@ def _checked(listed: Listed, training: bool | None) -> Catalog:
 
 
 def _check_case(listed: Listed) -> None:
-    """Warns of labels that differ in nothing but their case: most likely one class."""
+    """Warns about labels that differ only in case: most likely one class."""
     labels = dict.fromkeys(image.label for images in listed.records.values() for image in images)
     first: dict[str, str] = {}
     alike = [(first[key], label) for label in labels if first.setdefault(key := label.casefold(), label) != label]
     if alike:
         logging.getLogger("fastirt").warning(
-            f"{listed.place}: {counted(len(alike), 'label differs', 'labels differ')} from another in case alone and "
-            f"{'is a class of its' if len(alike) == 1 else 'are classes of their'} own: '{alike[0][1]}' beside '{alike[0][0]}'"
+            f"{listed.place}: {counted(len(alike), 'label differs', 'labels differ')} from another in case alone, "
+            f"which makes separate classes: '{alike[0][1]}' and '{alike[0][0]}'"
         )
 
 
 def _check_classes(catalog: Catalog, training: bool | None) -> None:
-    """Too few classes, which any model gets right; classes of the test split that also train."""
+    """Rejects splits with one class; warns about classes that are in training and test split."""
     train, query = catalog.train, catalog.query
     if training and train is not None:
-        _require_two(catalog, train, "without a second one there is nothing to tell apart")
+        _require_two(catalog, train, "training needs a second class to tell apart")
     if query is None:
         return
     if training is not None:
-        _require_two(catalog, catalog.gallery or query, "every image found is right then")
+        _require_two(catalog, catalog.gallery or query, "every retrieved image would be correct")
     if catalog.gallery is not None and len(np.unique(query.labels)) < 2:
         logging.getLogger("fastirt").warning(
-            f"{catalog.place}: all {len(query):,} queries are of one class ({catalog.class_names[query.labels[0]]}): the "
-            "figures say nothing about other classes"
+            f"{catalog.place}: all {len(query):,} queries are of one class "
+            f"({catalog.class_names[query.labels[0]]}): the metrics say nothing about other classes"
         )
     known = np.intersect1d(train.labels, query.labels) if train is not None else ()
     if len(known):
         logging.getLogger("fastirt").warning(
-            f"{catalog.place}: {len(known):,} of {len(np.unique(query.labels)):,} {query.name} classes are also training "
-            "classes: retrieval is usually measured on classes that were not trained on"
+            f"{catalog.place}: {len(known):,} of {len(np.unique(query.labels)):,} {query.name} classes are also "
+            "training classes: retrieval is usually measured on classes unseen in training"
         )
 
 
-def _require_two(catalog: Catalog, split: Split, why: str) -> None:
+def _require_two(catalog: Catalog, split: Split, reason: str) -> None:
     if len(np.unique(split.labels)) > 1:
         return
     message = (
-        f"{catalog.place}: the {split.name} split has one class only ({catalog.class_names[split.labels[0]]}): {why}"
+        f"{catalog.place}: the {split.name} split has one class only ({catalog.class_names[split.labels[0]]}): {reason}"
     )
-    if catalog.dataset not in ("folder", "csv"):  # the others are made as they are meant to be
+    # The other data sets have a fixed content that the user did not choose.
+    if catalog.dataset not in ("folder", "csv"):
         logging.getLogger("fastirt").warning(message)
     else:
         raise UserError(f"{message}: at least 2 classes are needed")
 
 
 def _check_matches(catalog: Catalog, listed: Listed | None) -> None:
-    """Raises UserError where no query has a match; warns of those that have none."""
+    """Raises UserError if no query has a match; warns about the queries without one."""
     lonely = unmatched_queries(catalog)
     if not lonely.any():
         return
@@ -125,12 +136,12 @@ def _check_matches(catalog: Catalog, listed: Listed | None) -> None:
     name = listed.name(listed.records[catalog.query.name][first]) if catalog.source else catalog.query.paths[first]
     logging.getLogger("fastirt").warning(
         f"{catalog.place}: {int(lonely.sum()):,} of {len(catalog.query):,} queries have no match in the "
-        f"{gallery.name} split and are left out of the count; the first is {name}"
+        f"{gallery.name} split and are not counted; the first is {name}"
     )
 
 
 def unmatched_queries(catalog: Catalog) -> np.ndarray:
-    """(Q,) bool: queries with no image of their class in the gallery beside their own file."""
+    """(Q,) bool: queries whose class has no gallery image other than the query's own file."""
     if catalog.query is None:
         return np.zeros(0, dtype=bool)
     gallery = (catalog.gallery or catalog.query).labels
@@ -143,7 +154,7 @@ def unmatched_queries(catalog: Catalog) -> np.ndarray:
 
 
 def reachable(catalog: Catalog) -> int | None:
-    """How many gallery images every query can be compared with; None without a split to evaluate on."""
+    """Number of gallery images each query can be compared with; None without evaluation split."""
     gallery = catalog.gallery or catalog.query
     return None if gallery is None else len(gallery) - (catalog.gallery is None or catalog.own is not None)
 
@@ -165,15 +176,11 @@ def reachable_ks(catalog: Catalog, ks: Sequence[int], requested: bool, log: bool
     return tuple(k for k in ks if k <= most) or (1,)
 
 
-def check_recall_ks(catalog: Catalog, ranks: Iterable[int]) -> None:
-    """Raises UserError for a K below 1 or above what every query can be compared with."""
+def check_recall_ks(catalog: Catalog, ks: Iterable[int]) -> None:
+    """Raises UserError for a K below 1 or above `reachable(catalog)`."""
     gallery, most = catalog.gallery or catalog.query, reachable(catalog)
-    for k in ranks:
-        if k < 1:
-            raise UserError(f"--rank {k}: K must be at least 1")
-        if most is not None and k > most:
-            beside = " beside the query" if most < len(gallery) else ""
-            where = f"in {catalog.source}" if catalog.source else f"under {catalog.root}"
-            raise UserError(
-                f"--rank {k}: the {gallery.name} split {where} has only {most:,} images{beside}: use K of at most {most}"
-            )
+    if gallery is None or most is None:
+        check_ks(ks)
+    else:
+        place = f"in {catalog.source}" if catalog.source else f"under {catalog.root}"
+        check_ks(ks, most, f"the {gallery.name} split {place}", beside_query=most < len(gallery))

@@ -1,4 +1,4 @@
-"""The user's own images in class folders, and what `fastirt demo` wrote."""
+"""A user's images in class folders, and the demo set of `fastirt demo`."""
 
 from __future__ import annotations
 
@@ -14,39 +14,43 @@ from fastirt.datasets.splits import choose, family, split_name
 from fastirt.errors import UserError
 
 LAYOUT = "train/ beside test/, or train/, query/ and gallery/, with class folders in each"
-MAX_WRAPPERS = 4  # folders that hold one folder each, around the class folders
+MAX_WRAPPERS = 4  # nested folders above the class folders that hold a single folder each
 
 
 class Folder(NamedTuple):
-    """A candidate for a class folder."""
+    """A candidate class folder."""
 
     name: str
     path: str
-    has_images: bool  # of its own, not in its sub-folders
-    inner: tuple[str, ...]  # names of its sub-folders that hold images; not looked for where it has its own
+    has_images: bool  # directly, not in sub-folders
+    # Names of sub-folders that hold images; empty if `has_images`, except for a split's name.
+    inner: tuple[str, ...]
 
 
 def load_folder(
     data_path: str, eval_split: str = "test", training: bool | None = True, dataset: str = "folder"
 ) -> Listed:
-    """One folder per class; the first half of the sorted classes trains. Or train/ beside test/; or train/, query/,
-    gallery/, with class folders in each. Sub-folders of a class folder belong to the class."""
-    root = str(require_folder(data_path, "give --data-path the folder that holds one folder per class"))
-    found = Findings(root)
+    """List a folder with one sub-folder per class, or with splits that hold class folders.
+
+    Without splits, the first half of the sorted classes is the training split. Splits are train/
+    and test/, or train/, query/ and gallery/. Deeper sub-folders belong to their class folder.
+    """
+    root = str(require_folder(data_path, "pass --data-path the folder that holds one folder per class"))
+    findings = Findings(root)
     try:
-        top, folders = _unwrapped(root, found)
+        top, folders = _unwrapped(root, findings)
         parts = _split_folders(top, folders)
         if parts:
-            return Listed(dataset, root, _splits(top, folders, parts, eval_split, training, found))
+            return Listed(dataset, root, _splits(top, folders, parts, eval_split, training, findings))
         _check_layout(top, folders)
-        return Listed(dataset, root, _halves(top, folders, found))
+        return Listed(dataset, root, _halves(top, folders, findings))
     finally:
-        found.warn()
+        findings.warn()
 
 
 def load_demo(data_path: str, eval_split: str = "test", training: bool | None = True) -> Listed:
-    """What `fastirt demo OUT` wrote: demo.json beside train/ and test/."""
-    remedy = "make the demo set with `fastirt demo OUT` and give --data-path OUT"
+    """List the demo set of `fastirt demo OUT`: demo.json beside train/ and test/."""
+    remedy = "make the demo set with `fastirt demo OUT` and pass --data-path OUT"
     root = require_folder(data_path, remedy)
     try:
         known = isinstance(json.loads((root / "demo.json").read_text(encoding="utf-8")), dict)
@@ -59,31 +63,31 @@ def load_demo(data_path: str, eval_split: str = "test", training: bool | None = 
     return load_folder(str(root), eval_split, training, "demo")
 
 
-def _unwrapped(top: str, found: Findings, splits: bool = True) -> tuple[str, list[Folder]]:
-    """The folder that holds the class folders (or the `splits`), and what it holds: itself, or the only one in it."""
+def _unwrapped(top: str, findings: Findings, splits: bool = True) -> tuple[str, list[Folder]]:
+    """(folder of the class folders or splits, its candidates), below wrappers around it."""
     for _ in range(MAX_WRAPPERS):
-        folders = _candidates(top, found)
+        folders = _candidates(top, findings)
         full = [folder for folder in folders if folder.has_images or folder.inner]
         if len(full) != 1 or full[0].has_images or (splits and any(split_name(f.name) for f in folders)):
             break
         top = full[0].path
-        logging.getLogger("fastirt").warning(f"{found.root}: the class folders are read from {printable(top)}")
+        logging.getLogger("fastirt").warning(f"{findings.root}: the class folders are read from {printable(top)}")
     return top, folders
 
 
-def _candidates(top: str, found: Findings) -> list[Folder]:
-    """The folders in a folder; a class folder called __…__ and images beside the folders are noted as left out."""
+def _candidates(top: str, findings: Findings) -> list[Folder]:
+    """The candidate class folders in `top`; `findings` gets skipped images and `__…` folders."""
     real = os.path.realpath(top)
-    listed, files = entries(top, found)
-    found.loose += [entry.path for entry in files if is_image(entry)]
+    listed, files = entries(top, findings)
+    findings.loose += [entry.path for entry in files if is_image(entry)]
     folders = []
     for entry in listed:
         if entry.is_symlink() and is_above(os.path.realpath(entry.path), real):
-            found.repeated.append(entry.path)
+            findings.repeated.append(entry.path)
         elif entry.name.startswith("__"):
             unused = Findings(top)
             images = class_images(entry.path, entry.name, Owners([]), unused)
-            found.classes[entry.name] = len(images) + sum(unused.kinds.values())
+            findings.classes[entry.name] = len(images) + sum(unused.kinds.values())
         else:
             folders.append(_folder(entry))
     return folders
@@ -97,11 +101,11 @@ def _folder(entry: os.DirEntry) -> Folder:
 
 
 def _split_folders(top: str, folders: list[Folder]) -> dict[str, Folder]:
-    """Split -> its folder; empty where the folders are classes. Raises UserError where that cannot be told."""
+    """Split -> its folder; empty if the folders are classes. Raises UserError if ambiguous."""
     parts: dict[str, Folder] = {}
     for folder in folders:
         split = split_name(folder.name)
-        # A folder called train that holds images but no folders is a class: a set of toys has one.
+        # A folder called train with images but no sub-folders is a class, such as a toy train.
         if split is None or not (folder.inner or _is_empty_split(folder)):
             continue
         if split in parts:
@@ -114,24 +118,32 @@ def _split_folders(top: str, folders: list[Folder]) -> dict[str, Folder]:
     if len(parts) == 1 and len(beside) > 1:
         (split, folder), lacking = next(iter(parts.items())), "train" if "train" not in parts else "test"
         raise UserError(
-            f"{top}: {printable(folder.name)}/ holds class folders as the split {split} does, but {_some(beside)} "
-            f"beside it hold images as classes do: the split {lacking} is missing, or {printable(folder.name)}/ is a "
-            "class: rename it then"
+            f"{top}: {printable(folder.name)}/ holds folders like the split {split}, but {_some(beside)} beside it "
+            f"hold images like classes: the split {lacking} is missing, or {printable(folder.name)}/ is a class: "
+            "add the split or rename the class"
         )
     return parts
 
 
 def _is_empty_split(folder: Folder) -> bool:
-    """A split without images is an error later; a folder called index or database may be something else."""
+    """Whether a folder named after a split holds folders without images, an error reported later.
+
+    A folder called index or database may be no split at all.
+    """
     if folder.has_images or folder.name.casefold() in ("index", "database"):
         return False
     return bool(entries(folder.path, Findings(folder.path))[0])
 
 
 def _splits(
-    top: str, folders: list[Folder], parts: dict[str, Folder], eval_split: str, training: bool | None, found: Findings
+    top: str,
+    folders: list[Folder],
+    parts: dict[str, Folder],
+    eval_split: str,
+    training: bool | None,
+    findings: Findings,
 ) -> dict[str, list[Image]]:
-    """The images of the splits that are used."""
+    """The images of the training split and of the chosen evaluation splits."""
     chosen = choose([(family(split), split) for split in parts], eval_split, training, top)
     ignored = [folder.name for folder in folders if folder not in parts.values()]
     if ignored:
@@ -141,24 +153,25 @@ def _splits(
     classes: dict[str, list[Folder]] = {}
     for split, folder in parts.items():
         if family(split) in ("train", chosen):
-            inner, classes[split] = _unwrapped(folder.path, found, splits=False)
+            inner, classes[split] = _unwrapped(folder.path, findings, splits=False)
             _check_layout(inner, classes[split])
     owners = Owners((folder.path, folder.name) for split in classes for folder in classes[split])
-    return {split: _images(parts[split].path, inner, owners, found) for split, inner in classes.items()}
+    return {split: _images(parts[split].path, inner, owners, findings) for split, inner in classes.items()}
 
 
-def _halves(top: str, folders: list[Folder], found: Findings) -> dict[str, list[Image]]:
-    """The first half of the sorted classes trains, the other half is the test split."""
-    images = _images(top, folders, Owners((folder.path, folder.name) for folder in folders), found)
+def _halves(top: str, folders: list[Folder], findings: Findings) -> dict[str, list[Image]]:
+    """Training and test split: first and second half of the sorted classes."""
+    images = _images(top, folders, Owners((folder.path, folder.name) for folder in folders), findings)
     classes = list(dict.fromkeys(image.label for image in images))
     if len(classes) < 2:
         raise UserError(
-            f"{top}: one class only ('{printable(classes[0])}'), half of the classes train: at least 2 in each half "
-            f"are needed, or {LAYOUT}"
+            f"{top}: one class only ('{printable(classes[0])}'): the classes are split into a training and a test "
+            f"half, which need at least 2 each; or use {LAYOUT}"
         )
     training = set(classes[: len(classes) // 2])
     logging.getLogger("fastirt").info(
-        f"{found.root}: the first {len(training):,} of {len(classes):,} sorted classes train, the others are the test split"
+        f"{findings.root}: the first {len(training):,} of {len(classes):,} sorted classes are the training split, "
+        "the others the test split"
     )
     return {
         "train": [image for image in images if image.label in training],
@@ -167,7 +180,7 @@ def _halves(top: str, folders: list[Folder], found: Findings) -> dict[str, list[
 
 
 def _check_layout(top: str, folders: list[Folder]) -> None:
-    """Raises UserError where the folders are no classes but hold the class folders: images/ beside segmentations/."""
+    """Raises UserError if class folders are one level deeper: images/ beside segmentations/."""
     outer = [folder for folder in folders if len(folder.inner) > 1 and not folder.has_images]
     direct = [folder for folder in folders if folder.has_images]
     if not outer:
@@ -178,30 +191,30 @@ def _check_layout(top: str, folders: list[Folder]) -> None:
     )
     if not direct or len(outer) >= max(2, len(direct)):
         raise UserError(
-            f"{top}: this layout is not understood: {_some([f.name for f in outer])} hold no images themselves, but "
-            f"folders of images ({inner}): give --data-path {printable(first.path)} if those are the classes; or {LAYOUT}; or "
-            "list the images in a CSV file (--dataset csv)"
+            f"{top}: this layout is not understood: {_some([f.name for f in outer])} hold no images but folders of "
+            f"images ({inner}): pass --data-path {printable(first.path)} if those are the classes; or use {LAYOUT}; "
+            "or list the images in a CSV file (--dataset csv)"
         )
     logging.getLogger("fastirt").warning(
-        f"{top}: {_some([f.name for f in outer])}: no images there but in sub-folders, which are read as one class "
-        f"({inner}): if those are the classes, give --data-path {printable(first.path)}"
+        f"{top}: {_some([f.name for f in outer])}: images only in sub-folders, which are read as one class "
+        f"({inner}): if those are the classes, pass --data-path {printable(first.path)}"
     )
 
 
-def _images(where: str, folders: list[Folder], owners: Owners, found: Findings) -> list[Image]:
-    """All images in the class folders; raises UserError where there is none at all."""
+def _images(place: str, folders: list[Folder], owners: Owners, findings: Findings) -> list[Image]:
+    """All images in the class folders; raises UserError if there are none."""
     images, empty = [], []
     for folder in folders:
-        behind_links = sum(found.foreign.values())
-        inside = class_images(folder.path, folder.name, owners, found)
+        behind_links = sum(findings.foreign.values())
+        inside = class_images(folder.path, folder.name, owners, findings)
         images += inside
-        if not inside and sum(found.foreign.values()) == behind_links:
+        if not inside and sum(findings.foreign.values()) == behind_links:
             empty.append(folder.name)
     if not images:
-        raise UserError(f"{where}: no images in class folders: {where}/CLASS/image.jpg is what is read")
+        raise UserError(f"{place}: no images in class folders: put them at {place}/CLASS/image.jpg")
     if empty:
         logging.getLogger("fastirt").warning(
-            f"{where}: {len(empty)} class folders hold no images and are left out: {_some(empty)}"
+            f"{place}: {len(empty)} class folders hold no images and are skipped: {_some(empty)}"
         )
     return images
 

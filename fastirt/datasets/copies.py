@@ -1,4 +1,4 @@
-"""Byte-identical copies: images that find themselves under another name, or that were trained on."""
+"""Byte-identical copies within the evaluation splits, or between them and the training split."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ BATCH = 256  # files that a thread takes at once
 
 
 def warn_of_copies(catalog: Catalog) -> int:
-    """The number of evaluation images that are byte-identical copies of another one, or of a training image, and of training
-    images that are copies of one of another class.
+    """Number of harmful byte-identical copies; one warning gives the number and two examples.
 
-    Names of one file are no copies, and are told of by `check_files`. Only files of equal size are opened, and only those that also agree in a part of
-    their bytes are read whole. Unreadable files are left to the loader. One warning names the number and two examples.
+    Counts evaluation images that are copies of another evaluation or training image, and training
+    images that are copies of one of another class. Links to one file are reported by
+    `check_files` instead. Only files of equal size are opened, and only those that also agree in a
+    part of their bytes are read whole. Unreadable files are left to the loader.
     """
     evaluated = {path for split in (catalog.query, catalog.gallery) if split is not None for path in split.paths}
     trained = set(catalog.train.paths) if catalog.train is not None else set()
@@ -39,7 +40,7 @@ def warn_of_copies(catalog: Catalog) -> int:
         first = originals[0]
         copies += [(p, first) for p in group if p != first and (p in evaluated or label[p] != label[first])]
     agree = [label[path] == label[original] for path, original in copies]
-    _warn(catalog, [pair for pair, same in zip(copies, agree) if same], "which makes retrieval look better than it is")
+    _warn(catalog, [pair for pair, same in zip(copies, agree) if same], "which inflates the metrics")
     _warn(
         catalog,
         [pair for pair, same in zip(copies, agree) if not same],
@@ -48,21 +49,21 @@ def warn_of_copies(catalog: Catalog) -> int:
     return len(copies)
 
 
-def _warn(catalog: Catalog, copies: list[tuple[str, str]], why: str) -> None:
-    """copies: (path, original)."""
+def _warn(catalog: Catalog, copies: list[tuple[str, str]], consequence: str) -> None:
+    """Logs the (path, original) pairs."""
     if not copies:
         return
     named = "; ".join(
         f"{_name(path, catalog.root)} is a copy of {_name(original, catalog.root)}" for path, original in copies[:2]
     )
     logging.getLogger("fastirt").warning(
-        f"{catalog.place}: {counted(len(copies), 'image is a byte-identical copy', 'images are byte-identical copies')} "
-        f"of another, {why}: {named}"
+        f"{catalog.place}: {counted(len(copies), 'image is a byte-identical copy', 'images are byte-identical copies')}"
+        f" of another, {consequence}: {named}"
     )
 
 
 def _files(group: list[str], evaluated: set[str]) -> list[str]:
-    """One name of each file, one to evaluate on where there is one."""
+    """One path per file, preferably of an evaluation split."""
     names: dict[Hashable, str] = {}
     for path in sorted(group, key=lambda path: path not in evaluated):
         try:
@@ -79,12 +80,12 @@ def _split(
     matters: Callable[[list[str]], bool],
     pool: ThreadPoolExecutor,
 ) -> Iterator[list[str]]:
-    """The groups divided by `key`: of those that matter, what has an equal."""
+    """The groups divided by `key`: the parts that matter and have at least two files."""
     groups = list(groups)
     paths = [path for group in groups for path in group]
     parts = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
-    found = pool.map(lambda part: [key(path) for path in part], parts)
-    keys = dict(zip(paths, (value for values in found for value in values)))
+    results = pool.map(lambda part: [key(path) for path in part], parts)
+    keys = dict(zip(paths, (value for values in results for value in values)))
     for group in groups:
         divided: dict[Hashable, list[str]] = defaultdict(list)
         for path in group:
@@ -96,7 +97,7 @@ def _split(
 
 
 def _matters(part: list[str], evaluated: set[str], label: dict[str, int]) -> bool:
-    """Copies among training images of one class change no figure."""
+    """Whether copies change a metric: those among training images of one class do not."""
     return not evaluated.isdisjoint(part) or len({label[path] for path in part}) > 1
 
 

@@ -1,4 +1,4 @@
-"""What a data set's images are, in one number: names, classes, sizes."""
+"""Digests of a data set: names, classes and sizes of its images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def relative_names(catalog: Catalog, split: Split) -> list[str]:
 
 
 def catalog_digest(catalog: Catalog) -> str:
-    """SHA-256 over the split, relative path and class of every image; the place of the folder does not count."""
+    """SHA-256 (hex) over split, relative path and class of every image, wherever the folder is."""
     digest = hashlib.sha256()
     classes = [os.fsencode(name) for name in catalog.class_names]
     for split in catalog.splits():
@@ -30,7 +30,7 @@ def catalog_digest(catalog: Catalog) -> str:
 
 
 def source_stat(path: str) -> tuple[int, int]:
-    """Size in bytes and time of change in nanoseconds; (-1, -1) for a file that is not there."""
+    """(size in bytes, modification time in nanoseconds); (-1, -1) for a missing file."""
     try:
         status = os.stat(path)
     except OSError:
@@ -39,12 +39,12 @@ def source_stat(path: str) -> tuple[int, int]:
 
 
 def evaluation_digest(catalog: Catalog) -> str:
-    """`catalog_digest` of what is evaluated, whatever the training split."""
+    """`catalog_digest` of the evaluation splits alone."""
     return catalog_digest(dataclasses.replace(catalog, train=None))
 
 
 def sizes_digest(catalog: Catalog) -> str:
-    """SHA-256 over the sizes in bytes of what is evaluated: images that were replaced under their names show in it."""
+    """SHA-256 (hex) over the file sizes of the evaluation splits, to detect replaced images."""
     splits = dataclasses.replace(catalog, train=None).splits()
     sizes = [source_stat(path)[0] for split in splits for path in split.paths]
     return hashlib.sha256(np.array(sizes, "<i8").tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Which names lead to one file: links, hard links and aliases, within a split and between splits."""
+"""Files listed under several names (links, hard links, aliases), within and between splits."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ import numpy as np
 from fastirt.datasets.records import Image, Listed, counted
 from fastirt.errors import UserError
 
-MAX_AFFECTED = 0.1  # of the queries: with more, such files decide the figure
+MAX_AFFECTED = 0.1  # share of the queries above which such files would decide the metrics
 
 
 def check_files(listed: Listed, query: str | None, gallery: str | None, training: bool | None) -> np.ndarray | None:
-    """Drops from `listed` what stands twice in a split; returns `Catalog.own`.
+    """Removes files repeated within a split from `listed` and returns `Catalog.own`.
 
-    Warns of images with two labels and of evaluation images that are training images; raises UserError where more than
-    `MAX_AFFECTED` of the queries are, or of the gallery have two labels (packing, `training` None, measures nothing: there it
-    only warns). A gallery of training images is usual where products have catalogue photographs.
+    Warns about images with two labels and about evaluation images that are also training images.
+    A gallery may legitimately hold training images, such as catalogue photographs of products.
+
+    Raises:
+        UserError: more than `MAX_AFFECTED` of the queries are training images, or more than
+            that share of queries or gallery has two labels. Packing (`training` None) only warns.
     """
     ids = _file_ids([image for images in listed.records.values() for image in images])
     _drop_repeated(listed, ids)
@@ -40,9 +43,9 @@ def check_files(listed: Listed, query: str | None, gallery: str | None, training
             f"{listed.name(one)} is '{one.label}' and {listed.name(other)} is '{other.label}'"
         )
         parts = (("queries", queries), ("gallery images", galleries))
-        _say(
+        _report(
             message,
-            [(what, [len(labels[ids[i.path]]) > 1 for i in part]) for what, part in parts],
+            [(name, [len(labels[ids[i.path]]) > 1 for i in part]) for name, part in parts],
             training,
             "keep one label for each",
         )
@@ -50,25 +53,25 @@ def check_files(listed: Listed, query: str | None, gallery: str | None, training
     shared = _unique([image for image in evaluated if ids[image.path] in trained], ids)
     if shared:
         message = (
-            f"{listed.place}: {counted(len(shared), 'image', 'images')} to evaluate on {'is' if len(shared) == 1 else 'are'} "
-            f"in the training split too (the same file): {listed.name(shared[0])} is {listed.name(trained[ids[shared[0].path]])}"
+            f"{listed.place}: {counted(len(shared), 'evaluation image is', 'evaluation images are')} in the training "
+            f"split too (the same file): {listed.name(shared[0])} is {listed.name(trained[ids[shared[0].path]])}"
         )
         affected = [ids[image.path] in trained for image in queries]
-        _say(
+        _report(
             message,
             [("queries", affected)],
             training,
-            "take them out of one of the two (evaluation needs no training split)",
+            "remove them from one of the splits (evaluation needs no training split)",
         )
     return _own(listed, ids, queries, listed.records[gallery]) if gallery else None
 
 
-def _say(message: str, parts: list[tuple[str, list[bool]]], training: bool | None, remedy: str) -> None:
-    """parts: (what, whether each of them is affected)."""
-    for what, affected in parts:
+def _report(message: str, parts: list[tuple[str, list[bool]]], training: bool | None, remedy: str) -> None:
+    """Warns, or raises UserError. parts: (name, whether each of its images is affected)."""
+    for name, affected in parts:
         number = sum(affected)
         if training is not None and number > MAX_AFFECTED * len(affected):
-            raise UserError(f"{message}: {number:,} of {len(affected):,} {what}, which decides the figure: {remedy}")
+            raise UserError(f"{message}: {number:,} of {len(affected):,} {name}, too many for a fair metric: {remedy}")
     logging.getLogger("fastirt").warning(message)
 
 
@@ -78,16 +81,17 @@ def _unique(images: list[Image], ids: dict[str, int]) -> list[Image]:
 
 
 def _file_ids(images: list[Image]) -> dict[str, int]:
-    """Path -> a number that is equal for two names of one file."""
+    """Path -> file number, equal for all names of one file."""
     ids: dict[str, int] = {}
     real = {image.path: ids.setdefault(image.real, len(ids)) for image in images}
     names: dict[int, set[str]] = defaultdict(set)
     for image in images:
-        if image.inode:  # some file systems have none
+        if image.inode:  # some file systems have no inodes
             names[image.inode].add(image.real)
     same: dict[int, int] = {}
     for paths in names.values():
-        if len(paths) > 1:  # inodes repeat across disks, and some folders list other ones than stat returns
+        # Inodes repeat across disks, and a folder's listing may differ from stat: compare by stat.
+        if len(paths) > 1:
             first: dict[tuple, int] = {}
             for path in sorted(paths):
                 key = _file_key(path)
@@ -105,7 +109,7 @@ def _file_key(path: str) -> tuple | None:
 
 
 def _drop_repeated(listed: Listed, ids: dict[str, int]) -> None:
-    """A file that stands twice in one split under one label counts once, by its own name rather than a link's."""
+    """Keeps one name of each file per split and label, a real file's rather than a link's."""
     for split, images in listed.records.items():
         groups: dict[tuple[int, str], list[Image]] = defaultdict(list)
         for image in images:
@@ -118,14 +122,13 @@ def _drop_repeated(listed: Listed, ids: dict[str, int]) -> None:
         listed.records[split] = [image for image in images if image.path not in dropped]
         other = next(image for image in repeated[0] if image.path in dropped)
         logging.getLogger("fastirt").warning(
-            f"{listed.place}: {counted(len(dropped), 'name', 'names')} of images that "
-            f"the {split} split holds under another name (a link or a hard link) {'is' if len(dropped) == 1 else 'are'} "
-            f"left out: {listed.name(other)} is {listed.name(kept[0])}"
+            f"{listed.place}: {counted(len(dropped), 'link or hard link', 'links or hard links')} to images that the "
+            f"{split} split holds already, left out: {listed.name(other)} is {listed.name(kept[0])}"
         )
 
 
 def _own(listed: Listed, ids: dict[str, int], queries: Iterable[Image], gallery: list[Image]) -> np.ndarray | None:
-    """The gallery row of each query's own file, -1 for none; of two labels for it the query's. None: no query has one."""
+    """(Q,) gallery row of each query's own file, best with its label, or -1; None: all are -1."""
     rows: dict[int, int] = {}
     labelled: dict[tuple[int, str], int] = {}
     for row, image in enumerate(gallery):
@@ -137,6 +140,6 @@ def _own(listed: Listed, ids: dict[str, int], queries: Iterable[Image], gallery:
         return None
     logging.getLogger("fastirt").info(
         f"{listed.place}: {number:,} of {len(own):,} queries are in the gallery too (the same file): no "
-        "query finds its own file"
+        "query retrieves its own file"
     )
     return own

@@ -1,4 +1,4 @@
-"""The images in and below a class folder: each file and each folder once, and a word on everything that is left out."""
+"""The images in and below class folders, each file once, and a report of everything skipped."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Iterable
 from fastirt.datasets.listing import inode_of
 from fastirt.datasets.records import Image, counted, printable
 
-# What Pillow opens without starting another program (EPS does) and on every system (WMF is for Windows). A list of our
-# own: a catalogue must not change with Pillow's version, or packed stores and checkpoints would no longer fit it.
+# Formats that Pillow decodes on every system without another program, so neither EPS nor WMF. The
+# list is fixed: if it changed with Pillow's version, packed stores and checkpoints would be stale.
 EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .jif .mpo .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .pfm .avif .avifs "
     ".heic .heics .heif .heifs .hif .jp2 .j2k .j2c .jpc .jpf .jpx .tga .icb .vda .vst .ico .icns .cur .psd .qoi .dds "
@@ -33,19 +33,20 @@ _FIRST_BYTES = re.compile(
 
 @dataclass
 class Findings:
-    """What a scan met beside the images that it returns."""
+    """Everything a scan skipped."""
 
     root: str
-    kinds: Counter = field(default_factory=Counter)  # extension -> files that are no images
-    classes: dict[str, int] = field(default_factory=dict)  # class folder left out by its name -> files in it
-    loose: list[str] = field(default_factory=list)  # images in no class folder
+    kinds: Counter = field(default_factory=Counter)  # extension -> number of non-image files
+    classes: dict[str, int] = field(default_factory=dict)  # folder `__…` -> number of files
+    loose: list[str] = field(default_factory=list)  # images outside class folders
     repeated: list[str] = field(default_factory=list)  # links to folders that are read already
-    foreign: Counter = field(default_factory=Counter)  # link -> images behind it that lie in another class's folder
-    broken: list[str] = field(default_factory=list)  # links that lead nowhere, and what is neither file nor folder
+    # link -> number of images behind it that belong to another class's folder
+    foreign: Counter = field(default_factory=Counter)
+    broken: list[str] = field(default_factory=list)  # dangling links and special files
     unreadable: list[str] = field(default_factory=list)  # folders that cannot be listed
 
     def warn(self) -> None:
-        """One line for each kind of thing that is left out."""
+        """Logs one warning per kind of finding."""
         log = logging.getLogger("fastirt").warning
         left_out = [f"{count:,} {kind}" for kind, count in self.kinds.most_common(8)]
         rest = sum(self.kinds.values()) - sum(count for _, count in self.kinds.most_common(8))
@@ -61,18 +62,19 @@ class Findings:
             number, links = sum(self.foreign.values()), list(self.foreign)
             log(
                 f"{self.root}: left out, because the folder of another class holds them: "
-                f"{counted(number, 'image', 'images')} behind {counted(len(links), 'link', 'links')}: {self._some(links)}"
+                f"{counted(number, 'image', 'images')} behind {counted(len(links), 'link', 'links')}: "
+                + self._some(links)
             )
         if self.repeated:
             leading = counted(len(self.repeated), "link leads", "links lead")
-            log(f"{self.root}: {leading} to a folder that is read already: not followed: {self._some(self.repeated)}")
+            log(f"{self.root}: {leading} to a folder that is read already, skipped: {self._some(self.repeated)}")
         if self.broken:
             leading = counted(len(self.broken), "link or special file leads", "links or special files lead")
-            log(f"{self.root}: {leading} to no file or folder, and are left out: {self._some(self.broken)}")
+            log(f"{self.root}: {leading} to no file or folder, skipped: {self._some(self.broken)}")
         if self.unreadable:
             folders = counted(len(self.unreadable), "folder", "folders")
             log(
-                f"{self.root}: {folders} cannot be read (no permission, or the disk's error), and are left out: "
+                f"{self.root}: {folders} cannot be read (permission or disk error), skipped: "
                 + self._some(self.unreadable)
             )
 
@@ -82,10 +84,10 @@ class Findings:
 
 
 class Owners:
-    """Class folder -> class, with links resolved: whose is a file that a link leads to?"""
+    """Class folder -> class, with links resolved: the class that owns a link's target."""
 
     def __init__(self, classes: Iterable[tuple[str, str]]) -> None:
-        """`classes`: (absolute class folder, class) of all splits."""
+        """classes: (absolute class folder, class) of all splits."""
         self._classes: dict[str, str] = {}
         linked: dict[str, set[str]] = {}
         for folder, label in classes:
@@ -93,12 +95,12 @@ class Owners:
                 linked.setdefault(os.path.realpath(folder), set()).add(label)
             else:
                 self._classes[os.path.realpath(folder)] = label
-        # A class folder that is a link owns what it leads to, unless that is another class's or two classes share it.
-        mine = {real: labels.pop() for real, labels in linked.items() if len(labels) == 1 and self.of(real) is None}
-        self._classes.update(mine)
+        # A class folder that is a link owns its target, unless another class does or two share it.
+        owned = {real: labels.pop() for real, labels in linked.items() if len(labels) == 1 and self.of(real) is None}
+        self._classes.update(owned)
 
     def of(self, real: str) -> str | None:
-        """The class whose folder holds the real folder; None where that is no class folder."""
+        """The class whose folder is or contains the resolved folder `real`, or None."""
         while real not in self._classes:
             parent = os.path.dirname(real)
             if parent == real:
@@ -107,15 +109,15 @@ class Owners:
         return self._classes[real]
 
 
-def entries(folder: str, found: Findings) -> tuple[list[os.DirEntry], list[os.DirEntry]]:
-    """(folders, files) in a folder, each sorted by name; hidden ones and those of operating systems are left out."""
+def entries(folder: str, findings: Findings) -> tuple[list[os.DirEntry], list[os.DirEntry]]:
+    """(folders, files) in a folder, sorted by name, without hidden and operating system files."""
     folders: list[os.DirEntry] = []
     files: list[os.DirEntry] = []
     try:
         with os.scandir(folder) as listing:
             every = sorted(listing, key=lambda entry: entry.name)
     except OSError:
-        found.unreadable.append(folder)
+        findings.unreadable.append(folder)
         return folders, files
     for entry in every:
         name = entry.name.lower()
@@ -127,14 +129,14 @@ def entries(folder: str, found: Findings) -> tuple[list[os.DirEntry], list[os.Di
             elif entry.is_file():
                 files.append(entry)
             else:
-                found.broken.append(entry.path)
-        except OSError:  # a link to itself, or a target without permission
-            found.broken.append(entry.path)
+                findings.broken.append(entry.path)
+        except OSError:  # a circular link, or no permission for the target
+            findings.broken.append(entry.path)
     return folders, files
 
 
 def is_image(entry: os.DirEntry) -> bool:
-    """By the extension; a name without one, such as IMG.2019, is judged by the file's first bytes."""
+    """Whether the extension is an image's; without one (IMG.2019), the first bytes decide."""
     suffix = os.path.splitext(entry.name)[1].lower()
     if _EXTENSION.fullmatch(suffix):
         return suffix in EXTENSIONS
@@ -145,13 +147,15 @@ def is_image(entry: os.DirEntry) -> bool:
         return False
 
 
-def class_images(folder: str, label: str, owners: Owners, found: Findings) -> list[Image]:
-    """All images in and below a class folder, sorted by path. Links are followed, each real folder is read once."""
+def class_images(folder: str, label: str, owners: Owners, findings: Findings) -> list[Image]:
+    """All images in and below a class folder, sorted by path; follows links, reads folders once."""
     images: list[Image] = []
     top = os.path.realpath(folder)
     seen = {_key(folder, top)}
-    folders = [(folder, top, folder if os.path.islink(folder) else "")]  # (path, real path, link that led there)
-    links: list[tuple[str, str, str]] = []  # read last: what is in the class folder itself keeps its own path
+    # (path, real path, link that led to the folder or "")
+    folders = [(folder, top, folder if os.path.islink(folder) else "")]
+    # Read last: files that are in the class folder itself keep their own path, not a link's.
+    links: list[tuple[str, str, str]] = []
     while folders or links:
         if folders:
             path, real, link = folders.pop()
@@ -159,16 +163,16 @@ def class_images(folder: str, label: str, owners: Owners, found: Findings) -> li
             path, real, link = links.pop(0)
             key = _key(path, real)
             if key in seen or is_above(real, top):
-                found.repeated.append(path)
+                findings.repeated.append(path)
                 continue
             seen.add(key)
         owner = owners.of(real) if link else label
-        inner, files = entries(path, found)
-        for image in _images(files, label, real, owners, found):
+        inner, files = entries(path, findings)
+        for image in _images(files, label, real, owners, findings):
             if owner in (None, label):
                 images.append(image)
             else:
-                found.foreign[link] += 1
+                findings.foreign[link] += 1
         for entry in inner:
             if entry.is_symlink():
                 links.append((entry.path, os.path.realpath(entry.path), entry.path))
@@ -181,12 +185,12 @@ def class_images(folder: str, label: str, owners: Owners, found: Findings) -> li
     return sorted(images)
 
 
-def _images(files: list[os.DirEntry], label: str, real: str, owners: Owners, found: Findings) -> Iterable[Image]:
-    """The images among the files of one real folder; those that are links into another class's folder are left out."""
+def _images(files: list[os.DirEntry], label: str, real: str, owners: Owners, findings: Findings) -> Iterable[Image]:
+    """The images among the files of one folder, without links into another class's folder."""
     for entry in files:
         if not is_image(entry):
             suffix = os.path.splitext(entry.name)[1].lower()
-            found.kinds[suffix if _EXTENSION.fullmatch(suffix) else "without extension"] += 1
+            findings.kinds[suffix if _EXTENSION.fullmatch(suffix) else "without extension"] += 1
         elif not entry.is_symlink():
             yield Image(entry.path, label, os.path.join(real, entry.name), entry.inode())
         else:
@@ -194,11 +198,11 @@ def _images(files: list[os.DirEntry], label: str, real: str, owners: Owners, fou
             if owners.of(os.path.dirname(target)) in (None, label):
                 yield Image(entry.path, label, target, inode_of(entry.path))
             else:
-                found.foreign[entry.path] += 1
+                findings.foreign[entry.path] += 1
 
 
 def holds_images(folder: str) -> bool:
-    """Whether there is an image in or below a folder."""
+    """Whether the folder or one below it contains an image."""
     seen: set = set()
     folders = [folder]
     unused = Findings(folder)
@@ -216,7 +220,7 @@ def holds_images(folder: str) -> bool:
 
 
 def _key(path: str, real: str) -> tuple[int, int] | str:
-    """What is equal for two names of one folder: bind mounts have no link that could be resolved."""
+    """A key that is equal for two names of one folder, bind mounts included."""
     try:
         status = os.stat(path)
     except OSError:
@@ -225,5 +229,5 @@ def _key(path: str, real: str) -> tuple[int, int] | str:
 
 
 def is_above(folder: str, other: str) -> bool:
-    """Whether a real folder is another one, or holds it."""
+    """Whether a resolved folder is `other` or contains it."""
     return other == folder or other.startswith(folder.rstrip(os.sep) + os.sep)

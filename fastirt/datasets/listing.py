@@ -1,4 +1,4 @@
-"""Folders and list files, read with errors that name the file and the row."""
+"""Folders and list files; errors name the file and the row."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from fastirt.errors import UserError
 
 
 def require_folder(path: str | Path, remedy: str) -> Path:
-    """`path` as an absolute folder; raises UserError with the remedy where there is none."""
+    """`path` as an absolute folder; raises UserError with the remedy if it is none."""
     folder = Path(os.path.abspath(os.path.expanduser(path)))
     if not os.path.isdir(folder):
-        what = "is a file, not a folder" if os.path.exists(folder) else "no such folder, or no permission to see it"
-        raise UserError(f"{folder}: {what}: {remedy}")
+        problem = "is a file, not a folder" if os.path.exists(folder) else "no such folder, or no permission"
+        raise UserError(f"{folder}: {problem}: {remedy}")
     return folder
 
 
 def read_rows(path: Path, remedy: str) -> list[str]:
-    """The lines of a list file in UTF-8 or UTF-16; row r of an error message is element r - 1 here."""
+    """The lines of a UTF-8 or UTF-16 list file; row r of an error message is element r - 1."""
     try:
         data = path.read_bytes()
     except (OSError, ValueError) as error:
@@ -41,12 +41,12 @@ def read_rows(path: Path, remedy: str) -> list[str]:
     text = _lines(text)
     if "\0" in text:
         row = text[: text.index("\0")].count("\n") + 1
-        raise UserError(f"{path}: row {row}: a NUL byte, which no text holds: save the file as UTF-8 text")
+        raise UserError(f"{path}: row {row}: holds a NUL byte: save the file as UTF-8 text")
     return text.removesuffix("\n").split("\n")
 
 
 def _encoding(data: bytes) -> str:
-    """By the byte order mark; without one by the zero bytes that every line of UTF-16 holds."""
+    """The encoding by byte order mark, else UTF-16 by its zero bytes, else UTF-8."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     first = data[:64]
@@ -62,28 +62,29 @@ def _lines(text: str) -> str:
 
 
 def missing(paths: Sequence[str]) -> list[int]:
-    """Positions of the paths that are no files."""
+    """Positions of the paths without a file."""
     folders = Folders()
     return [position for position, path in enumerate(paths) if not folders.has(path)]
 
 
 def require_files(list_file: Path, root: Path, rows: Sequence[int], names: Sequence[str], paths: Sequence[str]) -> None:
-    """Raises UserError for the first of `paths` that is no file; `rows` and `names` say where the list has it."""
+    """Raises UserError for the first missing file, with its row and name in the list."""
     absent = missing(paths)
     if absent:
         first = absent[0]
         more = f" ({len(absent)} of {len(paths)} are missing)" if len(absent) > 1 else ""
         raise UserError(
             f"{list_file.name}: row {rows[first]}: no file '{names[first]}' under {root}{more}: "
-            "put the image there or take the row out"
+            "put the image there or delete the row"
         )
 
 
 class Folders:
-    """What lies in the folders that a list names: one scan a folder instead of a few calls a file."""
+    """The files of the folders that a list names: one scan per folder instead of calls per file."""
 
     def __init__(self) -> None:
-        self._files: dict[str, dict[str, tuple[int, bool]]] = {}  # folder -> file name -> (inode, whether it is a link)
+        # folder -> file name -> (inode, whether it is a link)
+        self._files: dict[str, dict[str, tuple[int, bool]]] = {}
         self._real: dict[str, str] = {}
         self._names: dict[str, dict[str, str]] = {}
 
@@ -93,7 +94,7 @@ class Folders:
         return name in self._listing(folder)
 
     def identity(self, path: str) -> tuple[str, int]:
-        """(path with links resolved, inode) of a file that is there."""
+        """(path with links resolved, inode) of an existing file."""
         folder, name = os.path.split(path)
         inode, is_link = self._listing(folder)[name]
         if is_link:
@@ -115,7 +116,7 @@ class Folders:
         return self._files[folder]
 
     def respelled(self, path: str, fold: bool = False) -> str | None:
-        """The path on disk whose names are the same text in another Unicode form (or, `fold`, in another case)."""
+        """The existing path that equals `path` in another Unicode form (fold: or another case)."""
         known = os.sep
         for name in path.split(os.sep):
             if os.path.lexists(os.path.join(known, name)):
@@ -135,7 +136,7 @@ class Folders:
 
 
 def inode_of(path: str) -> int:
-    """The file's number on its disk; 0 where there is none."""
+    """The file's inode; 0 if it has none or does not exist."""
     try:
         return os.stat(path).st_ino
     except OSError:
@@ -145,7 +146,7 @@ def inode_of(path: str) -> int:
 def _is_file(entry: os.DirEntry) -> bool:
     try:
         return entry.is_file()
-    except OSError:  # a link to itself
+    except OSError:  # a circular link
         return False
 
 
@@ -154,4 +155,5 @@ def _composed(name: str) -> str:
 
 
 def _folded(name: str) -> str:
-    return _composed(name).casefold() + os.sep  # no file name ends so: no name is taken for another's folded one
+    # No file name ends in a separator, so a folded name never equals another file's real name.
+    return _composed(name).casefold() + os.sep

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the program: named splits of (path, label)."""
+"""A data set as the rest of the program sees it: named splits of (path, label)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Split:
-    """Images with their classes, in catalogue order (which also decides ties in retrieval)."""
+    """Images with their classes, in catalogue order; retrieval breaks ties by this order."""
 
     name: str  # "train", "test", "val", "query" or "gallery"
     paths: tuple[str, ...]  # absolute file names
@@ -23,41 +23,42 @@ class Split:
 
 @dataclass(frozen=True)
 class Catalog:
-    """A data set: one split to train on, and queries to find in a gallery."""
+    """A data set: a training split, and queries that are searched in a gallery."""
 
     dataset: str
     root: str  # absolute folder
-    train: Split | None  # None: nothing to train on, which only an evaluation can use
-    query: Split | None  # None: nothing to evaluate on; training then goes without
-    gallery: Split | None  # None: the query split is its own gallery, and a query never finds itself
+    train: Split | None  # None: can only be evaluated
+    query: Split | None  # None: evaluation is skipped
+    # None: the query split is the gallery, and a query is excluded from its own neighbors
+    gallery: Split | None
     class_names: tuple[str, ...]
-    # (Q,) int64 gallery row that holds a query's own file, -1: none; None: no query has one
+    # (Q,) int64 gallery row of each query's own file, -1: none; None: no query has one
     own: np.ndarray | None = None
-    source: str = ""  # absolute name of the CSV file that lists the images; "": they were found in folders
+    source: str = ""  # absolute name of the CSV file; "": a data set of class folders
 
     @property
     def place(self) -> str:
-        """What a message about the data set names: its CSV file or its folder."""
+        """The CSV file or folder, to name the data set in messages."""
         return self.source or self.root
 
     def splits(self) -> tuple[Split, ...]:
-        """The splits that are there: train, query (or test), gallery."""
+        """The existing splits, in the order train, query (or test), gallery."""
         return tuple(split for split in (self.train, self.query, self.gallery) if split is not None)
 
 
 class Image(NamedTuple):
-    """One file of a data set of the user's own, before classes have numbers."""
+    """One file of a user's data set, before classes have numbers."""
 
-    path: str  # absolute, as the user knows it
+    path: str  # absolute, links not resolved
     label: str
     real: str  # `path` with every link resolved: equal for two names of one file
-    inode: int  # as the folder lists it, equal for hard links; 0: unknown
-    row: int = 0  # of the CSV file; 0: found in a folder
+    inode: int  # from the folder's listing, equal for hard links; 0: unknown
+    row: int = 0  # row of the CSV file; 0: no CSV file
 
 
 @dataclass
 class Listed:
-    """A data set of the user's own as its folders or its CSV file list it, before it is checked."""
+    """A user's data set as listed by its folders or its CSV file, before it is checked."""
 
     dataset: str
     root: str
@@ -70,13 +71,13 @@ class Listed:
         return self.source or self.root
 
     def name(self, image: Image) -> str:
-        """The image in a message: the row of the CSV file, or the path below the data set's folder."""
+        """Name of the image in messages: its CSV row, or its path below the data set's folder."""
         relative = printable(os.path.relpath(image.path, self.root))
         return f"row {image.row} '{relative}'" if image.row else f"'{relative}'"
 
 
 def printable(text: str) -> str:
-    """File names may hold line ends and bytes that are no text: a message must stay one line that can be printed."""
+    """`text` on one printable line: file names may hold line ends and undecodable bytes."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -87,9 +88,10 @@ def counted(number: int, one: str, many: str) -> str:
 
 
 def assemble(dataset: str, root: str, records: Mapping[str, Iterable[tuple]], source: str = "") -> Catalog:
-    """A catalogue from (absolute path, class name, …) rows per split; class ids in order of first appearance.
+    """A catalogue from (absolute path, class name, …) rows per split.
 
-    `records` has any of the keys train, test, val, query and gallery; at most one of test, val and query.
+    Class ids follow the order of first appearance. `records` has any of the keys train, test, val,
+    query and gallery, but at most one of test, val and query.
     """
     ids: dict[str, int] = {}
     splits = {}

@@ -1,4 +1,4 @@
-"""Names of splits, and which of those that a data set has are used."""
+"""Names of splits, and the choice of the splits to use."""
 
 from __future__ import annotations
 
@@ -22,53 +22,54 @@ SYNONYMS = {
     "database": "gallery",
 }
 SPLITS = tuple(dict.fromkeys(SYNONYMS.values()))
-LAYOUT = "train, and test or val, or query and gallery, are the splits that are read"
+LAYOUT = "the splits are train, and test or val, or query and gallery"
 
 
 def split_name(text: str) -> str | None:
-    """The split that a folder or a CSV value names, in any case and by any synonym; None for no split."""
+    """The split that `text` names, in any case or by a synonym; None if it names no split."""
     return SYNONYMS.get(text.strip().casefold())
 
 
 def family(split: str) -> str:
-    """What --eval-split calls it: a query and a gallery split together are the test split."""
+    """The value of --eval-split for a split: query and gallery together are the test split."""
     return split if split in ("train", "val") else "test"
 
 
-def choose(parts: Iterable[tuple[str, str]], eval_split: str, training: bool | None, where: str) -> str | None:
-    """The family to evaluate on, "test" or "val", of the (family, split) pairs that a data set has; None: there is none.
+def choose(parts: Iterable[tuple[str, str]], eval_split: str, training: bool | None, place: str) -> str | None:
+    """The family to evaluate on, "test" or "val", among the data set's (family, split) pairs.
 
-    Raises UserError where a split that the command needs is missing (`training` as in `load_dataset`), or where
-    splits do not belong together. Says which is taken where that is not what was asked for.
+    None if there is no split to evaluate on. Logs the choice if it differs from `eval_split`.
+    Raises UserError if a split is missing that the command needs (`training` as in `load_dataset`),
+    or if the splits do not belong together. `place` names the data set in messages.
     """
     parts = set(parts)
     log = logging.getLogger("fastirt")
-    found = ", ".join(name for name in SPLITS if any(split == name for _, split in parts)) or "none"
-    there = [name for name in ("test", "val") if any(of == name for of, _ in parts)]
-    chosen = eval_split if eval_split in there else (there[0] if there else None)
-    _check_family({split for of, split in parts if of == chosen}, found, where)
+    names = ", ".join(name for name in SPLITS if any(split == name for _, split in parts)) or "none"
+    families = [name for name in ("test", "val") if any(of == name for of, _ in parts)]
+    chosen = eval_split if eval_split in families else (families[0] if families else None)
+    _check_family({split for of, split in parts if of == chosen}, names, place)
     trains = ("train", "train") in parts
     if training is True and not trains:
-        raise UserError(f"{where}: the split train is missing (found: {found}): {LAYOUT}")
+        raise UserError(f"{place}: the split train is missing (found: {names}): {LAYOUT}")
     if training is False and chosen is None:
-        raise UserError(f"{where}: the split test is missing (found: {found}): evaluation needs it: {LAYOUT}")
+        raise UserError(f"{place}: the split test is missing (found: {names}): evaluation needs it: {LAYOUT}")
     if training is None and not parts:
-        raise UserError(f"{where}: no split is there: {LAYOUT}")
-    if len(there) == 2:
+        raise UserError(f"{place}: no splits: {LAYOUT}")
+    if len(families) == 2:
         other = "val" if chosen == "test" else "test"
-        log.info(f"{where}: evaluation uses the {chosen} split; for the {other} split pass --eval-split {other}")
+        log.info(f"{place}: evaluation uses the {chosen} split; for the {other} split pass --eval-split {other}")
     elif chosen is not None and chosen != eval_split:
-        log.warning(f"{where}: there is no {eval_split} split: evaluation uses the {chosen} split")
+        log.warning(f"{place}: there is no {eval_split} split: evaluation uses the {chosen} split")
     elif chosen is None and training:
-        log.warning(f"{where}: no test split: all images of the training split train, and evaluation is skipped")
+        log.warning(f"{place}: no test split: evaluation is skipped")
     return chosen
 
 
-def _check_family(splits: set[str], found: str, where: str) -> None:
+def _check_family(splits: set[str], names: str, place: str) -> None:
     pair = {"query", "gallery"}
     absent = sorted(pair - splits) if splits & pair else []
     if absent:
-        raise UserError(f"{where}: the split {absent[0]} is missing (found: {found}): {LAYOUT}")
+        raise UserError(f"{place}: the split {absent[0]} is missing (found: {names}): {LAYOUT}")
     if len(splits) > 1 and splits != pair:
         alone = sorted(splits - pair)[0]
-        raise UserError(f"{where}: {alone} stands beside query and gallery (found: {found}): {LAYOUT}")
+        raise UserError(f"{place}: {alone} cannot be combined with query and gallery (found: {names}): {LAYOUT}")

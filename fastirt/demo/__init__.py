@@ -1,1 +1,1 @@
-"""Rendered products: a retrieval task that needs no download."""
+"""The demo set: rendered products, a retrieval task without a download."""

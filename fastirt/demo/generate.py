@@ -1,4 +1,4 @@
-"""`fastirt demo`: draw the demo set in parallel, whole or not at all."""
+"""`fastirt demo`: draw the demo set in parallel, completely or not at all."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from fastirt.errors import UserError
 
 log = logging.getLogger("fastirt")
 
-FORMAT = 2  # of the drawings: raise it when they change
-LARGEST = 4096  # pixels a side
+FORMAT = 2  # version of the drawings: increase it when they change
+LARGEST = 4096  # pixels per side
 
 
 def generate(
@@ -39,12 +39,27 @@ def generate(
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Draw `classes` products x `views` images into out/train/CLASS/VIEW.jpg and out/test/CLASS/VIEW.jpg.
+    """Draw products to out/train/CLASS/VIEW.jpg and out/test/CLASS/VIEW.jpg, and out/demo.json.
 
-    The first `train_classes` (two thirds, unless given) train, the others are the test split. `quality` is the JPEG quality, from
-    and to, inclusive. The same arguments give the same bytes for any number of `workers` (processes, one a core unless given).
-    out/demo.json holds the arguments; a folder that holds the same ones is left as it is. Raises UserError for impossible
-    arguments and for a folder with anything else in it.
+    The files are the same for any number of workers. A folder that holds the same demo set is kept.
+
+    Args:
+        out: folder to write.
+        classes: number of products.
+        views: images per product.
+        width: of the images in pixels.
+        height: of the images in pixels.
+        seed: of the drawings.
+        quality: lowest and highest JPEG quality.
+        train_classes: number of products to train on, the first ones; None: two thirds.
+        workers: number of processes; None: one per usable core.
+        progress: show a progress bar.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UserError: arguments out of range, a folder with other content, or no permission to write.
     """
     out = Path(out)
     train_classes = classes * 2 // 3 if train_classes is None else train_classes
@@ -60,7 +75,7 @@ def generate(
     }
     _check(made_from, workers)
     if _already_there(out, made_from):
-        log.info("%s: there already", out)
+        log.info("%s: exists already", out)
         return out
     place = out.resolve()
     partial = place.with_name(f".{place.name}.partial")
@@ -76,32 +91,30 @@ def generate(
                 bar.update(views)
         (partial / "demo.json").write_text(json.dumps(made_from) + "\n")
         if place.exists():
-            place.rmdir()  # empty, or `_already_there` had refused it
+            place.rmdir()  # empty: `_already_there` rejects other folders
         partial.rename(place)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror})") from error
     except BrokenProcessPool as error:
-        raise UserError(
-            f"{out}: a drawing process was killed, perhaps for want of memory: try again with --workers 1"
-        ) from error
+        raise UserError(f"{out}: a drawing process was killed (out of memory?): try again with --workers 1") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
-def _check(p: dict[str, Any], workers: int | None) -> None:
-    if not 0 < p["train_classes"] < p["classes"] or p["views"] < 2:
+def _check(options: dict[str, Any], workers: int | None) -> None:
+    if not 0 < options["train_classes"] < options["classes"] or options["views"] < 2:
         raise UserError(
-            f"--classes {p['classes']} --views {p['views']}: at least 2 classes and 2 views are needed, and train classes "
-            "between 1 and classes - 1"
+            f"--classes {options['classes']} --views {options['views']}: needs at least 2 classes, 2 views, and 1 to "
+            "classes - 1 training classes"
         )
-    if not (8 <= p["width"] <= LARGEST and 8 <= p["height"] <= LARGEST):
-        raise UserError(f"--width {p['width']} --height {p['height']}: must be between 8 and {LARGEST}")
-    if p["seed"] < 0:
-        raise UserError(f"--seed {p['seed']}: must not be negative")
-    low, high = p["quality"]
+    if not (8 <= options["width"] <= LARGEST and 8 <= options["height"] <= LARGEST):
+        raise UserError(f"--width {options['width']} --height {options['height']}: must be between 8 and {LARGEST}")
+    if options["seed"] < 0:
+        raise UserError(f"--seed {options['seed']}: must not be negative")
+    low, high = options["quality"]
     if not 1 <= low <= high <= 100:
-        raise UserError(f"quality {low} to {high}: must be between 1 and 100, the lower first")
+        raise UserError(f"quality {low} to {high}: must be between 1 and 100, in ascending order")
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: must be at least 1")
 
@@ -116,7 +129,7 @@ def _run(tasks: list[tuple[Path, int, dict[str, Any]]], workers: int) -> Iterato
 
 
 def _end_with_parent() -> None:
-    """A worker of a parent that was killed would wait for ever, or draw into the folder of the next attempt."""
+    """End this worker with its parent; it would wait forever or write to the next run's folder."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -127,14 +140,14 @@ def _end_with_parent() -> None:
 
 
 def _draw_class(task: tuple[Path, int, dict[str, Any]]) -> None:
-    folder, number, p = task
+    folder, number, options = task
     folder.mkdir(parents=True)
-    product = make_product(p["seed"], number)
-    low, high = p["quality"]
-    subsampling = 2 if is_large(p["width"], p["height"]) else 0  # 4:2:0 or 4:4:4
-    for view in range(p["views"]):
-        quality = int(stream(p["seed"], JPEG, number, view).integers(low, high + 1))
-        photo = take_photo(product, p["seed"], number, view, p["width"], p["height"])
+    product = make_product(options["seed"], number)
+    low, high = options["quality"]
+    subsampling = 2 if is_large(options["width"], options["height"]) else 0  # 4:2:0 or 4:4:4
+    for view in range(options["views"]):
+        quality = int(stream(options["seed"], JPEG, number, view).integers(low, high + 1))
+        photo = take_photo(product, options["seed"], number, view, options["width"], options["height"])
         photo.save(folder / f"{view:04d}.jpg", quality=quality, subsampling=subsampling)
 
 
@@ -142,11 +155,11 @@ def _already_there(out: Path, made_from: dict[str, Any]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        there = json.loads((out / "demo.json").read_text())
+        stored = json.loads((out / "demo.json").read_text())
     except (OSError, ValueError):
         raise UserError(f"{out}: exists and is no demo set: choose another folder") from None
-    if there != made_from:
-        there = there if isinstance(there, dict) else {}
-        different = ", ".join(f"{k} {there.get(k)}" for k in made_from if there.get(k) != made_from[k])
+    if stored != made_from:
+        stored = stored if isinstance(stored, dict) else {}
+        different = ", ".join(f"{k} {stored.get(k)}" for k in made_from if stored.get(k) != made_from[k])
         raise UserError(f"{out}: holds another demo set ({different}): delete it or choose another folder")
     return True

@@ -1,4 +1,4 @@
-"""What a class looks like from the front: silhouette, texture, palette and marks, all from its number and the seed."""
+"""A product from the front: silhouette, texture, palette and label, drawn from seed and number."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from PIL import Image, ImageDraw
 from fastirt.config.random_streams import stream
 
 SIDE = 512  # pixels of the front view
-PALETTE, SHAPE, CLASS, VIEW, JPEG = 1, 2, 3, 4, 5  # what a random stream is for
+PALETTE, SHAPE, CLASS, VIEW, JPEG = 1, 2, 3, 4, 5  # purposes of random streams
 TEXTURES = ("plain", "stripes", "checks", "dots", "waves", "triangles", "rings", "bricks")
 
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A class. Each shares its palette with one neighbour (2n, 2n + 1) and its silhouette with the other (2n - 1, 2n)."""
+    """A class of the demo set.
+
+    Classes 2n and 2n + 1 share a palette, classes 2n - 1 and 2n a silhouette, so that neither
+    identifies a class.
+    """
 
     front: Image.Image  # RGBA, SIDE x SIDE, transparent outside the silhouette
     aspect: float  # width / height
@@ -25,33 +29,33 @@ class Product:
 
 
 def make_product(seed: int, number: int) -> Product:
-    """The class `number` of the set `seed`."""
+    """Class `number` of the demo set with this seed."""
     palette = _palette(stream(seed, PALETTE, number // 2))
     shape = stream(seed, SHAPE, (number + 1) // 2)
     aspect = float(shape.uniform(0.45, 1.05))
     mask = _silhouette(shape)
     rng = stream(seed, CLASS, number)
     order = rng.permutation(3)
-    base, accent, mark = palette[order]
+    base, accent, label = palette[order]
     front = _textured(rng, base, accent)
-    _marks(front, rng, tuple(map(int, mark)), tuple(map(int, base)))
+    _label(front, rng, tuple(map(int, label)), tuple(map(int, base)))
     front.putalpha(mask)
     return Product(front, aspect, palette)
 
 
 def _palette(rng: np.random.Generator) -> np.ndarray:
-    """Three colours that can be told apart in brightness or hue."""
+    """(3, 3) uint8: three colors that differ in brightness or hue."""
     hue = rng.random()
     steps = (0, rng.uniform(0.15, 0.5), rng.uniform(0.5, 0.85))
     values = rng.permutation([rng.uniform(0.15, 0.4), rng.uniform(0.5, 0.7), rng.uniform(0.8, 1.0)])
-    colours = [
+    colors = [
         colorsys.hsv_to_rgb((hue + step) % 1, rng.uniform(0.2, 0.95), value) for step, value in zip(steps, values)
     ]
-    return (np.array(colours) * 255).astype(np.uint8)
+    return (np.array(colors) * 255).astype(np.uint8)
 
 
 def _silhouette(rng: np.random.Generator) -> Image.Image:
-    """A symmetric outline: widths at seven heights, joined by straight or smooth lines."""
+    """A symmetric mask: widths at seven heights, joined by straight or smooth lines."""
     knots = np.linspace(0, 1, 7)
     widths = rng.uniform(0.35, 1.0, 7)
     if rng.random() < 0.4:
@@ -71,7 +75,7 @@ def _silhouette(rng: np.random.Generator) -> Image.Image:
 
 
 def _textured(rng: np.random.Generator, base: np.ndarray, accent: np.ndarray) -> Image.Image:
-    """(SIDE, SIDE) RGB: the base colour, and the accent where the texture has it."""
+    """(SIDE, SIDE) RGB: the base color with a texture in the accent color."""
     kind = TEXTURES[rng.integers(len(TEXTURES))]
     angle, frequency = rng.uniform(0, np.pi), rng.uniform(2.5, 7)
     share = rng.uniform(0.3, 0.6)
@@ -88,7 +92,7 @@ def _textured(rng: np.random.Generator, base: np.ndarray, accent: np.ndarray) ->
 
 
 def _field(kind: str, u: np.ndarray, v: np.ndarray, angle: float, frequency: float, share: float) -> np.ndarray:
-    """(SIDE, SIDE) bool: where the accent colour shows."""
+    """(SIDE, SIDE) bool: where the texture has the accent color."""
     if kind == "rings":
         return _fraction(np.hypot(u, v) * frequency * 1.5) < share
     a = (u * np.cos(angle) + v * np.sin(angle)) * frequency
@@ -107,15 +111,15 @@ def _field(kind: str, u: np.ndarray, v: np.ndarray, angle: float, frequency: flo
 
 
 def _fraction(x: np.ndarray) -> np.ndarray:
-    return x - np.floor(x)  # several times as fast as x % 1
+    return x - np.floor(x)  # several times faster than x % 1
 
 
-def _marks(front: Image.Image, rng: np.random.Generator, mark: tuple, base: tuple) -> None:
-    """A label with a symmetric glyph of its own, and a band."""
+def _label(front: Image.Image, rng: np.random.Generator, color: tuple, base: tuple) -> None:
+    """Draws a label with a symmetric glyph, and often a band."""
     draw = ImageDraw.Draw(front)
     if rng.random() < 0.7:
         top, height = rng.uniform(0.05, 0.85), rng.uniform(0.05, 0.12)
-        draw.rectangle([0, top * SIDE, SIDE, (top + height) * SIDE], fill=mark)
+        draw.rectangle([0, top * SIDE, SIDE, (top + height) * SIDE], fill=color)
     size = rng.uniform(0.42, 0.58) * SIDE
     x, y = (0.5 * SIDE - size / 2), rng.uniform(0.2, 0.75) * SIDE - size / 2
     if rng.random() < 0.5:
@@ -129,5 +133,5 @@ def _marks(front: Image.Image, rng: np.random.Generator, mark: tuple, base: tupl
         for column in range(5):
             if half[row, min(column, 4 - column)]:
                 draw.rectangle(
-                    [x + column * cell, y + row * cell, x + (column + 1) * cell, y + (row + 1) * cell], fill=mark
+                    [x + column * cell, y + row * cell, x + (column + 1) * cell, y + (row + 1) * cell], fill=color
                 )

@@ -1,4 +1,4 @@
-"""What happens to images that cannot be used: each is named once, and too many stop the run."""
+"""Report of unusable images: each file once; too many stop the run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ COLUMNS = ("path", "reason", "step")
 
 
 class BadImages:
-    """Reports each bad file once: a warning, and a row of `bad_pictures.csv` (path, reason, step).
+    """Reports each bad file once: a warning, and a row path, reason, step of `bad_pictures.csv`.
 
-    Rows that the file already has count and are not repeated, so a resumed run and all loaders of a
-    run share one list. logs: whether this rank reports; all ranks count.
+    Rows already in the file count and are not repeated, so resumed runs and all loaders of a run
+    share one list.
+
+    Args:
+        csv_path: the file, or None for none.
+        max_bad: `add` raises UserError once more than this many distinct files are bad.
+        logs: False on ranks other than the main one, which count but neither log nor write.
     """
 
     def __init__(self, csv_path: Path | str | None, max_bad: int, logs: bool = True) -> None:
@@ -28,16 +33,17 @@ class BadImages:
         self._paths = {row[0] for row in read_rows(self.csv_path)} if self.csv_path else set()
 
     def add(self, path: str, reason: str, step: int) -> None:
-        """Report a file, unless it was before. Raises UserError for more than `max_bad` distinct files."""
+        """Report a file unless it was reported before. Raises UserError above `max_bad` files."""
         if path not in self._paths:
             self._paths.add(path)
             if self.logs:
                 logging.getLogger("fastirt").warning("bad image: %s: %s", path, reason)
                 self._write(path, reason, step)
         if len(self._paths) > self.max_bad:
-            where = f"see {self.csv_path}; " if self.csv_path else ""
+            hint = f"see {self.csv_path}; " if self.csv_path else ""
             raise UserError(
-                f"more than {self.max_bad} unreadable images; last: {path}: {reason}; {where}raise --max-bad or mend the files"
+                f"more than {self.max_bad} unreadable images; last: {path}: {reason}; "
+                f"{hint}raise --max-bad or repair the files"
             )
 
     def _write(self, path: str, reason: str, step: int) -> None:
@@ -46,7 +52,7 @@ class BadImages:
         self.csv_path.parent.mkdir(parents=True, exist_ok=True)
         text = io.StringIO()
         old = self.csv_path.read_bytes() if self.csv_path.exists() else b""
-        if old and not old.endswith(b"\n"):  # a row that a killed process left half-written
+        if old and not old.endswith(b"\n"):  # end the partial row of a killed process
             text.write("\n")
         writer = csv.writer(text, lineterminator="\n")
         if not old:
@@ -57,7 +63,7 @@ class BadImages:
 
 
 def read_rows(csv_path: Path) -> list[list[str]]:
-    """Complete rows of a `bad_pictures.csv`, without its head; none where there is no file."""
+    """Complete rows of a `bad_pictures.csv` without its header; none if there is no file."""
     if not csv_path.exists():
         return []
     with open(csv_path, newline="", encoding="utf-8", errors="surrogateescape") as file:

@@ -1,8 +1,8 @@
-"""The DALI pipelines: encoded images to a uint8 batch, one graph for CPU and GPU.
+"""The DALI decoder: encoded images to a uint8 batch, one graph for CPU and GPU.
 
-Of what `prepare` lets through, decoding and turning upright on a CPU are bit-identical to Pillow's. The resize differs
-from Pillow's only in that nothing is rounded to uint8 between its two directions: 0.18 of 255 levels on average. Rounding
-there as well needs two resizes, which halves the speed on a CPU.
+For images that `prepare` returns, decoding and turning upright on a CPU are bit-identical to
+Pillow. The resize differs because DALI does not round to uint8 between its two directions: 0.18 of
+255 levels on average. Rounding there needs two resizes, which halves the speed on a CPU.
 """
 
 from __future__ import annotations
@@ -17,21 +17,33 @@ from fastirt.images import decode_pil as pil
 from fastirt.images.formats.header_check import Undecodable
 from fastirt.images.formats.structure import complaint
 
-# All JPEGs that it can read go to the GPU's hardware decoder: with a share of them, which of two decoders, of slightly different pixels, gets a
-# image would depend on its batch, and so on the cache and the number of ranks.
+# All supported JPEGs go to the GPU's hardware decoder. With a smaller share, the batch would decide
+# which of two decoders reads an image. Their pixels differ slightly, so results would depend on the
+# cache and on the number of ranks.
 HW_DECODER_LOAD = 1.0
 
 
 class Kind(NamedTuple):
-    """Of a pipeline: whether it resizes (a batch that has its size already is not, which gives the same pixels), and whether it crops."""
+    """The steps of a pipeline."""
 
-    resize: bool
+    resize: bool  # False: the whole batch has its final size already
     crop: bool
 
 
 class DaliDecoder:
-    """Encoded images to batches on `device`, at most `batch_size` at a time; the images (H, W, 3) uint8 are decoded, turned upright
-    with orientation "exif", resized, then cropped to `size` and flipped, or left whole."""
+    """A `Decoder` by NVIDIA DALI.
+
+    Args:
+        size: side S of the crops in pixels.
+        batch_size: largest number of images per call.
+        threads: CPU threads of DALI.
+        device: where images are decoded and returned.
+        hw_decoder_load: share of a batch for the GPU's JPEG decoder.
+        orientation: "exif" turns images upright, "stored" does not.
+
+    Raises:
+        UserError: DALI is not installed.
+    """
 
     def __init__(
         self,
@@ -42,15 +54,16 @@ class DaliDecoder:
         hw_decoder_load: float = HW_DECODER_LOAD,
         orientation: str = "stored",
     ) -> None:
-        try:  # in the consumer's thread: the one that decodes must not be the first to import it
+        try:  # here, because the decoding thread must not be the first to import DALI
             import nvidia.dali  # noqa: F401
         except ImportError as error:
             raise UserError(
-                f"--loader dali: NVIDIA DALI cannot be imported ({error}): pip install nvidia-dali-cuda130, or use --loader pil"
+                f"--loader dali: NVIDIA DALI cannot be imported ({error}): "
+                "pip install nvidia-dali-cuda130, or use --loader pil"
             ) from None
         self.size, self.batch_size, self.threads, self.device = size, batch_size, threads, device
         self.hw_decoder_load, self.orientation = hw_decoder_load, orientation
-        self._pipelines: dict[Kind, Any] = {}  # made when needed: most runs need one
+        self._pipelines: dict[Kind, Any] = {}  # built on first use
 
     def decode(
         self,
@@ -60,19 +73,15 @@ class DaliDecoder:
         corners: np.ndarray,
         flips: np.ndarray,
     ) -> torch.Tensor:
-        """(B, S, S, 3) uint8 on the device; sizes (B, 2) before (as turned) and after the resize, corners (B, 2) of the crops, flips (B,) bool.
-        Raises Undecodable.
-
-        The tensor shares DALI's memory on a CPU and keeps it alive. On a GPU the batch is ready when this returns.
-        """
+        """As `Decoder.decode`. On a CPU the tensor shares DALI's memory and keeps it alive."""
         fed = {"corner": corners.astype(np.int32), "flip": flips.astype(np.int32)}
         batch = self._decode(True, encoded, sizes, resized, fed)
-        # On a GPU into torch's own memory: the consumer's stream may still read it when DALI wants its buffer back.
+        # Copied on a GPU: the consumer may still read the batch when DALI reuses its buffer.
         images = torch.from_dlpack(batch.as_tensor())
         return images if self.device.type == "cpu" else self._finished([images])[0]
 
     def decode_whole(self, encoded: Sequence[np.ndarray], sizes: np.ndarray, resized: np.ndarray) -> list[torch.Tensor]:
-        """Images (H, W, 3) uint8 on the device, resized to `resized` (B, 2) and not cropped. Raises Undecodable."""
+        """As `Decoder.decode_whole`, on the device."""
         batch = self._decode(False, encoded, sizes, resized, {})
         return self._finished([torch.from_dlpack(batch[i]) for i in range(len(encoded))])
 
@@ -95,14 +104,16 @@ class DaliDecoder:
         try:
             return self._run(self._pipelines[kind], encoded, fed)
         except RuntimeError as error:
-            # The pipeline is dead now, and its message names one image at most: try each alone.
+            # The pipeline is unusable now and its message names at most one image: try each alone.
             del self._pipelines[kind]
-            failed = self._find(kind, encoded, fed)
+            failed = self._find_undecodable(kind, encoded, fed)
             if not failed:
                 raise error
             raise Undecodable(failed) from None
 
-    def _find(self, kind: Kind, encoded: Sequence[np.ndarray], fed: dict[str, np.ndarray]) -> dict[int, str]:
+    def _find_undecodable(
+        self, kind: Kind, encoded: Sequence[np.ndarray], fed: dict[str, np.ndarray]
+    ) -> dict[int, str]:
         failed, single = {}, self._build(1, kind)
         for i in range(len(encoded)):
             try:
@@ -120,7 +131,7 @@ class DaliDecoder:
         return batch
 
     def _finished(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Copies that outlive DALI's buffers, complete."""
+        """Completed copies that outlive DALI's buffers."""
         images = [image.clone() for image in images]
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
@@ -160,7 +171,7 @@ class DaliDecoder:
 
 
 def _explain(encoded: np.ndarray) -> str:
-    """Why an image cannot be decoded, in PIL's words where it fails there too."""
+    """Why an image cannot be decoded: Pillow's message if Pillow fails too."""
     try:
         pil.decode(encoded)
     except Exception as error:

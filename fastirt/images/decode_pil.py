@@ -1,4 +1,4 @@
-"""The plain twin of the DALI pipeline: PIL decodes and resizes, numpy crops and flips. Slower, and easy to believe."""
+"""The reference for the DALI decoder: Pillow decodes and resizes, numpy crops and flips; slower."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from fastirt.images.formats.structure import complaint
 
 
 class PilDecoder:
-    """Encoded images to a batch, in `threads` threads; orientation "exif" turns them upright."""
+    """A `Decoder` by Pillow, on the CPU in `threads` threads.
+
+    size: side S of the crops in pixels. orientation: "exif" turns images upright, "stored" leaves
+    them as they are.
+    """
 
     def __init__(self, size: int, threads: int, orientation: str = "stored") -> None:
         self.size, self.orientation = size, orientation
@@ -29,8 +33,7 @@ class PilDecoder:
         corners: np.ndarray,
         flips: np.ndarray,
     ) -> torch.Tensor:
-        """(B, S, S, 3) uint8 on the CPU; sizes (B, 2) before and after the resize, corners (B, 2) of the crops, flips (B,) bool.
-        Raises Undecodable."""
+        """As `Decoder.decode`, on the CPU."""
 
         def one(data: np.ndarray, size: np.ndarray, corner: np.ndarray, flip: bool) -> np.ndarray:
             (top, left), pixels = corner, resize(decode(data, self.orientation), *size)
@@ -40,7 +43,7 @@ class PilDecoder:
         return torch.from_numpy(np.stack(self._all(one, encoded, resized, corners, flips)))
 
     def decode_whole(self, encoded: Sequence[np.ndarray], sizes: np.ndarray, resized: np.ndarray) -> list[torch.Tensor]:
-        """Images (H, W, 3) uint8 on the CPU, resized and not cropped. Raises Undecodable."""
+        """As `Decoder.decode_whole`, on the CPU."""
 
         def one(data: np.ndarray, size: np.ndarray) -> np.ndarray:
             return resize(decode(data, self.orientation), *size)
@@ -54,7 +57,7 @@ class PilDecoder:
         def tried(*row: Any) -> np.ndarray | str:
             try:
                 return function(*row)
-            except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more, by format and damage
+            except Exception as error:  # Pillow raises nearly anything on a broken image
                 return complaint(error)
 
         results = list(self._pool.map(tried, *columns))
@@ -65,11 +68,11 @@ class PilDecoder:
 
 
 def decode(encoded: np.ndarray, orientation: str = "stored") -> Image.Image:
-    """The whole image as RGB; "exif": upright. Raises what Pillow raises."""
+    """The image as RGB, upright with orientation "exif". Raises any of Pillow's exceptions."""
     with open_image(encoded.tobytes()) as image:
         return rgb(image, orientation)
 
 
 def resize(image: Image.Image, height: int, width: int) -> np.ndarray:
-    """(height, width, 3) uint8, bicubic with antialias."""
+    """(height, width, 3) uint8, bicubic with antialias like torchvision's Resize."""
     return np.array(image.resize((int(width), int(height)), Image.Resampling.BICUBIC))

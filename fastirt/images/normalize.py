@@ -1,4 +1,4 @@
-"""uint8 images to what the encoder takes, through a table: the same bits on every device."""
+"""uint8 images to normalized input of the encoder, by a table: the same bits on every device."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from fastirt.kernels.gather import gather_views, look_up
 
 
-def normalise(
+def normalize(
     images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """(B, S, S, 3) uint8 to (B, 3, S, S) `dtype` in channels-last memory.
+    """(x / 255 - mean) / std, computed in float32.
 
-    It is (x / 255 - mean) / std, computed in float32.
+    images: (B, S, S, 3) uint8. Returns (B, 3, S, S) of `dtype` in channels-last memory.
     """
     out = torch.empty(images.shape, dtype=dtype, device=images.device)
     table = byte_table(tuple(mean), tuple(std), dtype, images.device)
@@ -29,7 +29,7 @@ def normalise(
 
 @lru_cache
 def byte_table(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(256, 3) `dtype`: what each byte becomes in each channel. Always computed on the CPU."""
+    """(256, 3) of `dtype`: normalized value of each byte by channel, computed on the CPU."""
     scale = torch.tensor([1 / (255 * s) for s in std])
     shift = torch.tensor([-m / s for m, s in zip(mean, std)])
     return (torch.arange(256)[:, None] * scale + shift).to(dtype).to(device)

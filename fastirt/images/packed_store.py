@@ -1,13 +1,13 @@
 """The packed store: all images of a data set, resized once, in one memory-mapped file.
 
-    prologue   96 bytes: magic, format version, file size, then (offset, length, CRC32) of the three sections below,
-               and its own CRC32
-    images   JPEG files, one after the other, in catalogue order: train, query (or test), gallery
+    prologue   96 bytes: magic, format version, file size, then (offset, length, CRC32) of the
+               sections index, names and header, and its own CRC32
+    images     JPEG files in catalogue order: train, query (or test), gallery
     index      one ENTRY per image
     names      relative paths, each ended by a NUL byte
-    header     JSON: from what the store was made
+    header     JSON: data set and options of the store
 
-All little-endian. The prologue is written last, so a half-written file has none.
+All integers are little-endian. The prologue is written last, so an unfinished file has none.
 """
 
 from __future__ import annotations
@@ -34,36 +34,45 @@ SECTIONS = ("index", "names", "header")
 ENTRY = np.dtype(
     [
         ("offset", "<u8"),
-        ("length", "<u4"),
-        ("crc", "<u4"),  # length 0: the source could not be read
+        ("length", "<u4"),  # bytes; 0: the source was unreadable
+        ("crc", "<u4"),
         ("label", "<i4"),
         ("height", "<u4"),
         ("width", "<u4"),
-        ("source_size", "<i8"),
-        ("source_mtime", "<i8"),
-        ("source_crc", "<u4"),  # bytes, nanoseconds
+        ("source_size", "<i8"),  # bytes
+        ("source_mtime", "<i8"),  # nanoseconds
+        ("source_crc", "<u4"),
     ]
 )
 REPACK_HINT = "make it again with `fastirt pack`"
-MAX_CHECKSUMS = 64  # sources read in full by `check` where only their time of change differs
+MAX_CHECKSUMS = 64  # sources that `check` reads in full if only modification times differ
 
 
 class PackedStore:
-    """A packed store, opened for reading; any number of threads may read at once."""
+    """A packed store, opened for reading by any number of threads.
+
+    Attributes:
+        path: the file.
+        header: data set, splits, class names and options of the store.
+        index: (N,) ENTRY, one per image.
+        names: N paths relative to the data set's folder.
+        bad: row to reason for images that were unreadable.
+    """
 
     def __init__(self, path: Path, data: np.ndarray, index: np.ndarray, names: list[str], header: dict[str, Any]):
         self.path = path
         self.header = header
-        self.index = index  # (N,) ENTRY
-        self.names = names  # relative paths
-        self.bad = {int(row): reason for row, reason in header["bad"]}  # rows of the whole store
+        self.index = index
+        self.names = names
+        self.bad = {int(row): reason for row, reason in header["bad"]}
         self._data = data
 
     @classmethod
     def open(cls, path: str | Path) -> PackedStore:
-        """Maps the file and verifies all but the images, whose checksums are verified as they are read.
+        """Map the file and verify all but the images, which `PackedSplit.read` verifies.
 
-        Raises UserError for a file that is missing, foreign, of another version, half-written, truncated or corrupt.
+        Raises UserError for a file that is missing, corrupt, unfinished, truncated, of another
+        version or no packed store.
         """
         path = Path(os.path.abspath(os.path.expanduser(path)))
         try:
@@ -86,25 +95,33 @@ class PackedStore:
         return len(self.index)
 
     def check(self, catalog: Catalog, resize: str, resize_size: int, orientation: str = "stored") -> None:
-        """Raises UserError, naming the difference, unless the store was made from this catalogue, with this resize and orientation,
-        and its sources have not changed since (size; where only the time of change differs, checksums of up to 64)."""
-        for what, mine, theirs in (
+        """Check that the store fits a catalogue and options, and that its sources are unchanged.
+
+        A changed size is an error; where only modification times differ, checksums of up to
+        MAX_CHECKSUMS files decide.
+
+        Raises:
+            UserError: the store does not fit; the message names the first difference.
+        """
+        for option, stored, wanted in (
             ("data set", self.header["dataset"], catalog.dataset),
             ("--resize", self.header["resize"], resize),
             ("--resize-size", self.header["resize_size"], resize_size),
-            ("--orientation", self.header.get("orientation", "stored"), orientation),  # older stores do not name it
+            # Older stores lack the orientation.
+            ("--orientation", self.header.get("orientation", "stored"), orientation),
         ):
-            if mine != theirs:
+            if stored != wanted:
                 raise UserError(
-                    f"{self.path}: stale or foreign: {what} is {mine} in the store and {theirs} in this run: make it again "
-                    f"with `fastirt pack --resize {resize} --resize-size {resize_size} --orientation {orientation}`"
+                    f"{self.path}: stale or foreign: {option} is {stored} in the store and {wanted} in this run: "
+                    f"make it again with `fastirt pack --resize {resize} --resize-size {resize_size} "
+                    f"--orientation {orientation}`"
                 )
         if self.header["catalog_sha256"] != catalog_digest(catalog):
             raise UserError(f"{self.path}: stale or foreign: {self._difference(catalog)}: {REPACK_HINT}")
         self._check_sources([path for split in catalog.splits() for path in split.paths])
 
     def split(self, split: Split) -> PackedSplit:
-        """The image source for a split of the catalogue; raises UserError if the store has another such split."""
+        """The image source of a split. Raises UserError if the store's split has other images."""
         start = 0
         for name, count in self.header["splits"]:
             if name == split.name:
@@ -128,19 +145,19 @@ class PackedStore:
         """The first difference between the catalogue and the one the store was made from."""
         splits = [[split.name, len(split)] for split in catalog.splits()]
         if splits != self.header["splits"]:
-            mine, theirs = (", ".join(f"{n} {name}" for name, n in s) for s in (self.header["splits"], splits))
-            return f"the store has {mine} images, the data set {theirs}"
+            stored, listed = (", ".join(f"{n} {name}" for name, n in s) for s in (self.header["splits"], splits))
+            return f"the store has {stored} images, the data set {listed}"
         row = 0
         for split in catalog.splits():
             for path, label in zip(relative_names(catalog, split), split.labels):
-                mine = (self.names[row], self.header["class_names"][self.index["label"][row]])
-                theirs = (path, catalog.class_names[label])
-                if mine != theirs:
-                    return "the store has '{}' of class '{}' where the data set has '{}' of class '{}'".format(
-                        *mine, *theirs
+                stored_name, stored_class = self.names[row], self.header["class_names"][self.index["label"][row]]
+                if (stored_name, stored_class) != (path, catalog.class_names[label]):
+                    return (
+                        f"the store has '{stored_name}' of class '{stored_class}' "
+                        f"where the data set has '{path}' of class '{catalog.class_names[label]}'"
                     )
                 row += 1
-        return "its class list is another"
+        return "its class list differs"
 
     def _check_sources(self, paths: list[str]) -> None:
         changed = []
@@ -153,7 +170,7 @@ class PackedStore:
                 )
             if modified != self.index["source_mtime"][row]:
                 changed.append(row)
-        # A copied data set has new times and the same images; an image edited in place has other bytes.
+        # A copied data set has new times and equal bytes, an edited image other bytes.
         for row in changed[:: max(1, -(-len(changed) // MAX_CHECKSUMS))]:
             try:
                 crc = zlib.crc32(Path(paths[row]).read_bytes())
@@ -164,7 +181,7 @@ class PackedStore:
 
 
 class PackedSplit:
-    """An image source: row i of a split to its encoded bytes."""
+    """The images of one split of a packed store, an `ImageSource`."""
 
     def __init__(self, store: PackedStore, split: Split, start: int):
         self.store, self._split, self._start = store, split, start
@@ -173,7 +190,7 @@ class PackedSplit:
         return len(self._split)
 
     def path(self, row: int) -> str:
-        """The file that the image was made from."""
+        """The source file of the image."""
         return self._split.paths[row]
 
     def size(self, row: int) -> tuple[int, int]:
@@ -182,8 +199,10 @@ class PackedSplit:
         return int(entry["height"]), int(entry["width"])
 
     def read(self, row: int) -> np.ndarray:
-        """(length,) uint8, a read-only view of the file: the JPEG. Raises BadImage on a wrong checksum, and for a
-        image that could not be packed."""
+        """(length,) uint8, the JPEG as a read-only view of the file.
+
+        Raises BadImage for a wrong checksum and for an image that was unreadable when packed.
+        """
         entry = self.store.index[self._start + row]
         length = int(entry["length"])
         if length == 0:
@@ -196,7 +215,7 @@ class PackedSplit:
 
 
 def write_prologue(size: int, sections: list[tuple[int, int, int]]) -> bytes:
-    """The first bytes of a store; `sections` are (offset, length, CRC32) of index, names and header."""
+    """The prologue for a file of `size` bytes; sections: (offset, length, CRC32) as in SECTIONS."""
     body = PROLOGUE.pack(MAGIC, VERSION, size, *(value for section in sections for value in section), 0)
     return body[:-8] + struct.pack("<I4x", zlib.crc32(body[:-8]))
 
@@ -216,7 +235,5 @@ def _read_prologue(path: Path, mapped: bytes | mmap.mmap) -> list[tuple[int, int
     if zlib.crc32(head[:-8]) != crc:
         raise UserError(f"{path}: its first {PROLOGUE.size} bytes are corrupt (checksum): {REPACK_HINT}")
     if size != len(mapped):
-        raise UserError(
-            f"{path}: truncated or overwritten: {len(mapped):,} bytes, {size:,} belong there: {REPACK_HINT}"
-        )
+        raise UserError(f"{path}: truncated or overwritten: {len(mapped):,} bytes, should be {size:,}: {REPACK_HINT}")
     return [tuple(sections[i : i + 3]) for i in range(0, 9, 3)]

@@ -1,4 +1,4 @@
-"""Where encoded images come from: files. A packed store has the same three methods."""
+"""Sources of encoded images: the interface, and files. Packed stores are in `packed_store`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ class ImageSource(Protocol):
         """The image's name in messages."""
 
     def read(self, row: int) -> np.ndarray:
-        """(bytes,) uint8, encoded; raises BadImage where it cannot be read, UserError where none can any more. The loader checks
-        what is inside."""
+        """(length,) uint8, the encoded image, not checked.
+
+        Raises BadImage if it cannot be read, and UserError if the whole source is gone.
+        """
 
 
 class FileSource:
-    """One file an image. `root` is the folder that holds them all: if it goes away, no image is to blame."""
+    """One file per image. `root` is their common folder: if it is gone, the run stops."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._paths = paths
@@ -49,6 +51,7 @@ class FileSource:
         except OSError as error:
             if self.root and not os.path.isdir(self.root):
                 raise UserError(
-                    f"{self.root}: the folder of the images is gone ({error.strerror}): bring it back, then go on with --resume"
+                    f"{self.root}: the folder of the images is gone ({error.strerror}): "
+                    "restore it, then continue with --resume"
                 ) from None
             raise BadImage(path, (error.strerror or type(error).__name__).lower()) from None

@@ -10,8 +10,8 @@ import torch
 
 from fastirt.config.options import InputConfig
 from fastirt.images.bad_images import BadRows
+from fastirt.images.decode import parts
 from fastirt.images.decode_dali import DaliDecoder
-from fastirt.images.decode_memory import parts
 from fastirt.images.decode_pil import PilDecoder
 from fastirt.images.formats.header_check import BadImage, Undecodable
 from fastirt.images.prepare import Encoded, prepare

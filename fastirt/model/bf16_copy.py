@@ -1,5 +1,8 @@
-"""A bf16 copy of the fp32 weights for forward and backward (`--precision bf16-weights`), in the manner of mixed-precision training
-with master weights (Micikevicius et al. 2018). bf16 has fp32's range, so there is no loss scaling."""
+"""A bf16 copy of the fp32 weights for forward and backward (`--precision bf16-weights`).
+
+Mixed-precision training with master weights (Micikevicius et al. 2018), without loss scaling
+because bf16 has the range of fp32.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ from fastirt.model.encoder import Encoder
 
 
 class Bf16Copy:
-    """`encoder` is `master` in bf16: one cast of all weights a step instead of one for each layer, and bf16 activations throughout.
+    """`encoder` is `master` in bf16: one cast of all weights per step, and bf16 activations.
 
-    Not a module, so that a state dict holds the master alone.
+    Not a module, so that state dicts hold only the master.
     """
 
     def __init__(self, master: Encoder) -> None:
@@ -23,14 +26,14 @@ class Bf16Copy:
 
     @torch.no_grad()
     def copy_weights(self) -> None:
-        """Weights from the master's; their gradients are dropped."""
+        """Copy the master's weights and drop the copy's gradients."""
         torch._foreach_copy_(self._weights, self._masters)
         for weight in self._weights:
             weight.grad = None
 
     @torch.no_grad()
     def copy_gradients(self) -> None:
-        """Gradients to the master's weights, in fp32."""
+        """Set the master's gradients, in fp32."""
         pairs = [(m, w.grad) for m, w in zip(self._masters, self._weights) if w.grad is not None]
         for master, _ in pairs:
             master.grad = torch.empty_like(master)

@@ -1,4 +1,4 @@
-"""timm's models for the encoder: made from the configuration, checked, and refused in one line that a user can act on."""
+"""timm's models for the encoder: created from the configuration and checked; one-line errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RESERVED_KWARGS = {
     "img_size": "--input-size",
     "drop_rate": "--drop",
     "drop_path_rate": "--drop-path",
-    "num_classes": "there is no classifier",
+    "num_classes": "the model has no classifier",
     "pretrained": "--weights",
     "checkpoint_path": "--weights",
 }
@@ -35,30 +35,35 @@ RESERVED_KWARGS = {
 def create_model(
     config: ModelConfig, input_size: int, pretrained: bool = False, name: Optional[str] = None
 ) -> nn.Module:
-    """The timm model without a classifier, checked. name: a tag of the model whose weights are meant, instead of its default.
+    """The timm model without a classifier.
 
-    Raises UserError for an unknown or unsuitable model, settings that it does not take, a size that is no multiple of its
-    patch, and pretrained weights that cannot be downloaded.
+    Args:
+        config: model, its arguments and its dropout.
+        input_size: side of the input images in pixels.
+        pretrained: whether to load timm's weights.
+        name: a tag such as `deit_tiny_patch16_224.fb_in1k`, for other weights than the default.
+
+    Raises:
+        UserError: timm lacks the model, the model does not take the arguments or the size, or the
+            weights cannot be downloaded.
     """
-    if not timm.is_model(config.model):
-        close = difflib.get_close_matches(config.model, timm.list_models(), n=3)
-        raise UserError(f"--model {config.model}: timm has no such model; close names: {', '.join(close) or 'none'}")
+    _check_name(config.model)
     kwargs = parse_kwargs(config.model_kwargs)
     if pretrained and not _hub_answers():
-        # what was downloaded earlier still loads; the rest fails at once, not after a minute
+        # Cached weights still load; others fail at once instead of after a minute of retries.
         huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
         return _create(config, input_size, kwargs, pretrained, name)
     except UserError:
         raise
-    except Exception as error:  # timm, hub, network and cache raise a dozen unrelated types
+    except Exception as error:  # timm, hub, network and cache raise many unrelated types
         if pretrained:
-            raise _no_weights(name or config.model, error) from error
-        raise UserError(_refusal(config, kwargs, error)) from error
+            raise _download_error(name or config.model, error) from error
+        raise UserError(_creation_error(config, kwargs, error)) from error
 
 
 def check_model(vit: nn.Module, config: ModelConfig, input_size: int) -> None:
-    """Raise UserError unless the encoder can use the model: tokens of patches, pooled as asked, for images of this size."""
+    """Raises UserError unless `vit` gives tokens that can be pooled for images of this size."""
     patch_size = getattr(getattr(vit, "patch_embed", None), "patch_size", None)
     if not isinstance(patch_size, tuple) or not hasattr(vit, "num_prefix_tokens") or not hasattr(vit, "blocks"):
         raise UserError(_not_plain(config.model))
@@ -73,14 +78,14 @@ def check_model(vit: nn.Module, config: ModelConfig, input_size: int) -> None:
 
 
 def parse_kwargs(arguments: tuple[str, ...]) -> dict[str, Any]:
-    """`depth=4` to {"depth": 4}."""
+    """`depth=4` to {"depth": 4}. Raises UserError."""
     parsed = {}
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if not equals or not name.isidentifier():
             raise UserError(f"--model-kwargs {argument}: write it as key=value")
         if name in RESERVED_KWARGS:
-            raise UserError(f"--model-kwargs {argument}: has a flag of its own: {RESERVED_KWARGS[name]}")
+            raise UserError(f"--model-kwargs {argument}: not allowed here: {RESERVED_KWARGS[name]}")
         try:
             parsed[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -91,7 +96,7 @@ def parse_kwargs(arguments: tuple[str, ...]) -> dict[str, Any]:
 def _create(
     config: ModelConfig, input_size: int, kwargs: dict[str, Any], pretrained: bool = False, name: Optional[str] = None
 ) -> nn.Module:
-    # `drop_rate` of timm 0.5, which the public code uses, meant these two; today's touches the classifier alone.
+    # The public code's `drop_rate` (timm 0.5) meant these two; today's only affects the classifier.
     dropout = {"pos_drop_rate": config.drop, "proj_drop_rate": config.drop} if config.drop else {}
     return timm.create_model(
         name or config.model,
@@ -105,10 +110,13 @@ def _create(
 
 
 def _check_tokens(vit: nn.Module, config: ModelConfig, input_size: int) -> None:
-    """Run the model once, without arithmetic: some have blocks and patches, but put out maps, dicts or pooled vectors."""
+    """Run the model once: some have blocks and patches, but return maps, dicts or pooled vectors.
+
+    Raises UserError.
+    """
     try:
         shape = _token_shape(vit, config, input_size)
-    except Exception as error:  # whatever a model raises for a size that it does not take
+    except Exception as error:  # models raise many types for an unsupported size
         raise UserError(
             f"--model {config.model}: cannot run on RGB images of --input-size {input_size}: {first_line(error)}"
         ) from error
@@ -117,32 +125,46 @@ def _check_tokens(vit: nn.Module, config: ModelConfig, input_size: int) -> None:
 
 
 def _token_shape(vit: nn.Module, config: ModelConfig, input_size: int) -> tuple[int, ...]:
+    device = next(vit.parameters()).device
+    training = vit.training
     try:
-        with torch.device("meta"), torch.no_grad():
-            twin = _create(config, input_size, parse_kwargs(config.model_kwargs)).eval()
-            return tuple(twin.forward_features(torch.empty(1, 3, input_size, input_size)).shape)
-    except Exception:  # an operation that the meta device lacks: run the model itself
-        training = vit.training
-        try:
-            with torch.no_grad():
-                images = torch.zeros(1, 3, input_size, input_size, device=next(vit.parameters()).device)
-                return tuple(vit.eval().forward_features(images).shape)
-        finally:
-            vit.train(training)
+        with torch.device(device), torch.no_grad():
+            return tuple(vit.eval().forward_features(torch.zeros(1, 3, input_size, input_size)).shape)
+    except Exception:
+        if device.type != "meta":
+            raise
+    finally:
+        vit.train(training)
+    # The meta device may lack an operation of the model: run it on the CPU.
+    return _token_shape(create_model(config, input_size), config, input_size)
 
 
-def _refusal(config: ModelConfig, kwargs: dict[str, Any], error: Exception) -> str:
-    """Speaks of the model and the user's own arguments, not of timm's constructors."""
+def _check_name(model: str) -> None:
+    if not timm.is_model(model):
+        close = difflib.get_close_matches(model, timm.list_models(), n=3)
+        raise UserError(f"--model {model}: timm has no such model; close names: {', '.join(close) or 'none'}")
+
+
+def _meta_model(config: ModelConfig, input_size: int) -> nn.Module:
+    """The model on the meta device, without weights; on the CPU if timm cannot create it there."""
+    _check_name(config.model)
+    try:
+        with torch.device("meta"):
+            return _create(config, input_size, parse_kwargs(config.model_kwargs))
+    except Exception:
+        return create_model(config, input_size)  # raises UserError if the model is at fault
+
+
+def _creation_error(config: ModelConfig, kwargs: dict[str, Any], error: Exception) -> str:
+    """timm's error in terms of the model and the user's arguments."""
     message = first_line(error)
-    found = re.search(r"unexpected keyword argument(?:\(s\))?:? (.*)", message)
-    if found is None:
+    match = re.search(r"unexpected keyword argument(?:\(s\))?:? (.*)", message)
+    if match is None:
         return f"--model {config.model}: not a vision transformer that takes these settings: {message}"
-    named = re.findall(r"'(\w+)'", found[1])
-    theirs = [name for name in named if name in kwargs]
-    if theirs and _can_be_made(config):
-        return (
-            f"--model-kwargs {theirs[0]}={kwargs[theirs[0]]}: {config.model} has no argument {theirs[0]}: leave it out"
-        )
+    named = re.findall(r"'(\w+)'", match[1])
+    unknown = next((name for name in named if name in kwargs), None)
+    if unknown is not None and _can_be_created(config):
+        return f"--model-kwargs {unknown}={kwargs[unknown]}: {config.model} has no argument {unknown}: leave it out"
     if set(named) & {"pos_drop_rate", "proj_drop_rate"}:
         return f"--drop {config.drop}: {config.model} has no dropout inside its blocks: leave --drop out"
     return _not_plain(config.model)
@@ -155,8 +177,8 @@ def _not_plain(model: str) -> str:
     )
 
 
-def _can_be_made(config: ModelConfig) -> bool:
-    """Whether timm makes the model without the user's arguments; else the model itself is at fault."""
+def _can_be_created(config: ModelConfig) -> bool:
+    """Whether timm accepts the model without the user's arguments."""
     try:
         with torch.device("meta"):
             _create(config, 224, {})
@@ -166,7 +188,7 @@ def _can_be_made(config: ModelConfig) -> bool:
 
 
 def _hub_answers() -> bool:
-    """Whether the hub's name resolves; behind a proxy nobody can tell."""
+    """Whether the hub's host name resolves; assumed behind a proxy."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True
     try:
@@ -175,27 +197,37 @@ def _hub_answers() -> bool:
         return False
 
 
-def _no_weights(model: str, error: Exception) -> UserError:
+def _download_error(model: str, error: Exception) -> UserError:
     return UserError(
-        f"--model {model}: pretrained weights could not be downloaded ({type(error).__name__}: {first_line(error)}); pass --weights FILE "
-        "(.safetensors or .pth), or --weights scratch for random ones"
+        f"--model {model}: pretrained weights could not be downloaded ({type(error).__name__}: {first_line(error)}); "
+        "pass --weights FILE (.safetensors or .pth), or --weights scratch for random weights"
     )
 
 
 def build_encoder(config: ModelConfig, input_size: int) -> Encoder:
-    """The encoder with its weights. Raises UserError for an unknown or unsuitable model, a size that is no multiple of the
-    patch, or weights that cannot be had; weights are never random unless `scratch` was asked for."""
-    vit = create_model(config, input_size)
-    check_model(vit, config, input_size)
-    if config.weights is None or _is_tag(config.weights):
+    """The encoder with its weights, on the CPU. Weights are random only for `scratch`.
+
+    Args:
+        config: model, weights, pooling, dropout and precision.
+        input_size: side of the input images in pixels.
+
+    Raises:
+        UserError: an unknown or unsuitable model, a size that is no multiple of its patch, or
+            weights that cannot be downloaded, read or used for the model.
+    """
+    with torch.random.fork_rng(devices=[]):  # random weights are drawn for the final model only
+        check_model(_meta_model(config, input_size), config, input_size)
+    if config.weights is not None and not _is_tag(config.weights):
+        vit = create_model(config, input_size)
+        if config.weights != "scratch":
+            load_weights(vit, Path(config.weights))
+    else:
         if config.weights is not None and config.weights.split(".")[0] != config.model.split(".")[0]:
-            raise UserError(f"--weights {config.weights}: are of another model than --model {config.model}")
+            raise UserError(f"--weights {config.weights}: belong to another model than --model {config.model}")
         vit = create_model(config, input_size, pretrained=True, name=config.weights)
-    elif config.weights != "scratch":
-        load_weights(vit, Path(config.weights))
     return Encoder(vit, config, input_size)
 
 
 def _is_tag(weights: str) -> bool:
-    """Whether this is a timm name, such as deit_tiny_patch16_224.fb_in1k, and no file."""
+    """Whether `weights` is a timm name, such as deit_tiny_patch16_224.fb_in1k, and no file."""
     return not Path(weights).exists() and timm.is_model(weights)

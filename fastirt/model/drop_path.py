@@ -1,4 +1,4 @@
-"""Stochastic depth whose masks are drawn outside the model, as a function of (seed, step, position in the global batch)."""
+"""Stochastic depth with masks drawn outside the model, keyed by (seed, step, batch position)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from fastirt.config.random_streams import drop_path_stream
 
 
 class MaskTable:
-    """The masks of one step, shared by all layers of a model: (layers, B) float32, 0 or 1 / keep probability."""
+    """The masks of one step for all layers of a model.
+
+    Attributes:
+        rates: drop probability of each layer.
+        masks: (layers, B) float32, 0 or 1 / keep probability; None before the first draw.
+    """
 
     def __init__(self) -> None:
         self.rates: list[float] = []
@@ -29,7 +34,10 @@ class MaskTable:
         first: int = 0,
         count: Optional[int] = None,
     ) -> None:
-        """Draw for the global batch and keep the rows first .. first + count; the device buffer keeps its address."""
+        """Draw for the global batch and keep the columns first .. first + count.
+
+        The device buffer keeps its address while its shape is the same, as a CUDA graph needs.
+        """
         if not self.rates:
             return
         generator = drop_path_stream(seed, step, stream)
@@ -48,7 +56,10 @@ class MaskTable:
 
 
 class MaskedDropPath(nn.Module):
-    """Scales each sample's residual branch by its mask; the identity in evaluation. Same law as timm's DropPath."""
+    """Scales each sample's residual branch by its mask; the identity in evaluation.
+
+    The distribution is that of timm's DropPath.
+    """
 
     def __init__(self, table: MaskTable, rate: float) -> None:
         super().__init__()
@@ -65,7 +76,7 @@ class MaskedDropPath(nn.Module):
 
 
 def replace_drop_paths(model: nn.Module) -> MaskTable:
-    """Put a MaskedDropPath in the place of each of timm's with a rate above 0; returns their table."""
+    """Replace each timm DropPath with a rate above 0 by a MaskedDropPath; returns their table."""
     table = MaskTable()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

@@ -17,9 +17,19 @@ GEM_EPS = 1e-6
 
 
 class Encoder(nn.Module):
-    """`forward`: (B, 3, S, S) float images to (B, D) float32 embeddings of length 1.
+    """Images to embeddings: (B, 3, S, S) float, normalized, to (B, D) float32 of length 1.
 
-    `vit` is the timm model without a classifier; `mean` and `std` are what it was trained with; `embed_dim` is D.
+    Args:
+        vit: the timm model without a classifier; its DropPath modules are replaced.
+        config: pooling and evaluation descriptor.
+        input_size: S in pixels.
+
+    Attributes:
+        embed_dim: D.
+        mean: per channel, of the images in [0, 1] that the weights were trained on.
+        std: likewise.
+        table: the drop-path masks.
+        distilled: whether the model has a distillation token.
     """
 
     def __init__(self, vit: nn.Module, config: ModelConfig, input_size: int) -> None:
@@ -31,9 +41,10 @@ class Encoder(nn.Module):
         self.distilled = getattr(vit, "dist_token", None) is not None
 
     def forward(self, images: Tensor) -> Tensor:
+        """Embed (B, 3, S, S) images; the descriptor is pooled as `config.pooling` says."""
         tokens = self.vit.forward_features(images)  # (B, prefix + patches, D)
         descriptor = self._pool(tokens)
-        fc_norm = getattr(self.vit, "fc_norm", None)  # models that pool before their last norm
+        fc_norm = getattr(self.vit, "fc_norm", None)  # of models that pool before their last norm
         descriptor = descriptor if fc_norm is None else fc_norm(descriptor)
         with torch.autocast(images.device.type, enabled=False):
             return F.normalize(descriptor.float(), dim=1)
@@ -59,16 +70,22 @@ class Encoder(nn.Module):
         first: int = 0,
         count: Optional[int] = None,
     ) -> None:
-        """Set the drop-path masks of this step, a function of (seed, step, position in the global batch of `batch_size`).
+        """Set the drop-path masks of a step; does nothing without drop path.
 
-        first, count: the slice of the global batch that this model sees. stream: a key of `random_streams.DROP_PATH`. Costs nothing without drop path.
+        Args:
+            seed: of the run.
+            step: of the run.
+            batch_size: of the global batch, for which masks are drawn.
+            stream: a key of `random_streams.DROP_PATH`.
+            first: first sample of the global batch that this model sees.
+            count: number of samples that it sees; None: all from `first` on.
         """
         device = next(self.vit.parameters()).device
         self.table.draw(seed, step, batch_size, stream, device, first, count)
 
 
 def normalization_constants(config: Config, encoder: Encoder) -> tuple[Sequence[float], Sequence[float]]:
-    """(mean, std) of images in [0, 1]: the model's own, or ImageNet's."""
+    """(mean, std) per channel for images in [0, 1]: the model's, or ImageNet's."""
     if config.input.normalization == "imagenet":
         return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     return encoder.mean, encoder.std

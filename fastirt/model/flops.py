@@ -1,4 +1,4 @@
-"""How much arithmetic a step takes, and how much the device could do: model FLOP utilisation (MFU)."""
+"""FLOPs of a training step and peak FLOP/s of a device, for the model FLOP utilization (MFU)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastirt.model.encoder import Encoder
 
-# Dense products without sparsity, TFLOP/s, from NVIDIA's data sheets: (part of the device's name, bf16, fp32 as tf32 off)
+# From NVIDIA's data sheets: (part of the device's name, dense bf16 TFLOP/s, fp32 without tf32)
 PEAKS = (
     ("GB200", 2450.0, 80.0),
     ("B200", 2250.0, 75.0),
@@ -22,26 +22,27 @@ PEAKS = (
     ("A100", 312.0, 19.5),
 )
 
-PROBE_SECONDS = 0.3  # the fastest of the products in this time: a CPU first has to raise its clock
+PROBE_SECONDS = 0.3  # the fastest product in this time counts: a CPU first raises its clock
 
 
 def training_flops(encoder: Encoder, twin: bool = False) -> int:
-    """Floating-point operations for one image in a training step: forward, twice that for the backward, and the twin's forward.
+    """Floating-point operations per image of a training step, 27.6 G for DeiT-S at 224 pixels.
 
-    Products only, attention included, counted on the meta device. DeiT-S at 224: 27.6 G. 0 for a model that cannot be counted.
+    Forward plus twice that for backward, plus the forward of the momentum encoder (`twin`). Counts
+    matrix products, attention included, on the meta device; 0 if an operator has no formula.
     """
     vit = copy.deepcopy(encoder.vit).to("meta").eval()
     image = torch.empty(1, 3, encoder.input_size, encoder.input_size, device="meta")
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             vit.forward_features(image)
-    except (NotImplementedError, RuntimeError):  # an operator that knows no shapes
+    except (NotImplementedError, RuntimeError):  # an operator without a meta implementation
         return 0
     return counter.get_total_flops() * (4 if twin else 3)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the device's matrix products in `dtype`: the data sheet's for GPUs known here, else measured on a product."""
+    """FLOP/s of matrix products in `dtype`: from the data sheet for known GPUs, else measured."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for part, bf16, fp32 in PEAKS:

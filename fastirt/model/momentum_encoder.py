@@ -1,4 +1,4 @@
-"""The momentum encoder of MoCo: a copy that follows the encoder."""
+"""The momentum encoder (MoCo, He et al. 2020): a moving average of the encoder."""
 
 from __future__ import annotations
 

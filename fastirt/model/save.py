@@ -1,4 +1,4 @@
-"""A run's model as a file that plain timm loads."""
+"""A run's model as a file that timm loads."""
 
 from __future__ import annotations
 
@@ -13,17 +13,25 @@ from fastirt.model.weights.timm_line import loading_line
 
 
 def save_model(encoder: Encoder, path: Path, config: Config) -> None:
-    """The timm model's weights as .safetensors, which the line of `loading_line` loads in plain timm.
+    """Write the timm model's weights as .safetensors, atomically.
 
-    The file's metadata holds that line, and says how images get to the model, so that an evaluation of the file alone
-    feeds it as the run did.
+    The metadata holds the line of Python that loads the file in timm (`loading_line`), and the
+    options that an evaluation of the file needs to repeat the run's preprocessing and pooling.
+
+    Args:
+        encoder: its `vit` is saved, without momentum encoder or bf16 copy.
+        path: file to write.
+        config: the run's options.
+
+    Raises:
+        UserError: the file cannot be written.
     """
-    own = dataclasses.replace(config, model=encoder.config).replace(input_size=encoder.input_size)
-    write_model(encoder.vit.state_dict(), path, description(own), loading_line(encoder, path))
+    described = dataclasses.replace(config, model=encoder.config).replace(input_size=encoder.input_size)
+    write_model(encoder.vit.state_dict(), path, description(described), loading_line(encoder, path))
 
 
 def description(config: Config) -> dict[str, Any]:
-    """What an evaluation of the weights alone needs to know of the run, by option."""
+    """The options that an evaluation of the weights needs, by name."""
     return {
         "method": config.method,
         "recipe": config.recipe,

@@ -1,4 +1,4 @@
-"""`fastirt report`: runs side by side, with a column for whatever tells them apart."""
+"""`fastirt report`: a table of runs, with a column for each option in which they differ."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from fastirt.config.options import TRAINING_OPTIONS, Config, RunConfig, flatten
 from fastirt.errors import UserError
 from fastirt.retrieval.report import markdown, read_json, read_metrics
 
-Options = dict[str, Any]  # of a run, by bare name; empty for what has no config.json
+Options = dict[str, Any]  # of a run, by field name; empty without config.json
 
 
 def _dataset(options: Options) -> str:
     path = options["data_path"].rstrip("/")
-    where = os.path.basename(path)
+    name = os.path.basename(path)
     if path.endswith(".csv"):
-        where = f"{os.path.basename(os.path.dirname(path))}/{where}"
+        name = f"{os.path.basename(os.path.dirname(path))}/{name}"
     split = " (val)" if options["eval_split"] == "val" else ""
-    return (f"{options['dataset']} {where}" if options["dataset"] in ("folder", "csv") else options["dataset"]) + split
+    return (f"{options['dataset']} {name}" if options["dataset"] in ("folder", "csv") else options["dataset"]) + split
 
 
 def _weights(options: Options) -> str:
@@ -29,7 +29,7 @@ def _weights(options: Options) -> str:
 
 
 def _column(name: str) -> Callable[[Options], str]:
-    """The cell of an option; empty where it says nothing of a run without training."""
+    """The cell of an option; empty for a training option of a run without training."""
     if name == "weights":
         return _weights
     if name in TRAINING_OPTIONS and name != "max_iter":
@@ -43,7 +43,7 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-# Options whose column comes first, and its name; every other option that changes figures follows, under its own name.
+# Names of the first columns; columns of other options that affect metrics follow under their names.
 LABELS = {
     "model": "model",
     "weights": "weights",
@@ -61,33 +61,39 @@ LABELS = {
     "seed": "seed",
     "momentum": "SGD momentum",
 }
-# Options that are no columns: they are shown elsewhere, or change nothing that is measured but rounding.
+# Options without a column: shown elsewhere, or without effect on metrics beyond rounding.
 SHOWN_ELSEWHERE = {"method", "dataset", "data_path", "eval_split", "rank"}
 UNMEASURED = {"packed", "loader", "num_workers", "pin_mem", "cache", "max_bad", "loss_impl", "loss_precision", "engine"}
 UNMEASURED |= {"memory_sharded", "eval_freq", "eval_batch_size", "search", *(f.name for f in fields(RunConfig))}
 
 
 def _columns() -> dict[str, Callable[[Options], str]]:
-    """Columns by name, shown where runs differ in them."""
+    """All columns by name."""
     rest = [name for name in flatten(Config().to_dict()) if name not in {*LABELS, *SHOWN_ELSEWHERE, *UNMEASURED}]
     labels = LABELS | {name: name.replace("_", " ") for name in rest}
     return {"data set": _dataset} | {label: _column(name) for name, label in labels.items()}
 
 
 def compare_runs(folders: Sequence[Path], sort: Optional[str] = None) -> str:
-    """A Markdown table with one row a run folder: method, whatever tells the runs apart, and metrics in per cent.
+    """A Markdown table with one row per run: method, differing options, and metrics in percent.
 
-    Runs without metrics have empty cells. sort: the name of a column; numbers fall, then text rises, and what has no value
-    comes last. Raises UserError for a folder that is no run's and for a column that is not there.
+    Args:
+        folders: run folders; runs without metrics have empty cells.
+        sort: name of a column to sort by: numbers descending, then text ascending, then empty
+            cells.
+
+    Raises:
+        UserError: a folder holds no run, or `sort` is no column.
     """
-    options = [_options(folder) for folder in folders]
-    # A run without a test split has none, and one that is not finished has none yet.
-    metrics = [read_metrics(folder, missing_is_empty=bool(own)) for folder, own in zip(folders, options)]
+    runs = [_read_run(folder) for folder in folders]
+    options = [run_options for run_options, _ in runs]
+    # Unfinished runs and runs without a test split have no metrics.
+    metrics = [read_metrics(folder, missing_is_empty=bool(o)) for folder, o in zip(folders, options)]
     columns = _columns()
     values = {name: [value(o) if o else "" for o in options] for name, value in columns.items()}
-    values["data set"] = _told_apart(values["data set"], [_digest(folder) for folder in folders])
+    values["data set"] = _distinct_names(values["data set"], [digest for _, digest in runs])
     shown = [name for name in columns if len(set(values[name]) - {""}) > 1]
-    ks = sorted({int(name.split("@")[1]) for found in metrics for name in found if name.startswith("recall@")})
+    ks = sorted({int(name.split("@")[1]) for row in metrics for name in row if name.startswith("recall@")})
     measured = [*(f"recall@{k}" for k in ks), "map@r"]
     methods = [_method(o, with_recipe="recipe" not in shown) for o in options]
     header = ["run", "method", *shown, *(f"{name} %" for name in measured)]
@@ -105,24 +111,24 @@ def compare_runs(folders: Sequence[Path], sort: Optional[str] = None) -> str:
     return markdown(header, rows)
 
 
-def _options(folder: Path) -> Options:
+def _read_run(folder: Path) -> tuple[Options, str]:
+    """(options, digest of the evaluated images) of config.json.
+
+    The digest is "" for a run of an earlier version; without config.json both are empty.
+    """
     tree = read_json(folder / "config.json")
     if not tree:
-        return {}
+        return {}, ""
+    images = tree.get("images")
+    digest = str(images.get("evaluated") or "") if isinstance(images, dict) else ""
     try:
-        return flatten(Config.from_dict(tree["config"]).to_dict())
+        return flatten(Config.from_dict(tree["config"]).to_dict()), digest
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / 'config.json'}: made by another version of fastirt ({error})") from error
 
 
-def _digest(folder: Path) -> str:
-    """Of the names and classes of the images that the run was evaluated on; "" for a run of an earlier version."""
-    digests = (read_json(folder / "config.json") or {}).get("images")
-    return str(digests.get("evaluated") or "") if isinstance(digests, dict) else ""
-
-
-def _told_apart(names: list[str], digests: list[str]) -> list[str]:
-    """Names of data sets, with the start of the digest where one name stands for several."""
+def _distinct_names(names: list[str], digests: list[str]) -> list[str]:
+    """Names of data sets, with the start of the digest if several data sets share a name."""
     known = {name: {d for n, d in zip(names, digests) if n == name and d} for name in names}
     return [f"{name} {digest[:6]}" if len(known[name]) > 1 else name for name, digest in zip(names, digests)]
 

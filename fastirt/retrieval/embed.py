@@ -10,14 +10,19 @@ from tqdm import tqdm
 
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import UserError
-from fastirt.images.normalize import normalise
+from fastirt.images.normalize import normalize
 from fastirt.loading.eval_loader import EvalLoader
 from fastirt.model.encoder import Encoder
 from fastirt.model.precision import autocast
 
 
 class Embeddings(NamedTuple):
-    """vectors (N, D) float32 on the CPU, of length 1; rows (N,) int64: their rows of the split (unreadable images are left out)."""
+    """Embeddings of a split without its unreadable images.
+
+    Attributes:
+        vectors: (N, D) float32 on the CPU, of length 1.
+        rows: (N,) int64, their rows of the split.
+    """
 
     vectors: Tensor
     rows: Tensor
@@ -36,10 +41,25 @@ def embed(
     progress: bool = True,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Optional[Embeddings]:
-    """Embed everything that `loader` yields, in evaluation mode; the encoder's mode is restored.
+    """Embed all images of a loader in evaluation mode; the encoder's mode is restored.
 
-    dtype: of the encoder's matrix products (bfloat16: autocast). Many ranks each embed their batches of the same size, and rank 0
-    alone gets all, in the order of the split; the others get None. Raises UserError for an embedding that is not finite.
+    Args:
+        encoder: on `device`.
+        loader: images of a split; it is closed at the end.
+        paths: files of the split, for messages.
+        mean: per channel, of images in [0, 1].
+        std: likewise.
+        device: of the encoder and the batches.
+        dtype: of the encoder's matrix products; bfloat16 uses autocast.
+        name: of the split, for the progress bar and messages.
+        progress: show a progress bar.
+        ranks: processes that share the work; each embeds its batches.
+
+    Returns:
+        The embeddings in the order of the split on the main rank, None on the others.
+
+    Raises:
+        UserError: no image is readable, or an embedding is not finite.
     """
     training = encoder.training
     encoder.eval()
@@ -56,7 +76,7 @@ def embed(
             ) as bar,
         ):
             for batch in loader:
-                images = normalise(batch.images, mean, std, dtype)
+                images = normalize(batch.images, mean, std, dtype)
                 with autocast(dtype, device):
                     out = encoder(images)
                 vectors.append(out[: batch.valid])
@@ -66,20 +86,22 @@ def embed(
         encoder.train(training)
         loader.close()
     loader.agree()
-    own = torch.cat(vectors).float().cpu() if vectors else torch.empty(0, encoder.embed_dim)  # one copy, at the end
-    all_vectors = ranks.host.gather_rows(own)
+    # Copied to the CPU once at the end, so that no batch waits for the device.
+    own_vectors = torch.cat(vectors).float().cpu() if vectors else torch.empty(0, encoder.embed_dim)
+    all_vectors = ranks.host.gather_rows(own_vectors)
     all_rows = ranks.host.gather_rows(torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64))
-    found = None if all_vectors is None else Embeddings(all_vectors, all_rows)
-    ranks.host.run_on_main(lambda: _check(found, paths, name))
-    return found
+    embeddings = None if all_vectors is None else Embeddings(all_vectors, all_rows)
+    ranks.host.run_on_main(lambda: _check(embeddings, paths, name))
+    return embeddings
 
 
-def _check(found: Embeddings, paths: Sequence[str], name: str) -> None:
-    if not len(found.rows):
+def _check(embeddings: Embeddings, paths: Sequence[str], name: str) -> None:
+    if not len(embeddings.rows):
         raise UserError(f"{name}: no image could be read")
-    broken = ~torch.isfinite(found.vectors).all(dim=1)
+    broken = ~torch.isfinite(embeddings.vectors).all(dim=1)
     if broken.any():
-        first = paths[int(found.rows[broken][0])]
+        first = paths[int(embeddings.rows[broken][0])]
         raise UserError(
-            f"{name}: {int(broken.sum())} embeddings are not finite, the first of {first}: check the weights, or try --precision fp32"
+            f"{name}: {int(broken.sum())} embeddings are not finite, the first of {first}: "
+            "check the weights, or try --precision fp32"
         )

@@ -1,4 +1,4 @@
-"""An encoder on a catalogue's queries and gallery: embed, search, measure."""
+"""Evaluation of an encoder on a data set: embed, search, measure."""
 
 from __future__ import annotations
 
@@ -32,10 +32,25 @@ def evaluate(
     progress: bool = True,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """The content of `metrics.json`. stores: image sources by split name, where a packed store is read. Unreadable images are
-    named in the log and in `csv_path`, left out, and counted as `bad`. Many ranks share the embedding, rank 0 searches, on all GPUs
-    of its node, and all return the same. Raises UserError for a K larger than the gallery before anything is embedded, and for
-    embeddings that are not finite."""
+    """Embed queries and gallery, and compute the metrics of `metrics.json`.
+
+    Args:
+        encoder: on `device`.
+        catalog: the data set, with a query split.
+        config: options of input, precision, search and K.
+        device: of the encoder.
+        stores: image sources by split name, to read from a packed store.
+        csv_path: file for a row per unreadable image.
+        progress: show progress bars.
+        ranks: processes that share the embedding; the main rank searches on all GPUs of its node.
+
+    Returns:
+        As `retrieval_metrics`, and the number of unreadable images as `bad`; equal on all ranks.
+
+    Raises:
+        UserError: a K is larger than the gallery (before anything is embedded), too many images are
+            unreadable, or embeddings are not finite.
+    """
     check_recall_ks(catalog, config.eval.rank)
     mean, std = normalization_constants(config, encoder)
     dtype = resolve_precision(config.model.precision, device)
@@ -75,20 +90,20 @@ def _measure(
     gallery_labels = torch.from_numpy((catalog.gallery or catalog.query).labels)[gallery.rows]
     total = len(catalog.query) + (len(catalog.gallery) if catalog.gallery else 0)
     read = len(query.rows) + (len(gallery.rows) if catalog.gallery else 0)
-    own = _own_rows(query, gallery, catalog)
-    reachable = len(gallery.rows) - bool((own >= 0).any())
+    exclude = _excluded_rows(query, gallery, catalog)
+    reachable = len(gallery.rows) - bool((exclude >= 0).any())
     ks = set(config.eval.rank)
     depths = [k for k in ks if k <= reachable]
     if len(depths) < len(ks):
         beside = " beside the query" if reachable < len(gallery.rows) else ""
-        log.warning("left out Recall@K for K above %d: so many gallery images%s could be read", reachable, beside)
+        log.warning("left out Recall@K for K above %d, the number of readable gallery images%s", reachable, beside)
     metrics = retrieval_metrics(
         query.vectors,
         query_labels,
         gallery.vectors,
         gallery_labels,
         depths,
-        own=own,
+        exclude=exclude,
         backend=config.eval.search,
         device=device,
         gpus=ranks.local_world_size,
@@ -96,14 +111,13 @@ def _measure(
     return {**metrics, "bad": total - read}
 
 
-def _own_rows(query: Embeddings, gallery: Embeddings, catalog: Catalog) -> Tensor:
-    """(Q,) int64: for each embedded query the embedded gallery row of its own file, -1 for none."""
+def _excluded_rows(query: Embeddings, gallery: Embeddings, catalog: Catalog) -> Tensor:
+    """(Q,) int64: for each embedded query the embedded gallery row of its own file, or -1."""
     if catalog.gallery is None:
         return torch.arange(len(query.rows))
     if catalog.own is None:
         return torch.full((len(query.rows),), -1)
-    place = torch.full(
-        (len(catalog.gallery) + 1,), -1
-    )  # of a gallery row among those that could be read; the last: none
-    place[gallery.rows] = torch.arange(len(gallery.rows))
-    return place[torch.from_numpy(catalog.own)[query.rows]]
+    # Gallery row to embedded row, -1 if unreadable; the last element serves queries without a row.
+    embedded_row = torch.full((len(catalog.gallery) + 1,), -1)
+    embedded_row[gallery.rows] = torch.arange(len(gallery.rows))
+    return embedded_row[torch.from_numpy(catalog.own)[query.rows]]

@@ -1,4 +1,4 @@
-"""Recall@K, R-precision and MAP@R of a retrieval."""
+"""Recall@K, R-precision and MAP@R."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Optional, Sequence
 import torch
 from torch import Tensor
 
+from fastirt.config.validate import check_ks
 from fastirt.errors import UserError
 from fastirt.retrieval.search import search
 
@@ -18,35 +19,60 @@ def retrieval_metrics(
     gallery_labels: Tensor,
     ranks: Sequence[int],
     *,
-    same: bool = False,
-    own: Optional[Tensor] = None,
+    exclude_self: bool = False,
+    exclude: Optional[Tensor] = None,
     backend: str = "auto",
     device: torch.device | str = "cpu",
     gpus: int = 1,
+    same: bool = False,
+    own: Optional[Tensor] = None,
 ) -> dict[str, Any]:
-    """Metrics as fractions: `recall@K` for each distinct K, `map@r`, `r_precision`, and the counts `queries`, `gallery`, `unmatched`.
+    """Search the gallery for each query and measure the result.
 
-    query (Q, D), gallery (G, D) float32; labels (Q,), (G,) int64, not negative. same: query i is gallery row i, left out of its own
-    neighbours. own: (Q,) int64, the gallery row that is left out of each query's neighbours, -1 for none.
-    R is the number of gallery images of the query's class; queries with R = 0 are left out and counted as unmatched.
-    Recall@K: share of queries with at least one of their class among the K nearest (Jegou et al. 2011 as used by the paper);
-    R-precision and MAP@R: Musgrave et al. 2020, section 3.2. backend, device, gpus: see `search`. Raises UserError for empty
-    sets, negative labels, a K below 1 or above what a query can be compared with, and where no query has a match.
+    R is the number of gallery images of the query's class. Queries with R = 0 are not counted.
+    Recall@K is the share of queries with an image of their class among the K nearest (Jegou et al.
+    2011, as used by the paper). R-precision and MAP@R: Musgrave et al. 2020, section 3.2.
+
+    Args:
+        query: (Q, D) float32.
+        query_labels: (Q,) int64, not negative.
+        gallery: (G, D) float32.
+        gallery_labels: (G,) int64, not negative.
+        ranks: the K of Recall@K.
+        exclude_self: query i is gallery row i, which is excluded from its own neighbors.
+        exclude: (Q,) int64, the gallery row excluded from each query's neighbors, -1 for none.
+        backend: as in `search`.
+        device: as in `search`.
+        gpus: as in `search`.
+        same: old name of `exclude_self`.
+        own: old name of `exclude`.
+
+    Returns:
+        `recall@K` for each distinct K, `map@r` and `r_precision` as fractions, and the counts
+        `queries` (with a match), `gallery` and `unmatched`.
+
+    Raises:
+        UserError: an empty set, a negative label, a K below 1 or above the number of gallery images
+            that a query is compared with, or no query with a match.
     """
-    own = torch.arange(len(query)) if same else own
+    exclude = own if exclude is None else exclude
+    if exclude_self or same:
+        exclude = torch.arange(len(query))
     ks = sorted(set(ranks))
-    _check(query, query_labels, gallery, gallery_labels, ks, own)
+    _check(query, query_labels, gallery, gallery_labels)
+    excludes = exclude is not None and bool((exclude >= 0).any())
+    check_ks(ks, len(gallery) - excludes, beside_query=excludes)
     classes = int(max(query_labels.max(), gallery_labels.max())) + 1
     relevant = torch.bincount(gallery_labels, minlength=classes)[query_labels]  # (Q,) R
-    if own is not None:
-        relevant = relevant - ((own >= 0) & (gallery_labels[own] == query_labels)).long()
+    if exclude is not None:
+        relevant = relevant - ((exclude >= 0) & (gallery_labels[exclude] == query_labels)).long()
     matched = relevant > 0
     if not matched.any():
         raise UserError("no query has an image of its class in the gallery")
     depth = max([*ks, int(relevant.max())])
     hits = {k: 0 for k in ks}
     precision = average = torch.zeros((), dtype=torch.float64)
-    for first, _, indices in search(query, gallery, depth, exclude=own, backend=backend, device=device, gpus=gpus):
+    for first, _, indices in search(query, gallery, depth, exclude=exclude, backend=backend, device=device, gpus=gpus):
         rows = slice(first, first + indices.shape[0])
         keep = matched[rows]
         right = (gallery_labels[indices] == query_labels[rows, None])[keep]  # (C, depth)
@@ -69,27 +95,11 @@ def retrieval_metrics(
     }
 
 
-def _check(
-    query: Tensor,
-    query_labels: Tensor,
-    gallery: Tensor,
-    gallery_labels: Tensor,
-    ks: Sequence[int],
-    own: Optional[Tensor],
-) -> None:
+def _check(query: Tensor, query_labels: Tensor, gallery: Tensor, gallery_labels: Tensor) -> None:
     for name, vectors, labels in (("query", query, query_labels), ("gallery", gallery, gallery_labels)):
         if len(vectors) == 0:
             raise UserError(f"the {name} set is empty: there is nothing to measure")
         if len(vectors) != len(labels):
-            raise UserError(f"the {name} set has {len(vectors)} vectors and {len(labels)} labels: give one label each")
+            raise UserError(f"the {name} set has {len(vectors)} vectors and {len(labels)} labels: pass one label each")
         if int(labels.min()) < 0:
             raise UserError(f"the {name} set has the label {int(labels.min())}: labels must not be negative")
-    if ks and ks[0] < 1:
-        raise UserError(f"--rank {ks[0]}: every K must be at least 1")
-    excludes = own is not None and bool((own >= 0).any())
-    reachable = len(gallery) - excludes
-    if ks and ks[-1] > reachable:
-        raise UserError(
-            f"--rank {ks[-1]}: the gallery has only {reachable} images{' beside the query' if excludes else ''}: "
-            f"use K of at most {reachable}"
-        )

@@ -1,4 +1,4 @@
-"""Published results of the paper and of its best-known public re-implementation."""
+"""Results published by the paper and by its best-known public re-implementation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """Recall@K in per cent at the data set's four ranks; only the first where no more is known."""
+    """Recall@K in percent at the data set's four K, or at the first only."""
 
     source: str
     method: str
@@ -15,17 +15,9 @@ class Published(NamedTuple):
 
 
 PAPER, PUBLIC = "El-Nouby et al. 2021", "jhgan00/image-retrieval-transformers"
-
-
 DECIMALS = {PAPER: 1, PUBLIC: 2}  # as printed
-
-
 SMALL, DISTILLED = "DeiT-S", "DeiT-S distilled"
-
-
 TIMM_NAMES = {"deit_small_patch16_224": SMALL, "deit_small_distilled_patch16_224": DISTILLED}
-
-
 PUBLISHED_RANKS = {"sop": (1, 10, 100, 1000), "cub200": (1, 2, 4, 8), "inshop": (1, 10, 20, 30)}
 
 

@@ -1,4 +1,4 @@
-"""Metrics as files and tables, beside the published rows."""
+"""Metrics as files and tables, beside published results."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from fastirt.retrieval.published_results import DECIMALS, PAPER, PUBLIC, PUBLISH
 
 
 def table(metrics: dict[str, Any], dataset: str, method: str, model: str, recipe: str) -> str:
-    """This run's row, and the published rows of the data set where there are any, aligned for a terminal (Markdown).
+    """A Markdown table with the row of this run and the published rows of the data set.
 
-    Those of the same method and model come first, the recipe's own source before the other. Published figures keep their decimals.
+    Published rows of the same method and model come first, then those of the recipe's source.
     """
     names = [name for name in metrics if name.startswith("recall@")] + ["map@r", "r_precision"]
     rows = [[f"this run ({recipe})", method, model, *(f"{100 * metrics[name]:.2f}" for name in names)]]
-    own = PUBLIC if recipe == "unofficial" else PAPER
+    source = PUBLIC if recipe == "unofficial" else PAPER
     comparable = (method, TIMM_NAMES.get(model.partition(".")[0], model))
     for row in sorted(
-        PUBLISHED.get(dataset, []), key=lambda row: ((row.method, row.model) != comparable, row.source != own)
+        PUBLISHED.get(dataset, []), key=lambda row: ((row.method, row.model) != comparable, row.source != source)
     ):
         known = {
             f"recall@{k}": f"{value:.{DECIMALS[row.source]}f}"
@@ -30,24 +30,25 @@ def table(metrics: dict[str, Any], dataset: str, method: str, model: str, recipe
         rows.append([row.source, row.method, row.model, *(known.get(name, "") for name in names)])
     text = markdown([dataset, "method", "model", *(f"{name} %" for name in names)], rows)
     notes = [f"{metrics['queries']:,} queries, {metrics['gallery']:,} gallery images"]
-    notes += [f"{metrics['unmatched']:,} queries without a match left out"] if metrics.get("unmatched") else []
-    notes += [f"{metrics['bad']:,} unreadable images left out"] if metrics.get("bad") else []
+    notes += [f"{metrics['unmatched']:,} queries without a match not counted"] if metrics.get("unmatched") else []
+    notes += [f"{metrics['bad']:,} unreadable images skipped"] if metrics.get("bad") else []
     return f"{text}\n{'; '.join(notes)}"
 
 
 def read_metrics(folder: Path, missing_is_empty: bool = False) -> dict[str, Any]:
+    """The metrics of a run. Raises UserError if they are unreadable or, by default, missing."""
     metrics = read_json(folder / "metrics.json")
     if metrics is None and missing_is_empty:
         return {}
     if metrics is None:
-        raise UserError(f"{folder}: no metrics.json there: is the run finished?")
+        raise UserError(f"{folder}: no metrics.json there: finish the run")
     if not all(isinstance(value, (int, float)) for value in metrics.values()):
-        raise UserError(f"{folder / 'metrics.json'}: holds other things than numbers: fastirt did not write it")
+        raise UserError(f"{folder / 'metrics.json'}: holds values other than numbers: not written by fastirt")
     return metrics
 
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """JSON, whole or not at all."""
+    """Write JSON atomically. Raises UserError."""
     try:
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
@@ -56,9 +57,10 @@ def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns; numbers to the right."""
+    """A Markdown table with aligned columns, numbers to the right."""
     cells = [list(header), *map(list, rows)]
-    widths = [max(2, *(len(row[i]) for row in cells)) for i in range(len(header))]  # the rule needs two characters
+    # The rule below the header needs two characters.
+    widths = [max(2, *(len(row[i]) for row in cells)) for i in range(len(header))]
     right = [all(_is_number(row[i]) for row in rows) for i in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
@@ -73,7 +75,7 @@ def _is_number(text: str) -> bool:
 
 
 def read_json(path: Path) -> Optional[dict[str, Any]]:
-    """The object in a file; None where there is no such file. Raises UserError for anything else."""
+    """The object in a JSON file, or None if the file is missing. Raises UserError."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -83,5 +85,5 @@ def read_json(path: Path) -> Optional[dict[str, Any]]:
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from error
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: holds no names and values: fastirt did not write it")
+        raise UserError(f"{path}: holds no JSON object: not written by fastirt")
     return tree

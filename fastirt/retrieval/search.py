@@ -1,4 +1,4 @@
-"""Exact nearest neighbours by inner product: FAISS on the GPU or the CPU, plain torch where FAISS cannot."""
+"""Exact nearest neighbors by inner product, by FAISS or plain torch, on the GPU or the CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 log = logging.getLogger("fastirt")
 
 FAISS_GPU_MAX_K = 2048
-CHUNK_VALUES = 2**23  # similarities or neighbours held at once: 32 MiB in float32
+CHUNK_VALUES = 2**23  # similarities or neighbors held at once: 32 MiB in float32
 
 
 def search(
@@ -27,14 +27,25 @@ def search(
     device: torch.device | str = "cpu",
     gpus: int = 1,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The k most similar gallery rows of each query, in chunks of queries, so that memory stays bounded.
+    """The k most similar gallery rows of each query, in chunks of queries to bound memory.
 
-    query (Q, D) and gallery (G, D): float32, finite. Yields (first query of the chunk, similarities (C, k) float32,
-    indices (C, k) int64), best first; equal similarities in the gallery's order, also at the k-th place. Identical
-    gallery rows are always equally similar; apart from them, a similarity is what the backend's matrix product says.
-    exclude_self: query i is gallery row i and no neighbour of itself. exclude: (Q,) int64, for each query the one gallery
-    row that is no neighbour of it, -1 for none; K is then at most G - 1. backend: `faiss`, `torch` or `auto` (FAISS where
-    it can, said in the log where not). gpus: on a GPU, FAISS spreads the gallery over the first so many of this machine.
+    Rows of equal similarity come in the gallery's order, also at the k-th place. Identical gallery
+    rows always have equal similarities; otherwise similarities are those of the backend's matrix
+    product.
+
+    Args:
+        query: (Q, D) float32, finite.
+        gallery: (G, D) float32, finite.
+        k: neighbors per query; at most G are returned, or G - 1 if rows are excluded.
+        exclude_self: query i is gallery row i, which is excluded from its own neighbors.
+        exclude: (Q,) int64, the gallery row excluded from each query's neighbors, -1 for none.
+        backend: "faiss", "torch", or "auto" for FAISS with a fallback to torch, which is logged.
+        device: where to search.
+        gpus: number of this machine's GPUs over which FAISS spreads the gallery.
+
+    Yields:
+        (first query of the chunk, similarities (C, k) float32, indices (C, k) int64), on the CPU,
+        best first.
     """
     device = torch.device(device)
     gpus = min(gpus, torch.cuda.device_count()) if device.type == "cuda" else 1
@@ -43,7 +54,8 @@ def search(
         exclude = torch.arange(len(query))
     excludes = exclude is not None and bool((exclude >= 0).any())
     k = min(k, rows - excludes)
-    wanted = min(k + (2 if excludes else 1), rows)  # itself, and one more to see a tie at the k-th place
+    # The excluded row, and one more to detect a tie at the k-th place.
+    wanted = min(k + (2 if excludes else 1), rows)
     distinct = Distinct(gallery)
     depth = min(wanted, len(distinct.vectors))
     find = _backend(distinct.vectors, depth, backend, device, gpus)
@@ -51,26 +63,29 @@ def search(
     chunk = max(1, min(4096, CHUNK_VALUES // (rows if find.dense else wanted)))
     for first in range(0, query.shape[0], chunk):
         part = query[first : first + chunk]
-        own = exclude[first : first + chunk] if excludes else None
+        excluded = exclude[first : first + chunk] if excludes else None
         similarities, indices = distinct.expand(*find(part, depth), wanted)
         similarities, indices = _by_row(similarities, indices)
         tied = similarities[:, -2:-1] == similarities[:, -1:]
         undecided = tied.flatten().nonzero().flatten() if wanted < rows else tied.new_empty(0, dtype=torch.int64)
-        if own is not None:
-            similarities, indices = _without(own, similarities, indices)
+        if excluded is not None:
+            similarities, indices = _move_to_end(excluded, similarities, indices)
         similarities, indices = similarities[:, :k].clone(), indices[:, :k].clone()
-        if len(undecided):  # as many as the k-th place are equal to it: look at the whole gallery
+        # A tie at the k-th place may extend beyond the candidates: search the whole gallery.
+        if len(undecided):
             redo = redo or (find if isinstance(find, _Torch) else _Torch(distinct.vectors, device))
             for some in undecided.split(max(1, CHUNK_VALUES // rows)):
                 values = distinct.spread(redo.all(part[some]))
-                similarities[some], indices[some] = _top(values, k, None if own is None else own[some])
+                similarities[some], indices[some] = _top(values, k, None if excluded is None else excluded[some])
         yield first, similarities, indices
 
 
 class Distinct:
-    """The distinct rows of a gallery. Only these are searched: a matrix product may round two identical rows
-    differently, according to where in the matrix they stand (5 % of the pairs in FAISS's CPU index, D = 384), and ties
-    would be decided by that."""
+    """The distinct rows of a gallery, the only ones that are searched.
+
+    A matrix product may round two identical rows differently, depending on their position (5 % of
+    the pairs in FAISS's CPU index, D = 384), which would decide ties.
+    """
 
     def __init__(self, gallery: Tensor) -> None:
         data = np.ascontiguousarray(gallery.cpu().numpy())
@@ -84,7 +99,7 @@ class Distinct:
         self.starts = self.counts.cumsum(0) - self.counts
 
     def expand(self, similarities: Tensor, groups: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
-        """(C, K) rows of `vectors` to the (C, wanted) gallery rows that come first."""
+        """(C, K) neighbors among `vectors` to the first `wanted` gallery rows, (C, wanted)."""
         if not self.has_copies:
             return similarities, groups
         counts = self.counts[groups]
@@ -100,27 +115,27 @@ class Distinct:
 
 
 def _by_row(similarities: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """By falling similarity, then by rising index."""
+    """Sorted by descending similarity, then by ascending index."""
     indices, order = indices.sort(dim=1)
     similarities, order = similarities.gather(1, order).sort(dim=1, descending=True, stable=True)
     return similarities, indices.gather(1, order)
 
 
-def _without(own: Tensor, similarities: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Each query's own row, where it is among the found, goes to the end."""
-    order = (indices == own[:, None]).to(torch.uint8).argsort(dim=1, stable=True)
+def _move_to_end(excluded: Tensor, similarities: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """The neighbors with each query's excluded row, if present, at the end."""
+    order = (indices == excluded[:, None]).to(torch.uint8).argsort(dim=1, stable=True)
     return similarities.gather(1, order), indices.gather(1, order)
 
 
-def _top(values: Tensor, k: int, own: Optional[Tensor]) -> tuple[Tensor, Tensor]:
-    """The k first of (C, G) similarities by (falling similarity, rising row), whatever is tied."""
-    if own is not None:
-        has_own = (own >= 0).nonzero().flatten()
-        values[has_own, own[has_own]] = float("-inf")
+def _top(values: Tensor, k: int, excluded: Optional[Tensor]) -> tuple[Tensor, Tensor]:
+    """The first k of (C, G) similarities, by descending similarity, then by ascending row."""
+    if excluded is not None:
+        queries = (excluded >= 0).nonzero().flatten()
+        values[queries, excluded[queries]] = float("-inf")
     last = values.topk(k, dim=1).values[:, -1:]
     above, tied = values > last, values == last
     chosen = above | (tied & (tied.cumsum(1) <= k - above.sum(1, keepdim=True)))
-    indices = chosen.nonzero()[:, 1].view(-1, k)  # rising
+    indices = chosen.nonzero()[:, 1].view(-1, k)  # ascending
     similarities, order = values.gather(1, indices).sort(dim=1, descending=True, stable=True)
     return similarities.cpu(), indices.gather(1, order).cpu()
 
@@ -143,7 +158,7 @@ class _Torch:
 
 
 class _Faiss:
-    """IndexFlatIP; on a GPU it is fed with CUDA tensors. Over several devices, each searches its part of the gallery."""
+    """IndexFlatIP; takes CUDA tensors on a GPU; several GPUs each hold a part of the gallery."""
 
     dense = False
 
@@ -155,14 +170,14 @@ class _Faiss:
         faiss.omp_set_num_threads(torch.get_num_threads())
         gallery = gallery.contiguous()
         if self.on_gpu:
-            import faiss.contrib.torch_utils  # noqa: F401  teaches the index to take tensors
+            import faiss.contrib.torch_utils  # noqa: F401  lets the index take tensors
 
             gallery = gallery.to(device)
         places = [torch.device(device.type, i) for i in range(parts)] if parts > 1 else [device]
         self._owned = [self._flat(faiss, place, gallery.shape[1]) for place in places]
         self.index: Any = self._owned[0][0]
         if parts > 1:
-            # threaded, rows numbered through; faiss's own annotations lack these arguments
+            # Threaded, with consecutive row numbers; faiss's annotations lack these arguments.
             self.index = faiss.IndexShards(gallery.shape[1], True, True)  # type: ignore[call-arg]
             for index, _ in self._owned:
                 self.index.add_shard(index)
@@ -170,7 +185,7 @@ class _Faiss:
 
     @staticmethod
     def _flat(faiss: Any, place: torch.device, dim: int) -> tuple[Any, Any]:
-        """(index, what must outlive it)."""
+        """(index, resources that must outlive it)."""
         if place.type != "cuda":
             return faiss.IndexFlatIP(dim), None
         resources, settings = faiss.StandardGpuResources(), faiss.GpuIndexFlatConfig()
@@ -201,7 +216,7 @@ def _backend(gallery: Tensor, k: int, backend: str, device: torch.device, gpus: 
 
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
-    """Products in float32 also where training allows itself TF32."""
+    """float32 products even if training allows TF32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -5,7 +5,6 @@ fails.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from typing import Any, Iterator, Optional
 import torch
 
 from fastirt import __version__
-from fastirt.atomic import atomic_write
+from fastirt.atomic import atomic_write, try_lock
 from fastirt.config.options import Config
 from fastirt.config.run_files import RunFiles
 from fastirt.datasets import Catalog
@@ -62,12 +61,10 @@ class RunFolder(RunFiles):
 
             def take() -> None:
                 file = held.enter_context(open(self.lock, "w"))
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
+                if not try_lock(file):
                     raise UserError(
                         f"{self.path}: another process is training in it: wait for it, or choose another --output-dir"
-                    ) from None
+                    )
 
             ranks.host.run_on_main(take)
             yield

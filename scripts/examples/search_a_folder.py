@@ -1,6 +1,8 @@
-"""The nearest images of each image in a folder of class folders: python scripts/examples/search_a_folder.py FOLDER [RUN]
+"""The nearest images of each image in a folder of class folders.
 
-RUN: the run whose model embeds them; without one DeiT-S from timm does, which needs a network.
+python scripts/examples/search_a_folder.py FOLDER [RUN]
+
+RUN: the folder of a run, whose model embeds the images; default: timm's DeiT-S, to be downloaded.
 """
 
 import sys
@@ -21,9 +23,10 @@ split = load_dataset("folder", folder).query
 encoder = build_encoder(config.model, config.input.input_size).to(device)
 mean, std = normalization_constants(config, encoder)
 loader = EvalLoader(split, batch_size=64, input=config.input, device=device)
-how = dict(mean=mean, std=std, device=device, dtype=torch.float32, name=folder)
-vectors = embed(encoder, loader, split.paths, **how).vectors
-for first, similarities, rows in search(vectors, vectors, 3, exclude=torch.arange(len(vectors))):
-    for i, (values, found) in enumerate(zip(similarities.tolist(), rows.tolist())):
-        near = ", ".join(f"{split.paths[row]} ({value:.2f})" for value, row in zip(values, found))
-        print(f"{split.paths[first + i]}: {near}")
+vectors = embed(
+    encoder, loader, split.paths, mean=mean, std=std, device=device, dtype=torch.float32, name=folder
+).vectors
+for first, similarities, indices in search(vectors, vectors, 3, exclude_self=True):
+    for i, (values, rows) in enumerate(zip(similarities.tolist(), indices.tolist())):
+        nearest = ", ".join(f"{split.paths[row]} ({value:.2f})" for value, row in zip(values, rows))
+        print(f"{split.paths[first + i]}: {nearest}")

@@ -129,13 +129,13 @@ def test_commands_and_the_splits_that_they_need(tmp_path, caplog):
 @pytest.mark.parametrize(
     "text, expected",
     [
-        (ROWS.replace("b,train", "b\0,train"), "row 4: a NUL byte"),
+        (ROWS.replace("b,train", "b\0,train"), "row 4: holds a NUL byte"),
         (ROWS.replace("c/1", "é/1").encode("latin-1"), "row 6: not UTF-8 text"),
         (b"PK\3\4" + bytes(range(256)), "a workbook or an archive"),
         (ROWS.replace("label", "path"), "row 1: no column label"),
         (ROWS.replace("split\n", "split,label\n"), "row 1: 2 columns are called label"),
         (ROWS.replace("a/1", "A/1"), "row 2: no file 'A/1.jpg' under "),
-        (ROWS.replace("a/1", "A/1"), "'a/1.jpg' is there"),
+        (ROWS.replace("a/1", "A/1"), "'a/1.jpg' exists"),
         (ROWS.replace("a/1", "x\\1"), "write / between folders"),
         (ROWS + "c/1.jpg,c,test\n", "row 10: 'c/1.jpg' is listed in row 6 already"),
         (ROWS.replace(",d,", ",c,"), "the test split has one class only (c)"),

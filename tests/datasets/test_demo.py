@@ -14,7 +14,7 @@ from PIL import Image
 from fastirt.datasets import load_dataset
 from fastirt.demo import baseline
 from fastirt.demo import generate as generate_module
-from fastirt.demo.baseline import colour_histogram
+from fastirt.demo.baseline import color_histogram
 from fastirt.demo.generate import generate
 from fastirt.demo.product import make_product
 from fastirt.errors import UserError
@@ -126,7 +126,7 @@ def test_colour_helps_but_is_not_enough(tmp_path):
     """50 unseen classes x 8 views: well above chance, and below one half."""
     out = generate(tmp_path / "demo", classes=51, train_classes=1, views=8, workers=1, progress=False)
     split = load_dataset("demo", str(out)).query
-    similarities = colour_histogram(split.paths) @ colour_histogram(split.paths).T
+    similarities = color_histogram(split.paths) @ color_histogram(split.paths).T
     np.fill_diagonal(similarities, -1)
     assert len(split) == 400
     assert 0.2 < (split.labels[similarities.argmax(1)] == split.labels).mean() < 0.5
@@ -142,11 +142,11 @@ def test_neighbouring_classes_share_palette_or_silhouette():
     assert not np.array_equal(np.asarray(products[0].front), np.asarray(products[1].front))
 
 
-def test_colour_histogram(tmp_path):
+def test_color_histogram(tmp_path):
     Image.new("RGB", (20, 20), (255, 0, 0)).save(tmp_path / "red.png")
     Image.new("RGB", (30, 10), (250, 5, 3)).save(tmp_path / "reddish.png")
     Image.new("RGB", (20, 20), (0, 0, 255)).save(tmp_path / "blue.png")
-    vectors = colour_histogram([str(tmp_path / f"{name}.png") for name in ("red", "reddish", "blue")])
+    vectors = color_histogram([str(tmp_path / f"{name}.png") for name in ("red", "reddish", "blue")])
     np.testing.assert_allclose(vectors @ vectors.T, [[1, 1, 0], [1, 1, 0], [0, 0, 1]], atol=1e-6)
     assert vectors.dtype == np.float32
 

@@ -95,7 +95,7 @@ def test_a_gallery_under_two_labels_is_refused_and_one_of_training_images_named(
     touch(tmp_path, "query/a/0.png", "query/b/0.png", *gallery)
     (tmp_path / "train").symlink_to(tmp_path / "gallery")
     load_dataset("folder", str(tmp_path))
-    assert "6 images to evaluate on" in caplog.text
+    assert "6 evaluation images are in the training split" in caplog.text
     os.link(tmp_path / "gallery/a/0.png", tmp_path / "gallery/b/again.png")
     with pytest.raises(UserError, match="1 image .* 2 of 7 gallery"):
         load_dataset("folder", str(tmp_path), training=False)
@@ -108,7 +108,7 @@ def test_test_images_that_train_are_named_and_refused_where_they_decide(tmp_path
     for label in (3, 4):
         (root / "test" / f"class{label:02d}").symlink_to(data / f"class{label:02d}")
     for training in (True, False):
-        with pytest.raises(UserError, match="8 images .* 8 of 8 queries"):
+        with pytest.raises(UserError, match="8 evaluation images .* training split .* 8 of 8 queries"):
             load_dataset("folder", str(root), training=training)
     for label in (3, 4):
         (root / "test" / f"class{label:02d}").unlink()
@@ -117,7 +117,7 @@ def test_test_images_that_train_are_named_and_refused_where_they_decide(tmp_path
             (root / "test" / f"class{label:02d}" / f"new{i}.png").touch()
     os.link(data / "class03" / "1.png", root / "test" / "class03" / "again.png")
     assert len(names(root)[1]) == 21
-    assert "1 image to evaluate on" in caplog.text
+    assert "1 evaluation image is in the training split" in caplog.text
 
 
 def test_own_file_through_link_and_hard_link(tmp_path):

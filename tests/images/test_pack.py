@@ -143,7 +143,7 @@ def test_an_interrupted_pack_leaves_the_old_file(data, tmp_path, monkeypatch):
     catalog = load_dataset("csv", str(data))
     out = pack(catalog, tmp_path / "s.pack", resize_size=32, progress=False)
     before = out.read_bytes()
-    encode, seen = pack_module._encode, []
+    encode, seen = pack_module.encode_image, []
 
     def interrupted(path, recipe):
         seen.append(PackedStore.open(out))
@@ -156,7 +156,7 @@ def test_an_interrupted_pack_leaves_the_old_file(data, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return encode(path, recipe)
 
-    monkeypatch.setattr(pack_module, "_encode", interrupted)
+    monkeypatch.setattr(pack_module, "encode_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pack(catalog, out, resize_size=16, progress=False)
     assert out.read_bytes() == before and not (tmp_path / "s.pack.partial").exists()
@@ -169,13 +169,13 @@ def test_kill_minus_nine_in_the_middle_and_again(data, tmp_path):
 import os, sys
 import fastirt.images.pack as p
 from fastirt.datasets import load_dataset
-encode, seen = p._encode, []
+encode, seen = p.encode_image, []
 def die(*job):
     seen.append(job)
     if len(seen) == 7:
         os.kill(os.getpid(), 9)
     return encode(*job)
-p._encode = die
+p.encode_image = die
 p.pack(load_dataset("csv", sys.argv[1]), sys.argv[2], progress=False)
 """
     out = tmp_path / "s.pack"

@@ -10,7 +10,7 @@ from torchvision.transforms import functional as tvf
 from fastirt.config.options import InputConfig
 from fastirt.images.decode_dali import DaliDecoder
 from fastirt.images.decode_pil import PilDecoder
-from fastirt.images.normalize import normalise
+from fastirt.images.normalize import normalize
 from fastirt.images.resize_crop import crop_corners, crop_offset, resized_size, resized_sizes
 from fastirt.loading.augment import draw_crops
 from tests.helpers import CPU
@@ -119,9 +119,9 @@ def test_exif_orientation_is_ignored_as_pil_ignores_it():
 def test_normalisation_is_torchvisions_in_channels_last():
     images = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3).contiguous()
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    out = normalise(images, mean, std)
+    out = normalize(images, mean, std)
     expected = transforms.Normalize(mean, std)(images.permute(0, 3, 1, 2).float() / 255)
     torch.testing.assert_close(out, expected)
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert out.data_ptr() != images.data_ptr()
-    assert normalise(images, mean, std, torch.bfloat16).dtype == torch.bfloat16
+    assert normalize(images, mean, std, torch.bfloat16).dtype == torch.bfloat16

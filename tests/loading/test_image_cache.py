@@ -9,7 +9,7 @@ from PIL import Image
 
 from fastirt.datasets import load_dataset
 from fastirt.errors import UserError
-from fastirt.images.normalize import normalise
+from fastirt.images.normalize import normalize
 from fastirt.images.pack import PackedStore, pack
 from fastirt.images.source import FileSource
 from fastirt.loading import cache_budget
@@ -122,8 +122,8 @@ def test_the_step_sees_the_same_bits(image_folder, place, dtype):
             assert seen[-1].is_contiguous(memory_format=torch.channels_last)
             assert torch.equal(given.labels, batch.labels)
         assert torch.equal(seen[0], seen[1])
-        assert torch.equal(seen[0], normalise(plain.images, mean, std, dtype))
-        assert torch.equal(seen[0].cpu(), normalise(plain.images.cpu(), mean, std, dtype))
+        assert torch.equal(seen[0], normalize(plain.images, mean, std, dtype))
+        assert torch.equal(seen[0].cpu(), normalize(plain.images.cpu(), mean, std, dtype))
 
 
 @pytest.mark.slow

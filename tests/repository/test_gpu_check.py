@@ -43,7 +43,7 @@ def check(out, **environment):
 def test_without_a_gpu(tmp_path):
     done = check(tmp_path / "out")
     assert done.returncode == 2 and not (tmp_path / "out").exists()
-    assert "no GPU" in done.stderr
+    assert "no usable GPU" in done.stderr
 
 
 @pytest.mark.slow

@@ -27,9 +27,9 @@ def test_chunks_and_backends_give_the_same_metrics(monkeypatch, backend, same):
     gallery, labels = clusters(700, 4)
     gallery[100:200] = gallery[300:400]
     query, query_labels = (gallery, labels) if same else clusters(90, 4, seed=1)
-    whole = retrieval_metrics(query, query_labels, gallery, labels, (1, 5), same=same, backend="torch")
+    whole = retrieval_metrics(query, query_labels, gallery, labels, (1, 5), exclude_self=same, backend="torch")
     monkeypatch.setattr(search_module, "CHUNK_VALUES", 20_000)
-    parts = retrieval_metrics(query, query_labels, gallery, labels, (1, 5), same=same, backend=backend)
+    parts = retrieval_metrics(query, query_labels, gallery, labels, (1, 5), exclude_self=same, backend=backend)
     assert parts == pytest.approx(whole, abs=2e-4)  # float32 rounds with the shape: near-equal neighbours may swap
     assert 0.3 < whole["r_precision"] < whole["recall@1"] < whole["recall@5"] <= 1  # chance: 0.25
     assert whole["map@r"] < whole["r_precision"]
@@ -38,10 +38,10 @@ def test_chunks_and_backends_give_the_same_metrics(monkeypatch, backend, same):
 def test_a_perfect_and_a_useless_embedding():
     labels = torch.arange(40) // 4
     perfect = F.one_hot(labels).float()
-    best = retrieval_metrics(perfect, labels, perfect, labels, (1, 3), same=True)
+    best = retrieval_metrics(perfect, labels, perfect, labels, (1, 3), exclude_self=True)
     assert [best[name] for name in ("recall@1", "recall@3", "map@r", "r_precision")] == [1.0] * 4
     shifted = F.one_hot((labels + 1) % 10).float()  # each query sees the class beside its own
-    worst = retrieval_metrics(shifted, labels, perfect, labels, (1, 4), same=False)
+    worst = retrieval_metrics(shifted, labels, perfect, labels, (1, 4), exclude_self=False)
     assert [worst[name] for name in ("recall@1", "recall@4", "map@r", "r_precision")] == [0.0] * 4
 
 
@@ -57,7 +57,7 @@ search.CHUNK_VALUES = 2**19
 g = torch.Generator().manual_seed(0)
 def run(n):
     z = torch.nn.functional.normalize(torch.randn(n, 4, generator=g), dim=1)
-    retrieval_metrics(z, torch.arange(n) % 500, z[:1500], torch.arange(1500) % 500, (1000,), same=False)
+    retrieval_metrics(z, torch.arange(n) % 500, z[:1500], torch.arange(1500) % 500, (1000,), exclude_self=False)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 small, large = run(1_500), run(6_000)
 assert large - small < 60, (small, large)
@@ -105,7 +105,7 @@ def test_metrics_equal_the_definition_with_duplicates_and_lonely_queries(backend
     if not same:
         query[:3] = gallery[[5, 0, 7]]
     ranks = (1, 2, 4, 10)
-    ours = retrieval_metrics(query, query_labels, gallery, labels, ranks, same=same, backend=backend)
+    ours = retrieval_metrics(query, query_labels, gallery, labels, ranks, exclude_self=same, backend=backend)
     expected = by_definition(query, query_labels, gallery, labels, ranks, same)
     for name, value in expected.items():
         assert ours[name] == pytest.approx(value, abs=1e-9), name
@@ -125,7 +125,7 @@ def test_metrics_equal_pytorch_metric_learning(same):
     theirs = AccuracyCalculator(include=names, k="max_bin_count", device=torch.device("cpu")).get_accuracy(
         query, query_labels, gallery, labels, ref_includes_query=same
     )
-    ours = retrieval_metrics(query, query_labels, gallery, labels, (1,), same=same)
+    ours = retrieval_metrics(query, query_labels, gallery, labels, (1,), exclude_self=same)
     assert [ours["recall@1"], ours["r_precision"], ours["map@r"]] == pytest.approx(
         [theirs[name] for name in names], abs=1e-9
     )
@@ -134,9 +134,9 @@ def test_metrics_equal_pytorch_metric_learning(same):
 def test_k_larger_than_the_gallery_and_no_match_at_all():
     z, labels = vectors(5), torch.arange(5)
     with pytest.raises(UserError, match="only 4 images beside the query"):
-        retrieval_metrics(z, labels, z, labels, (5,), same=True)
+        retrieval_metrics(z, labels, z, labels, (5,), exclude_self=True)
     with pytest.raises(UserError, match="no query"):
-        retrieval_metrics(z, labels, z, labels, (1,), same=True)
+        retrieval_metrics(z, labels, z, labels, (1,), exclude_self=True)
 
 
 @pytest.mark.parametrize("backend", ["faiss", "torch"])
@@ -151,22 +151,24 @@ def test_a_query_that_is_in_the_gallery_does_not_find_itself(backend, seed):
     own[::3] = -1
     query[::3] = vectors(7, seed=seed + 10)
     query_labels[3] = (labels[own[3]] + 1) % 9
-    found = retrieval_metrics(query, query_labels, gallery, labels, (1, 2, 49), own=own, backend=backend)
+    found = retrieval_metrics(query, query_labels, gallery, labels, (1, 2, 49), exclude=own, backend=backend)
     expected = by_definition(query, query_labels, gallery, labels, (1, 2, 49), False, own)
     assert {name: found[name] for name in expected} == pytest.approx(expected)
     with pytest.raises(UserError, match="--rank 50.* at most 49"):
-        retrieval_metrics(query, query_labels, gallery, labels, (50,), own=own)
+        retrieval_metrics(query, query_labels, gallery, labels, (50,), exclude=own)
     nobody = torch.full_like(own, -1)
-    assert retrieval_metrics(query, query_labels, gallery, labels, (50,), own=nobody)["recall@50"] <= 1
+    assert retrieval_metrics(query, query_labels, gallery, labels, (50,), exclude=nobody)["recall@50"] <= 1
 
 
 def test_each_k_counts_once_and_in_order():
     query, labels = vectors(6), torch.tensor([0, 0, 1, 1, 2, 2])
-    metrics = retrieval_metrics(query, labels, query, labels, (2, 1, 1, 2, 2), same=True)
+    metrics = retrieval_metrics(query, labels, query, labels, (2, 1, 1, 2, 2), exclude_self=True)
     assert [name for name in metrics if name.startswith("recall")] == ["recall@1", "recall@2"]
     assert metrics["recall@1"] <= metrics["recall@2"] <= 1
-    assert metrics == retrieval_metrics(query, labels, query, labels, (1, 2), same=True)
-    without = retrieval_metrics(query, labels, query, labels, (), same=True)
+    assert metrics == retrieval_metrics(query, labels, query, labels, (1, 2), exclude_self=True)
+    for old in (dict(same=True), dict(own=torch.arange(len(query)))):  # accepted for one release
+        assert metrics == retrieval_metrics(query, labels, query, labels, (1, 2), **old)
+    without = retrieval_metrics(query, labels, query, labels, (), exclude_self=True)
     assert without["map@r"] == metrics["map@r"] and "recall@1" not in without
 
 

@@ -1,1 +1,1 @@
-"""What each image format looks like inside, and Pillow for whatever DALI does not decode alike."""
+"""Image formats: structure checks, and Pillow for formats that DALI decodes differently."""

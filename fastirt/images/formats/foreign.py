@@ -1,4 +1,4 @@
-"""Names for files that are not images we read, so that a refusal says what they are."""
+"""Names of unsupported file formats, for error messages."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _HEIF = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
 
 def kind_of(data: bytes) -> str:
-    """What a file is that cannot be read as an image, in a few words."""
+    """The format of a file that is no supported image, such as "PDF" or "broken TIFF"."""
     if data[:4] == b"RIFF" and data[8:12] in _RIFF:
         return _RIFF[data[8:12]]
     if data[4:8] == b"ftyp":
@@ -69,7 +69,7 @@ def kind_of(data: bytes) -> str:
 def _iso_media(data: bytes) -> str:
     brand = data[8:12]
     if brand in (b"avif", b"avis"):
-        return "AVIF, which is broken or needs a newer Pillow"
+        return "AVIF that is broken or needs a newer Pillow"
     if brand in _HEIF:
         return "HEIC: install pillow-heif to read it"
     if brand == b"crx ":
@@ -78,7 +78,7 @@ def _iso_media(data: bytes) -> str:
 
 
 def _text_kind(start: bytes) -> str:
-    """A kind of text, or "" for binary data."""
+    """The kind of a text file, or "" for binary data."""
     if b"\0" in start.removeprefix(b"\xff\xfe").removeprefix(b"\xfe\xff")[::2] and b"\0" in start[1::2]:
         return ""
     lowered = start.lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n").lower().replace(b"\0", b"")
@@ -96,5 +96,5 @@ def _is_utf8(data: bytes) -> bool:
     try:
         data.decode()
     except UnicodeDecodeError as error:
-        return len(data) - error.start < 4  # a character cut by the end
+        return len(data) - error.start < 4  # the last character may be cut off
     return True

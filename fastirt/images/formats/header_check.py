@@ -1,8 +1,9 @@
-"""Is this a whole image? Judged from its structure, before a decoder sees it.
+"""Checks the structure of an encoded image before a decoder reads it.
 
-DALI reads the headers of a batch in parallel, and one that it rejects can bring the process down, so nothing unchecked may
-reach it. (What fails later, in decoding, is an ordinary exception.) The check reads headers, lengths and end markers, about
-15 µs for a JPEG. Formats that DALI does not get are opened by Pillow, which reads their header.
+DALI reads the headers of a batch in parallel, and a header that it rejects can crash the process,
+so every image is checked first. (Errors in later decoding are ordinary exceptions.) The check reads
+headers, lengths and end markers, in about 15 µs for a JPEG. Pillow opens the formats that never
+reach DALI.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from fastirt.images.formats.png_webp_bmp import parse_bmp, parse_png, parse_webp
 from fastirt.images.formats.structure import Broken, Structure
 
 MAX_PIXELS = 64 * 2**20  # a 20,000 × 20,000 image takes 15 s and 6 GB to decode
-MAX_SIDE = 65_500  # libjpeg's own limit
-MAX_BYTES = 2**29  # of one file
+MAX_SIDE = 65_500  # pixels, the limit of libjpeg
+MAX_BYTES = 2**29  # per file
 
 
 class BadImage(Exception):
-    """An image that cannot be used: `path` names it, `reason` says why in a few words."""
+    """An unusable image: its `path` and a short `reason`."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -30,7 +31,7 @@ class BadImage(Exception):
 
 
 class Undecodable(Exception):
-    """Some images of a batch passed the check and failed in the decoder: `reasons` maps batch position to reason."""
+    """Images that passed the check and failed in the decoder: batch position to reason."""
 
     def __init__(self, reasons: dict[int, str]) -> None:
         super().__init__(f"{len(reasons)} undecodable: {reasons}")
@@ -38,10 +39,16 @@ class Undecodable(Exception):
 
 
 def inspect(data: bytes | np.ndarray | memoryview, path: str = "") -> Structure:
-    """The structure of an encoded image; raises BadImage for anything that Pillow does not open, is not whole or too large.
+    """The structure of an encoded image, found without decoding or memory for pixels.
 
-    The format is told by content, never by file name. Bytes after the end of the image are tolerated. Nothing is decoded, and no
-    memory is taken for pixels.
+    The content decides the format, not the file name. Bytes after the end of the image are allowed.
+
+    Args:
+        data: the encoded image, (length,) uint8 or bytes.
+        path: its name in errors.
+
+    Raises:
+        BadImage: the image is truncated, too large, or no format that Pillow opens.
     """
     encoded = data if isinstance(data, bytes) else bytes(data)
     try:

@@ -1,4 +1,4 @@
-"""JPEG files: their segments, checked without decoding, and their orientation."""
+"""JPEG files: a check of their segments without decoding, and their orientation."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from fastirt.images.formats.structure import Broken, Structure
 
 _PAIR = struct.Struct(">H").unpack_from
 _HUFFMAN = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive
-_FOR_PILLOW = frozenset((0xC3, 0xC9, 0xCA, 0xCB))  # lossless, and arithmetic coding
+_FOR_PILLOW = frozenset((0xC3, 0xC9, 0xCA, 0xCB))  # lossless and arithmetic coding
 _HIERARCHICAL = frozenset((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF, 0xDE))
 _ARITHMETIC_CONDITIONING = 0xCC
 
 
 def parse_jpeg(data: bytes) -> Structure:
-    """Walks all segments and scans from SOI to EOI (ITU-T T.81, annex B). Raises Broken.
+    """Walk all segments and scans from SOI to EOI (ITU-T T.81, annex B). Raises Broken.
 
-    Not plain, although Pillow opens them: four components, which DALI takes for inverted inks where no Adobe marker says so;
-    three components that are RGB already; lossless and arithmetic coding.
+    Decoded by Pillow only (not `plain`): four components, because DALI inverts them even without an
+    Adobe marker; three components in RGB; lossless and arithmetic coding.
     """
-    at, end, frame, quantised, adobe_rgb = 2, len(data), None, False, False
-    stops: list[int] = []  # where a scan's data ends, in reverse; filled at the first scan
+    at, end, frame, has_tables, adobe_rgb = 2, len(data), None, False, False
+    stops: list[int] = []  # ends of scan data, last first; filled at the first scan
     metadata: list[tuple[int, int]] = []
     while True:
         if at + 2 > end:
@@ -48,13 +48,13 @@ def parse_jpeg(data: bytes) -> Structure:
                 raise Broken("JPEG with two frame headers")
             frame = marker, *_frame(data[at + 4 : stop])
         elif marker == 0xDB:
-            _quantisation(data[at + 4 : stop])
-            quantised = True
+            _quantization(data[at + 4 : stop])
+            has_tables = True
         elif marker == 0xC4:
             _huffman(data[at + 4 : stop])
         elif marker == 0xDA:
-            if frame is None or not (quantised or frame[0] in (0xC3, 0xCB)):
-                raise Broken("JPEG without a frame header" if frame is None else "JPEG without quantisation tables")
+            if frame is None or not (has_tables or frame[0] in (0xC3, 0xCB)):
+                raise Broken("JPEG without a frame header" if frame is None else "JPEG without quantization tables")
             _scan(data[at + 4 : stop], frame[3])
             stops = stops or _markers(data, stop)
             while stops and stops[-1] < stop:
@@ -70,15 +70,16 @@ def parse_jpeg(data: bytes) -> Structure:
             adobe_rgb = data[at + 4 : at + 9] == b"Adobe" and length >= 14 and data[at + 15] == 0
         elif marker in _HIERARCHICAL:
             raise Broken("JPEG with hierarchical coding, which is not supported")
-        elif marker < 0xDC and marker != _ARITHMETIC_CONDITIONING:  # reserved, SOI, restart outside of a scan
+        # Reserved markers, SOI, and restart markers outside a scan.
+        elif marker < 0xDC and marker != _ARITHMETIC_CONDITIONING:
             raise Broken(f"JPEG with a stray marker (byte {at})")
         at = stop
 
 
 def with_orientation(data: bytes, metadata: tuple[tuple[int, int], ...], orientation: int) -> bytes:
-    """The same JPEG with an EXIF block that holds the orientation alone (1: with none), in place of its own `metadata`.
+    """The JPEG with its `metadata` blocks replaced by an EXIF block with the orientation (1: none).
 
-    So every decoder that honours EXIF turns it alike, however odd its own blocks are.
+    So every decoder that honors EXIF turns it equally, however unusual the original blocks are.
     """
     pieces, at = [data[:2]], 2
     if orientation != 1:
@@ -99,12 +100,12 @@ def _structure(frame: tuple, adobe_rgb: bool, metadata: list[tuple[int, int]]) -
 
 
 def _markers(data: bytes, start: int) -> list[int]:
-    """Positions of all markers from `start` on, last first; a stuffed 0xFF and restart markers are part of a scan's data."""
+    """Positions of markers from `start` on, last first, without stuffing and restart markers."""
     body = np.frombuffer(data, np.uint8, offset=start)
-    found = np.flatnonzero(body[:-1] == 0xFF)
-    after = body[found + 1]
-    found = found[(after != 0) & (after != 0xFF) & ((after < 0xD0) | (after > 0xD7))]
-    return (found[::-1] + start).tolist()
+    positions = np.flatnonzero(body[:-1] == 0xFF)
+    after = body[positions + 1]
+    positions = positions[(after != 0) & (after != 0xFF) & ((after < 0xD0) | (after > 0xD7))]
+    return (positions[::-1] + start).tolist()
 
 
 def _scan(scan: bytes, components: list[int]) -> None:
@@ -118,7 +119,7 @@ def _frame(frame: bytes) -> tuple[int, int, list[int]]:
     """(height, width, names of the components)."""
     precision, height, width, count = struct.unpack_from(">BHHB", frame)
     if precision != 8:
-        raise Broken(f"JPEG with {precision} bits a channel, which is not supported: convert it to 8 bits")
+        raise Broken(f"JPEG with {precision} bits per channel, which is not supported: convert it to 8 bits")
     if count not in (1, 3, 4) or len(frame) != 6 + 3 * count:
         raise Broken("JPEG with a broken frame header")
     names = list(frame[6::3])
@@ -130,14 +131,14 @@ def _frame(frame: bytes) -> tuple[int, int, list[int]]:
     return height, width, names
 
 
-def _quantisation(tables: bytes) -> None:
+def _quantization(tables: bytes) -> None:
     at = 0
     while at < len(tables):
         if tables[at] >> 4 > 1 or tables[at] & 15 > 3:
-            raise Broken("JPEG with a broken quantisation table")
+            raise Broken("JPEG with a broken quantization table")
         at += 65 + 64 * (tables[at] >> 4)
     if at != len(tables):
-        raise Broken("JPEG with a broken quantisation table")
+        raise Broken("JPEG with a broken quantization table")
 
 
 def _huffman(tables: bytes) -> None:

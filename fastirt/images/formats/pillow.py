@@ -1,14 +1,15 @@
-"""Images by Pillow: opened safely, turned upright, and brought to 8-bit RGB.
+"""Images by Pillow: opened safely, turned upright, and converted to 8-bit RGB.
 
-The pixels are those of `Image.open(file).convert("RGB")`, with orientation "exif" those of `ImageOps.exif_transpose` before it.
-(TIFF is turned by Pillow itself while loading, whatever the orientation asked for.) Animations give their first frame, transparency is
-dropped. Where `convert` would cut off values, they are scaled instead:
+The pixels are those of `Image.open(file).convert("RGB")`, with orientation "exif" after
+`ImageOps.exif_transpose`. (Pillow always turns TIFF files while loading.) Animations give their
+first frame; transparency is dropped. Values that `convert` would clip are scaled instead:
 
-    16 bits a channel     value / 257, rounded: 65535 becomes 255 (colour: Pillow keeps the upper byte, at most 1 less)
-    12-bit grey (TIFF)    value · 255 / 4095
+    16 bits per channel   value / 257, rounded: 65535 becomes 255
+                          (color: Pillow keeps the upper byte, at most 1 less)
+    12-bit gray (TIFF)    value · 255 / 4095
     32-bit integers       the smallest of 255, 65535 and 2^31 - 1 that no value exceeds becomes 255
     floating point        likewise, of 1, 255 and 65535; NaN and infinity are 0
-    negative or larger    the image's own smallest value becomes 0, its largest 255
+    negative or larger    the smallest value of the image becomes 0, the largest 255
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ try:
 
     pillow_heif.register_heif_opener()
 except ImportError:
-    pass  # a HEIC file is then refused by name
+    pass  # HEIC files are rejected with a hint to install it
 
 _TGA_FOOTER = b"TRUEVISION-XFILE.\0"
-_START = 2**16  # bytes read to name a file, and to see through headers that lie
+_START = 2**16  # bytes read to identify a file and to check its header
 _ICON_SIDE = 1024
 
 TURNS = {
@@ -46,17 +47,18 @@ TURNS = {
 }
 SIDEWAYS = frozenset((5, 6, 7, 8))  # height and width change places
 
-Image.init()  # all plugins now: reading threads must not be the first to import them
-# Oddities in metadata and palettes would be printed once for each kind among the user's log lines.
+Image.init()  # imports all plugins now, because reading threads must not import them
+# Pillow's warnings about metadata and palettes would appear among the log lines.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# Raster formats that Pillow decodes by itself. Never EPS or WMF, which start other programs; none that is told by its name alone.
+# Raster formats that Pillow decodes itself and recognizes by content. Never EPS or WMF, which start
+# other programs.
 _SAFE = "JPEG PNG WEBP BMP GIF TIFF PPM AVIF HEIF JPEG2000 ICO PSD QOI DDS SGI PCX SUN DIB IM MSP XBM"
 FORMATS = tuple(name for name in _SAFE.split() if name in Image.OPEN)
 
 
 def open_image(source: bytes | BinaryIO) -> Image.Image:
-    """Opened and not decoded yet: `size` and metadata are known. Raises Broken for what is no image that we read."""
+    """Open without decoding: `size` and metadata are known. Raises Broken for unsupported files."""
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     end = file.seek(0, io.SEEK_END)
     file.seek(max(0, end - len(_TGA_FOOTER)))
@@ -79,7 +81,7 @@ def open_image(source: bytes | BinaryIO) -> Image.Image:
 
 
 def _start(file: BinaryIO) -> bytes:
-    """The first bytes; the file stays where it was."""
+    """The first bytes; keeps the file's position."""
     at = file.tell()
     file.seek(0)
     start = file.read(_START)
@@ -88,18 +90,18 @@ def _start(file: BinaryIO) -> bytes:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """1 to 8, as Pillow reads it from EXIF or XMP; 1 where there is none or it makes no sense."""
+    """1 to 8, as Pillow reads it from EXIF or XMP; 1 if it is missing or invalid."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
         return int(value) if value in TURNS else 1
-    except Exception:  # Pillow raises nearly anything on broken EXIF, which is no reason to lose the image
+    except Exception:  # Pillow raises nearly anything on broken EXIF; the image itself is usable
         return 1
 
 
 def upright_size(image: Image.Image, orientation: str) -> tuple[int, int]:
-    """(height, width) that `rgb` will have, from the header alone."""
+    """(height, width) of the result of `rgb`, from the header alone."""
     width, height = image.size
-    if image.format == "TIFF":  # `size` takes the tag into account already, XMP not yet
+    if image.format == "TIFF":  # `size` respects the tag already, but not XMP
         sideways = orientation_of(image) in SIDEWAYS and image.tag_v2.get(ExifTags.Base.Orientation) not in SIDEWAYS
     else:
         sideways = orientation == "exif" and orientation_of(image) in SIDEWAYS
@@ -107,7 +109,7 @@ def upright_size(image: Image.Image, orientation: str) -> tuple[int, int]:
 
 
 def rgb(image: Image.Image, orientation: str) -> Image.Image:
-    """The decoded image, 8-bit RGB; "exif": upright. Raises what Pillow raises."""
+    """The decoded 8-bit RGB image, upright for "exif". Raises any of Pillow's exceptions."""
     image.load()
     method = TURNS.get(orientation_of(image)) if orientation == "exif" else None
     scale = _full_scale(image)
@@ -119,7 +121,7 @@ def rgb(image: Image.Image, orientation: str) -> Image.Image:
 
 
 def lossless(image: Image.Image) -> bytes:
-    """An RGB image as a file that every decoder reads to the same pixels: BMP, or PNG where that would be large."""
+    """An RGB image as a lossless file: BMP, or PNG if it is large."""
     out = io.BytesIO()
     if image.width * image.height <= 2**20:
         image.save(out, "BMP")
@@ -129,7 +131,7 @@ def lossless(image: Image.Image) -> bytes:
 
 
 def _full_scale(image: Image.Image) -> tuple[float, float] | None:
-    """(value that becomes 0, value that becomes 255) for channels of more than 8 bits, else None."""
+    """(value that becomes 0, value that becomes 255) for channels above 8 bits, else None."""
     if image.mode.startswith("I;16"):
         twelve = image.format == "TIFF" and tuple(image.tag_v2.get(258, ())) == (12,)
         return 0, 4095 if twelve else 65535
@@ -143,12 +145,12 @@ def _full_scale(image: Image.Image) -> tuple[float, float] | None:
     return (0, fitting[0]) if fitting else (low, high)
 
 
-_ROWS = 2**20  # pixels converted at a time: an image is not held in double precision as a whole
+_BAND_PIXELS = 2**20  # converted at a time, so that no whole image is held in double precision
 
 
 def _bands(image: Image.Image) -> Iterator[tuple[int, np.ndarray]]:
-    """Bands of rows as float64 arrays without NaN and infinity."""
-    rows = max(1, _ROWS // image.width)
+    """(first row, float64 array) of bands of rows, with NaN and infinity as 0."""
+    rows = max(1, _BAND_PIXELS // image.width)
     for top in range(0, image.height, rows):
         band = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))), np.float64)
         yield top, np.nan_to_num(band, nan=0, posinf=0, neginf=0)
@@ -168,15 +170,15 @@ def _to_8_bits(image: Image.Image, low: float, high: float) -> np.ndarray:
 
 
 def _preview(image: Any, start: bytes) -> str | None:
-    """A camera's raw data in a TIFF: DNGVersion, CR2's mark, or a first image that is a reduced one (NewSubfileType)."""
-    reduced = image.tag_v2.get(254, 0)
+    """Problem of camera raw files: DNGVersion, CR2's mark, or a reduced first image."""
+    reduced = image.tag_v2.get(254, 0)  # NewSubfileType
     if 50706 in image.tag_v2 or start[8:10] == b"CR" or (isinstance(reduced, int) and reduced & 1):
-        return "camera RAW, which is not supported (its TIFF header shows a preview only)"
+        return "camera RAW, which is not supported (its TIFF header holds only a preview)"
     return None
 
 
 def _large_icon(image: Any, start: bytes) -> str | None:
-    """The images inside an icon have headers of their own, which Pillow believes."""
+    """Problem of icons whose inner images claim huge sizes, which Pillow does not check."""
     for entry in range(int.from_bytes(start[4:6], "little")):
         at = int.from_bytes(start[6 + 16 * entry + 12 : 6 + 16 * entry + 16], "little")
         image.fp.seek(at)
@@ -190,10 +192,11 @@ def _large_icon(image: Any, start: bytes) -> str | None:
 
 
 def _other_codestream(image: Any, start: bytes) -> str | None:
-    """A JPEG 2000 file says its size twice; OpenJPEG takes memory for the codestream's."""
+    """Problem of JPEG 2000 files with two sizes: OpenJPEG allocates the codestream's."""
     at = start.find(b"\xff\x4f\xff\x51")
     right, bottom, left, top = struct.unpack_from(">4I", start, at + 8)
     return None if at >= 0 and image.size == (right - left, bottom - top) else "JPEG 2000 with two sizes"
 
 
+# Checks of files that Pillow opens and that would be decoded wrongly or need too much memory.
 _TRAPS = {"TIFF": _preview, "ICO": _large_icon, "JPEG2000": _other_codestream}

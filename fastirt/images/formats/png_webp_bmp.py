@@ -1,4 +1,4 @@
-"""PNG, WebP and BMP files: their structure, checked without decoding."""
+"""PNG, WebP and BMP files: checks of their structure without decoding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _WEBP_ANIMATION, _WEBP_XMP, _WEBP_EXIF, _WEBP_ALPHA = 2, 4, 8, 16  # flags of a 
 
 
 def parse_png(data: bytes) -> Structure:
-    """Walks all chunks to IEND and verifies each checksum. Raises Broken. Not plain: 16 bits a channel, which DALI cuts off."""
+    """Walk all chunks to IEND and verify their checksums. Raises Broken.
+
+    Decoded by Pillow only (not `plain`): 16 bits per channel, which DALI truncates.
+    """
     header, seen, metadata = None, set(), []
     for kind, start, stop in png_chunks(data):
         if zlib.crc32(memoryview(data)[start + 4 : stop - 4]) != struct.unpack_from(">I", data, stop - 4)[0]:
@@ -31,14 +34,14 @@ def parse_png(data: bytes) -> Structure:
         if kind in _PNG_METADATA:
             metadata.append((start, stop))
         seen.add(kind)
-    height, width, depth, colour = header
-    if b"IDAT" not in seen or (colour == 3 and b"PLTE" not in seen):
+    height, width, depth, color_type = header
+    if b"IDAT" not in seen or (color_type == 3 and b"PLTE" not in seen):
         raise Broken("PNG without image data")
     return Structure(height, width, depth < 16, tuple(metadata))
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, start, stop) of each chunk, up to IEND. Raises Broken for a file that ends before it."""
+    """(kind, start, stop) of each chunk up to IEND. Raises Broken for a truncated file."""
     at = 8
     while True:
         if at + 12 > len(data):
@@ -54,21 +57,24 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def has_png_metadata(data: bytes) -> bool:
-    """Whether a PNG file has a chunk that may hold an orientation, also behind its pixels."""
+    """Whether a PNG file has a chunk that may hold an orientation, before or behind its pixels."""
     return any(kind in _PNG_METADATA for kind, _, _ in png_chunks(data))
 
 
 def _png_header(data: bytes, at: int) -> tuple[int, int, int, int]:
-    """(height, width, bits a channel, colour type)."""
-    width, height, depth, colour, compression, filtering, interlace = struct.unpack_from(">IIBBBBB", data, at)
-    if depth not in _PNG_DEPTHS.get(colour, ()) or compression or filtering or interlace > 1:
+    """(height, width, bits per channel, color type)."""
+    width, height, depth, color_type, compression, filtering, interlace = struct.unpack_from(">IIBBBBB", data, at)
+    if depth not in _PNG_DEPTHS.get(color_type, ()) or compression or filtering or interlace > 1:
         raise Broken("PNG with a broken header")
-    return height, width, depth, colour
+    return height, width, depth, color_type
 
 
 def parse_webp(data: bytes) -> Structure:
-    """Walks the chunks to the first frame. Raises Broken. Not plain: animations, and whatever has more behind the image, such as
-    EXIF: DALI's decoder reads on into it where a damaged image lacks bytes."""
+    """Walk the chunks to the first frame. Raises Broken.
+
+    Decoded by Pillow only (not `plain`): animations, and files with data such as EXIF after the
+    image, because DALI reads on into that data if a damaged image lacks bytes.
+    """
     stop = 8 + struct.unpack_from("<I", data, 4)[0]
     if stop > len(data):
         raise Broken("WebP cut off")
@@ -110,7 +116,11 @@ def _webp_structure(canvas: tuple[int, int] | None, flags: int, size: tuple[int,
 
 
 def parse_bmp(data: bytes) -> Structure:
-    """Raises Broken. Not plain: other headers than the usual 40 bytes, 16 bits, bit masks and run-length coding."""
+    """Check header, palette and length. Raises Broken.
+
+    Decoded by Pillow only (not `plain`): headers of other sizes than 40 bytes, 16 bits, bit masks
+    and run-length coding.
+    """
     offset, header = struct.unpack_from("<II", data, 10)
     if header == 12:
         width, height, planes, bits = struct.unpack_from("<HHHH", data, 18)
@@ -124,8 +134,8 @@ def parse_bmp(data: bytes) -> Structure:
         raise Broken("BMP with a broken header")
     if header != 40 or (bits, compression) not in ((1, 0), (4, 0), (8, 0), (24, 0), (32, 0)):
         return Structure(height, width, plain=False)
-    colours = struct.unpack_from("<I", data, 46)[0]
-    if colours > 256 or (bits <= 8 and (colours > 1 << bits or offset < 54 + 4 * (colours or 1 << bits))):
+    colors = struct.unpack_from("<I", data, 46)[0]
+    if colors > 256 or (bits <= 8 and (colors > 1 << bits or offset < 54 + 4 * (colors or 1 << bits))):
         raise Broken("BMP with a broken palette")
     if offset < 54 or offset + (width * bits + 31) // 32 * 4 * height > len(data):
         raise Broken("BMP cut off")

@@ -1,4 +1,4 @@
-"""What the structure of an encoded image says before it is decoded."""
+"""The structure of an encoded image, known before it is decoded."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from typing import NamedTuple
 
 
 class Structure(NamedTuple):
-    """height, width: in pixels, as stored.
-    plain: DALI decodes this kind of file, to the same pixels as Pillow.
-    metadata: (start, stop) of the blocks that may hold an orientation (EXIF, XMP); only for plain files."""
+    """The structure of an image.
+
+    Attributes:
+        height: pixels, as stored.
+        width: pixels, as stored.
+        plain: whether DALI decodes it to the same pixels as Pillow.
+        metadata: (start, stop) of the blocks with a possible orientation (EXIF, XMP), if plain.
+    """
 
     height: int
     width: int
@@ -17,9 +22,9 @@ class Structure(NamedTuple):
 
 
 class Broken(Exception):
-    """An image that cannot be used, and the reason."""
+    """An unusable image; the message is the reason."""
 
 
 def complaint(error: Exception, verb: str = "decoded") -> str:
-    """What a library says of an image, in one line: `cannot be decoded: …`."""
+    """A library's error in one line: `cannot be decoded: …`."""
     return " ".join(f"cannot be {verb}: {error}".split())[:200]

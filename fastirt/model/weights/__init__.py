@@ -1,1 +1,1 @@
-"""Weights of any origin into a timm model, and a model's weights into a file."""
+"""Load weights of any origin into a timm model, and write a model's weights to a file."""

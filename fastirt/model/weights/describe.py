@@ -1,4 +1,4 @@
-"""What a set of tensors looks like: the family by their names, the size by their shapes. For error messages alone."""
+"""The likely model of a set of tensors, by names and shapes; only for error messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BLOCK = re.compile(r"(?:^|\.)(?:blocks|resblocks|layers?|encoder_layer|h)[._](\d
 RESNETS = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 VIT_SIZES = {192: "ViT-Ti", 384: "ViT-S", 768: "ViT-B", 1024: "ViT-L", 1280: "ViT-H", 1408: "ViT-g", 1536: "ViT-g"}
 WIDTHS = ("cls_token", "class_token", "class_embedding", "pos_embed", "position_embedding", "positional_embedding")
-FAMILIES = (  # (family, a pattern that one of its names matches); the first that matches counts
+FAMILIES = (  # (family, a pattern of its tensor names); the first match counts
     ("a diffusion model", r"diffusion_model\.|up_blocks\.\d"),
     ("a SAM image encoder", r"image_encoder\.neck|(^|\.)neck\.\d.*weight|mask_decoder\."),
     ("a CLIP model with transformers' names", r"vision_model\.encoder\.layers\."),
@@ -37,10 +37,10 @@ FAMILIES = (  # (family, a pattern that one of its names matches); the first tha
 
 
 def describe_tensors(tensors: dict[str, Tensor]) -> str:
-    """For example `a DINOv2 ViT-L (embed_dim 1024, depth 24)`; for what nobody knows, its first names."""
+    """For example `a DINOv2 ViT-L (embed_dim 1024, depth 24)`; names of an unknown model."""
     family = next((name for name, pattern in FAMILIES if any(re.search(pattern, key) for key in tensors)), None)
     if family is None:
-        return f"no model known here (its names: {', '.join(list(tensors)[:3])})"
+        return f"an unknown model (its names: {', '.join(list(tensors)[:3])})"
     if family == "a ResNet":
         return _resnet(tensors)
     if "{vit}" not in family:
@@ -65,16 +65,16 @@ def _width(tensors: dict[str, Tensor]) -> Optional[int]:
 
 
 def _depth(tensors: dict[str, Tensor]) -> int:
-    """Blocks of the encoder; of CLIP's two towers, those of the visual one."""
+    """Number of blocks of the encoder, of the visual tower in CLIP."""
     names: Iterable[str] = [name for name in tensors if "decoder" not in name]
     names = [name for name in names if "visual" in name] or names
     return max((int(match[1]) for match in map(BLOCK.search, names) if match), default=-1) + 1
 
 
 def _resnet(tensors: dict[str, Tensor]) -> str:
-    found = [re.search(r"layer([1-4])\.(\d+)\.conv1\.weight$", name) for name in tensors]
+    matches = [re.search(r"layer([1-4])\.(\d+)\.conv1\.weight$", name) for name in tensors]
     counts = [0, 0, 0, 0]
-    for match in filter(None, found):
+    for match in filter(None, matches):
         counts[int(match[1]) - 1] = max(counts[int(match[1]) - 1], int(match[2]) + 1)
     size = RESNETS.get(tuple(counts))  # type: ignore[call-overload]
     if size == 34 and any(name.endswith("layer1.0.conv3.weight") for name in tensors):

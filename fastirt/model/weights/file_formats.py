@@ -1,4 +1,4 @@
-"""Tensors out of checkpoint files of any common format, recognised by content; no code that a file names is run."""
+"""Tensors from checkpoints of any common format, detected by content; runs none of their code."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from fastirt.errors import UserError, first_line
 
-MAX_DEPTH = 16  # of dicts in dicts
-PICKLES = 5  # a file of torch before 1.6 begins with this many
+MAX_DEPTH = 16  # of nested dicts
+PICKLES = 5  # at the start of a file written by torch before 1.6
 REMEDY = "use a .safetensors or .pth file of tensors"
-FOREIGN = {  # first bytes of files that are often taken for weights
+FOREIGN = {  # first bytes of files that are often mistaken for weights
     b"version https://git-lfs": "a Git LFS pointer, not the file itself: run `git lfs pull`",
     b"<": "a web page or XML: download the file again",
     b"{": "JSON text",
@@ -37,10 +37,10 @@ FOREIGN = {  # first bytes of files that are often taken for weights
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a file, on the CPU, by its path through the file's dicts: {"model": {"norm.bias": t}} gives `model.norm.bias`.
+    """All CPU tensors of a file by path: {"model": {"norm.bias": t}} holds `model.norm.bias`.
 
-    Takes safetensors, torch's zip and older formats (loaded with weights_only=True) and .npz, whatever the file's name.
-    Raises UserError for anything else, in one line that says what the file is.
+    Reads safetensors, torch's zip and older formats (with weights_only=True) and .npz, whatever the
+    file's name. Raises UserError for other content and names its format.
     """
     kind = file_kind(path)
     try:
@@ -54,16 +54,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise _unreadable(path, kind)
     except UserError:
         raise
-    except Exception as error:  # torch, pickle, zipfile and safetensors raise a dozen unrelated types for damaged files
+    except Exception as error:  # torch, pickle, zipfile and safetensors raise many unrelated types
         raise _unreadable(path, _reason(error)) from error
     tensors = {name: value for name, value in _flatten(loaded)}
     if not tensors:
-        raise UserError(f"--weights {path}: holds no tensors by name{_remark(loaded)}")
+        raise UserError(f"--weights {path}: holds no named tensors{_remark(loaded)}")
     return tensors
 
 
 def file_kind(path: Path) -> str:
-    """`safetensors`, `npz` or `torch`; for any other content, what it is, in words."""
+    """`safetensors`, `npz` or `torch`; for other content a description."""
     try:
         with open(path, "rb") as file:
             head = file.read(512)
@@ -77,7 +77,7 @@ def file_kind(path: Path) -> str:
         return _zip_kind(path)
     if head.startswith(b"\x80"):
         return "torch"
-    foreign = (words for start, words in FOREIGN.items() if head.lstrip().startswith(start))
+    foreign = (kind for start, kind in FOREIGN.items() if head.lstrip().startswith(start))
     return next(foreign, "damaged, or no file of weights")
 
 
@@ -102,7 +102,7 @@ def _load_npz(path: Path) -> dict[str, Tensor]:
 
 
 class Inert:
-    """What unpickling makes of every class and function that torch does not allow: keeps nothing, does nothing."""
+    """Stands for classes and functions that torch does not allow when unpickling; does nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
         return super().__new__(cls)
@@ -113,26 +113,27 @@ class Inert:
 
 
 class InertMapping:
-    """The same for subclasses of dict: torch fills in the items of plain and ordered dicts alone."""
+    """The same for subclasses of dict: torch fills in items only for plain and ordered dicts."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]
         return OrderedDict()
 
 
 def _load_torch(path: Path) -> Any:
-    """torch.load(weights_only=True) that tolerates arguments, configurations and numpy scalars beside the tensors.
+    """torch.load(weights_only=True) that ignores objects other than tensors, such as options.
 
-    Every name that the pickle mentions is mapped to an inert class, so nothing is imported; torch's own list of what
-    it rebuilds tensors with comes first, and its blocked modules (os, sys) stay refused.
+    Every name in the pickle is mapped to an inert class, so nothing is imported. torch's own list
+    of functions that rebuild tensors comes first, and its blocked modules (os, sys) stay blocked.
     """
     inert = [(InertMapping if name.lower().endswith("dict") else Inert, name) for name in _pickled_names(path)]
     with torch.serialization.safe_globals(inert), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of other pickle protocols and old storages; the result is checked
+        # torch warns about pickle protocols and old storages; the result is checked later.
+        warnings.simplefilter("ignore")
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _pickled_names(path: Path) -> set[str]:
-    """The classes and functions that a torch file's pickles mention, as `module.name`; reads opcodes, builds nothing."""
+    """The classes and functions named in a torch file's pickles, as `module.name`, by opcode."""
     names: set[str] = set()
     with open(path, "rb") as file:
         if file.read(2) == b"PK":
@@ -153,13 +154,17 @@ def _globals(stream: Any) -> Iterator[str]:
                 module, name = argument.split(" ", 1)
                 yield f"{module}.{name}"
                 module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
-                yield f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"  # torch renames some, as pickle does
-    except (ValueError, IndexError, UnicodeDecodeError):  # not a pickle from here on: torch.load says so
+                # Like pickle, torch renames some modules of Python 2.
+                yield f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
+    except (ValueError, IndexError, UnicodeDecodeError):  # no pickle; torch.load reports it
         return
 
 
 def _flatten(loaded: Any) -> Iterator[tuple[str, Tensor]]:
-    """(path, tensor) for each tensor in dicts with text keys. Each dict is visited once: a pickle may hold itself."""
+    """(path, tensor) for each tensor in nested dicts with text keys.
+
+    Each dict is visited once, because a pickle may contain itself.
+    """
     visited: set[int] = set()
     waiting = [("", loaded, 0)]
     while waiting:
@@ -169,7 +174,7 @@ def _flatten(loaded: Any) -> Iterator[tuple[str, Tensor]]:
                 yield path, value.detach()
         elif isinstance(value, (dict, list, tuple)) and id(value) not in visited and depth < MAX_DEPTH:
             visited.add(id(value))
-            if not isinstance(value, dict):  # models in a list, such as several averages
+            if not isinstance(value, dict):  # a list of models, such as several averages
                 value = {str(i): item for i, item in enumerate(value) if isinstance(item, dict)}
             items = [(f"{path}.{key}" if path else key, item) for key, item in value.items() if isinstance(key, str)]
             waiting.extend((name, item, depth + 1) for name, item in reversed(items))
@@ -187,7 +192,7 @@ def _remark(loaded: Any) -> str:
 def _reason(error: Exception) -> str:
     message = first_line(error)
     if "unsupported GLOBAL" in str(error):
-        return "asks to run code of the operating system's modules, which weights never need: delete it"
+        return "tries to run code of the operating system's modules, which weights never need: delete it"
     if "persistent_load" in message or "magic number" in message:
         return "a pickle that torch.save did not write"
     if "Unsupported operand" in str(error):

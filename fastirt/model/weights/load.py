@@ -1,4 +1,4 @@
-"""Files of weights into a timm model, and a model's weights into a file."""
+"""Load weights into a timm model from a file, and write a model's weights to a file."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fastirt.errors import UserError
 from fastirt.model.weights.describe import describe_model, describe_tensors
 from fastirt.model.weights.file_formats import file_kind, read_tensors
 from fastirt.model.weights.jax import is_jax, load_jax
-from fastirt.model.weights.match import Found, find_model, is_plain
+from fastirt.model.weights.match import Match, find_model, is_plain
 
 log = logging.getLogger("fastirt")
 
 HEADS = ("head.", "head_dist.", "fc.", "classifier.", "pre_logits.")
-UNUSED = (  # parts of pretraining that an encoder does not have; left out unless the model has them
+UNUSED = (  # parts used only in pretraining; skipped unless the model has them
     *("decoder.", "decoder_", "mask_token", "lm_head.", "dino_head.", "ibot_head.", "predictor.", "projector."),
     *("projection_head.", "attn_pool."),
 )
@@ -31,7 +31,7 @@ METADATA, LOADING = "fastirt", "load"
 
 
 def locate(path: Path) -> Path:
-    """The file of weights that a path means: itself, or of a run's folder its final model. Raises UserError if there is none."""
+    """The file of weights: `path`, or the final model of a run's folder. Raises UserError."""
     if path.is_dir():
         if (path / RUN_MODEL).is_file():
             return path / RUN_MODEL
@@ -44,40 +44,50 @@ def locate(path: Path) -> Path:
 
 
 def load_weights(vit: nn.Module, path: Path) -> None:
-    """Fill the timm model `vit` from a file, whatever wraps the weights, with timm's own conversion of official checkpoints.
+    """Fill a timm model from a checkpoint, whatever wraps the weights.
 
-    Averaged weights (EMA, teacher) are preferred. Classifier heads and parts of pretraining are left out. Position tables
-    and patch kernels of other sizes are resampled as timm does. The log says each of these. Raises UserError for an
-    unreadable file, for one of another model, and for any other missing, surplus, misshapen or non-finite tensor, by name.
+    Official checkpoints are converted by timm. Averaged weights (EMA, teacher) are preferred.
+    Classifier heads and parts of pretraining are skipped. Position embeddings and patch kernels of
+    other sizes are resampled by timm. The log names each of these.
+
+    Args:
+        vit: the model, without a classifier.
+        path: a file of any format that `read_tensors` reads, or a run's folder.
+
+    Raises:
+        UserError: the file is unreadable, holds another model or several, or has missing, surplus,
+            misshapen or non-finite tensors; the message names them.
     """
     path = locate(path)
     tensors = read_tensors(path)
     if is_jax(tensors):
         load_jax(vit, path, tensors)
         return
-    found = find_model(tensors, vit)
+    match = find_model(tensors, vit)
     expected = vit.state_dict()
-    fitting = sum(name in found.state and found.state[name].shape == value.shape for name, value in expected.items())
+    fitting = sum(name in match.state and match.state[name].shape == value.shape for name, value in expected.items())
     if 2 * fitting <= len(expected):
         raise UserError(
             f"--weights {path}: fits {fitting} of the {len(expected)} tensors of {describe_model(vit)}: "
-            f"it looks like {describe_tensors(tensors)}; choose the --model that it is of"
+            f"it looks like {describe_tensors(tensors)}; choose the --model that it fits"
         )
-    if found.rivals:
-        names = ", ".join([found.name, *found.rivals])
-        raise UserError(
-            f"--weights {path}: holds several models: {names}: save the one that is meant in a file of its own"
-        )
-    state = _without_unused(found, expected, path)
-    _check_state(state, expected, found, path)
-    _log_choices(state, found, path)
+    if match.rivals:
+        names = ", ".join([match.name, *match.rivals])
+        raise UserError(f"--weights {path}: holds several models: {names}: save one of them to a separate file")
+    state = _without_unused(match, expected, path)
+    _check_state(state, expected, match, path)
+    _log_choices(state, match, path)
     vit.load_state_dict(state)
 
 
 def write_model(
     state: dict[str, Tensor], path: Path, description: dict[str, Any], loading: Optional[str] = None
 ) -> None:
-    """The weights as plain timm loads them, with `description` (JSON values) and the line that loads them in the metadata; atomic."""
+    """Write the weights for timm as .safetensors, atomically. Raises UserError.
+
+    state: by timm's names. description: JSON values for the metadata. loading: the line of Python
+    that loads the file, for the metadata.
+    """
     metadata = {"format": "pt", METADATA: json.dumps(description)}
     if loading:
         metadata[LOADING] = loading
@@ -91,9 +101,10 @@ def write_model(
 
 
 def read_model_metadata(path: Path) -> dict[str, Any]:
-    """What `write_model` was told of a model, by flag name; empty for a file of other origin.
+    """The `description` that `write_model` stored, by option; empty for other files.
 
-    path: a file of any name and format, or a run's folder. Raises UserError if it is missing or cannot be read.
+    path: a file of any name and format, or a run's folder. Raises UserError if it is missing or
+    unreadable.
     """
     path = locate(path)
     if file_kind(path) != "safetensors" and path.suffix != ".safetensors":
@@ -108,22 +119,22 @@ def read_model_metadata(path: Path) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in described.items()}
 
 
-def _without_unused(found: Found, expected: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The state without classifier and pretraining parts; tells which were left out."""
-    heads = sorted(name for name in found.state if name.startswith(HEADS) and name not in expected)
+def _without_unused(match: Match, expected: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The state without classifier and pretraining parts; logs the skipped ones."""
+    heads = sorted(name for name in match.state if name.startswith(HEADS) and name not in expected)
     if heads:
         log.info("%s: classifier left out: %s", path, ", ".join(heads))
-    unused = [name for name in found.state if name.startswith(UNUSED) and name not in expected]
+    unused = [name for name in match.state if name.startswith(UNUSED) and name not in expected]
     if unused:
         log.info("%s: parts of pretraining left out: %s", path, _listed(unused))
-    return {name: value for name, value in found.state.items() if name not in {*heads, *unused}}
+    return {name: value for name, value in match.state.items() if name not in {*heads, *unused}}
 
 
-def _check_state(state: dict[str, Tensor], expected: dict[str, Tensor], found: Found, path: Path) -> None:
+def _check_state(state: dict[str, Tensor], expected: dict[str, Tensor], match: Match, path: Path) -> None:
     _refuse(path, "is missing", [name for name in expected if name not in state])
     _refuse(path, "has surplus", [name for name in state if name not in expected])
     misshapen = [
-        f"{name} {tuple(found.raw.get(name, state[name]).shape)} instead of {tuple(value.shape)}"
+        f"{name} {tuple(match.raw.get(name, state[name]).shape)} instead of {tuple(value.shape)}"
         for name, value in expected.items()
         if state[name].shape != value.shape
     ]
@@ -133,17 +144,17 @@ def _check_state(state: dict[str, Tensor], expected: dict[str, Tensor], found: F
         for name, value in state.items()
         if not is_plain(value) or value.is_floating_point() != expected[name].is_floating_point()
     ]
-    _refuse(path, "has no plain real numbers in", unusable, "save it as float32 tensors")
+    _refuse(path, "has no plain real numbers in", unusable, "save them as float32 tensors")
     _refuse(path, "has non-finite", [name for name, value in state.items() if not torch.isfinite(value).all()])
 
 
-def _log_choices(state: dict[str, Tensor], found: Found, path: Path) -> None:
-    if found.others:
-        log.info("%s: took %s; the file also holds %s", path, found.name, ", ".join(found.others))
-    elif found.averaged:
-        log.info("%s: took %s", path, found.name)
+def _log_choices(state: dict[str, Tensor], match: Match, path: Path) -> None:
+    if match.others:
+        log.info("%s: took %s; the file also holds %s", path, match.name, ", ".join(match.others))
+    elif match.averaged:
+        log.info("%s: took %s", path, match.name)
     for name, value in state.items():
-        source = found.raw.get(name)
+        source = match.raw.get(name)
         if source is None:
             continue
         is_patch_kernel = source.ndim == value.ndim and source.shape[2:] != value.shape[2:] and "embed" in name
@@ -152,9 +163,9 @@ def _log_choices(state: dict[str, Tensor], found: Found, path: Path) -> None:
 
 
 def _kind(value: Tensor) -> str:
-    """What is unusual about a tensor, such as `quantized qint8` or `sparse float32`."""
-    words = ["quantized"] * value.is_quantized + ["sparse"] * (value.layout != torch.strided)
-    return " ".join([*words, str(value.dtype).removeprefix("torch."), *["without data"] * value.is_meta])
+    """The unusual properties of a tensor, such as `quantized qint8` or `sparse float32`."""
+    properties = ["quantized"] * value.is_quantized + ["sparse"] * (value.layout != torch.strided)
+    return " ".join([*properties, str(value.dtype).removeprefix("torch."), *["without data"] * value.is_meta])
 
 
 def _refuse(path: Path, problem: str, names: list[str], remedy: str = "is it for another --model?") -> None:

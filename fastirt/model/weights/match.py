@@ -1,4 +1,4 @@
-"""Find a timm model's weights among the tensors of a checkpoint: under which prefix, and under whose names."""
+"""Find a timm model's weights among the tensors of a checkpoint, by prefix and names."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ import torch
 from torch import Tensor, nn
 
 MAX_PREFIX = 8  # parts of a prefix, as in module._orig_mod.model.backbone.
-AVERAGED = re.compile(r"(^|_)ema($|_)|^teacher(_|$)|^averaged(_|$)")  # a part of a prefix that names averaged weights
+# Parts of a prefix that mark averaged weights, and those that mark a copy of the main model.
+AVERAGED = re.compile(r"(^|_)ema($|_)|^teacher(_|$)|^averaged(_|$)")
 SECONDARY = re.compile(r"^(student|twin|target|momentum|key)(_|$)|^encoder_k$|^optimizer")
-BILINEAR = ("flexi", "radio")  # models whose tables timm resamples without antialiasing
+BILINEAR = ("flexi", "radio")  # models whose position embeddings timm resamples bilinearly
 
 
 @dataclass
-class Found:
+class Match:
     """A model's weights in a file."""
 
-    prefix: str  # what its names begin with in the file, "" or "…."
+    prefix: str  # of its names in the file, "" or ending in a dot
     raw: dict[str, Tensor]  # by the file's names without the prefix
     state: dict[str, Tensor]  # by timm's names, float32
-    others: list[str]  # what else in the file has the same names with other values
-    rivals: list[str]  # those of them that nothing ranks below this one
+    others: list[str]  # prefixes with the same names and other values
+    rivals: list[str]  # those of `others` with the same rank: the choice is ambiguous
 
     @property
     def name(self) -> str:
@@ -40,10 +41,10 @@ class Found:
         return _rank(self.prefix) == 0
 
 
-def find_model(tensors: dict[str, Tensor], vit: nn.Module) -> Found:
-    """The part of a file whose names, as timm converts them, match most of the model's.
+def find_model(tensors: dict[str, Tensor], vit: nn.Module) -> Match:
+    """The prefix whose names, converted by timm, match most names of the model.
 
-    Among equals averaged weights come first, and a student or a momentum copy last.
+    In a tie averaged weights come first, and a student or a momentum copy last.
     """
     expected = vit.state_dict()
     convert = conversion(vit)
@@ -59,25 +60,26 @@ def find_model(tensors: dict[str, Tensor], vit: nn.Module) -> Found:
     partial = [prefix for prefix in parts if _rank(prefix) == 0 and _rank(chosen) and scores[prefix] < best]
     others = [prefix for prefix in equals[1:] + partial if best and _differ(parts[chosen], parts[prefix])]
     rivals = [_shown(prefix) for prefix in others if _rank(prefix) == _rank(chosen)]
-    return Found(chosen, raw, _converted(convert, raw), [_shown(prefix) for prefix in others], rivals)
+    return Match(chosen, raw, _converted(convert, raw), [_shown(prefix) for prefix in others], rivals)
 
 
 def conversion(vit: nn.Module) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-    """timm's own conversion of official checkpoints for this model; for models without one the identity."""
+    """timm's conversion of official checkpoints for this model, or the identity."""
     architecture = (getattr(vit, "pretrained_cfg", None) or {}).get("architecture")
     home = timm.models.model_entrypoint(architecture).__module__ if architecture else type(vit).__module__
     convert = getattr(sys.modules[home], "checkpoint_filter_fn", None)
     if convert is None:
         return lambda state: state
     takes = inspect.signature(convert).parameters
-    options: dict[str, Any] = {"adapt_layer_scale": True} if "adapt_layer_scale" in takes else {}  # DeiT III's names
+    # DeiT III has other names for layer scale.
+    options: dict[str, Any] = {"adapt_layer_scale": True} if "adapt_layer_scale" in takes else {}
     if "antialias" in takes and any(word in (architecture or "") for word in BILINEAR):
         options |= {"interpolation": "bilinear", "antialias": False}
     return lambda state: convert(state, vit, **options)
 
 
 def _prefixes(tensors: dict[str, Tensor], at_least: int) -> list[str]:
-    """Each prefix that enough names share, the empty one first."""
+    """The empty prefix, and each prefix of at least `at_least` names."""
     counts: Counter[str] = Counter()
     for name in tensors:
         parts = name.split(".", MAX_PREFIX)[:-1]
@@ -90,12 +92,13 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _converted(convert: Callable[[dict[str, Tensor]], dict[str, Tensor]], part: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As timm converts it. What cannot be converted stays as it is, so that it is reported by its name and shape."""
+    """The tensors converted by timm. Inconvertible ones stay, to be reported by name and shape."""
     unconvertible = ("pos_embed", "patch_embed.proj.weight")
-    with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):  # timm prints where a model has no bias
+    # timm prints a line for missing biases.
+    with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
         for kept in ((), unconvertible[:1], unconvertible):
             state = {name: value for name, value in part.items() if name not in kept}
-            with contextlib.suppress(Exception):  # whatever tensors of unexpected shapes raise in there
+            with contextlib.suppress(Exception):  # timm raises many types for unexpected shapes
                 converted = {name: value for name, value in convert(state).items() if isinstance(value, Tensor)}
                 return converted | {name: part[name] for name in kept if name in part}
     return part
@@ -109,7 +112,7 @@ def _rank(prefix: str) -> int:
 
 
 def _differ(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Whether tensors of one name differ; parts with other names are the same model under a longer prefix."""
+    """Whether tensors of equal names differ; without common names it is one model."""
     common = [name for name in one if name in other]
     return bool(common) and not all(_same(one[name], other[name]) for name in common)
 
@@ -121,7 +124,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def is_plain(value: Tensor) -> bool:
-    """Whether it is a plain tensor of real numbers with its values at hand (not sparse, quantised, complex or on `meta`)."""
+    """Whether the tensor is dense, real and on the CPU: not sparse, quantized or complex."""
     plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
     return plain and not value.is_complex()
 

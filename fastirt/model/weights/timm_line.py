@@ -1,4 +1,4 @@
-"""The line of Python that loads a saved model in plain timm and gives the run's own descriptors."""
+"""The line of Python that loads a saved model in timm and computes the run's descriptors."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fastirt")
 
-NO_LINE = "no line of plain timm gives this run's descriptors: use `fastirt evaluate`, or the Encoder of fastirt"
-TOLERANCE = 1e-5
+NO_LINE = "no line of timm gives this run's descriptors: use `fastirt evaluate`, or the Encoder of fastirt"
+TOLERANCE = 1e-5  # of a descriptor's elements
 POOLINGS = {"cls": "token", "mean": "avg", "max": "max"}  # timm's names
 NORMS = ({}, {"fc_norm": False}, {"fc_norm": True}, {"use_fc_norm": False}, {"use_fc_norm": True})
 
 
 def loading_line(encoder: Encoder, path: Path) -> Optional[str]:
-    """`model = timm.create_model(…, checkpoint_path=path).eval(); z = F.normalize(…, dim=1)`, or None where no such line is exact.
+    """`model = timm.create_model(…, checkpoint_path=path).eval(); z = F.normalize(…, dim=1)`.
 
-    With `timm` and `torch.nn.functional as F` imported, and x (B, 3, S, S) normalised as the run normalised its images, z
-    (B, D) is what the encoder gives for x, to 1e-5. Depends on the architecture alone; leaves the random state as it was.
+    With `timm` and `torch.nn.functional as F` imported, and x (B, 3, S, S) normalized like the
+    run's images, z (B, D) equals the encoder's output within TOLERANCE. None if no such line
+    exists. Depends only on the architecture; does not change the random state.
     """
     config = dataclasses.replace(encoder.config, weights="scratch", drop=0.0, drop_path=0.0)
     try:
         recipe = _recipe(type(encoder), config, encoder.input_size)
-    except Exception as error:  # a run must not fail for want of advice
+    except Exception as error:  # a run must not fail because of this hint
         log.debug("loading line: %s", error)
         return None
     if recipe is None:
@@ -48,27 +49,29 @@ def loading_line(encoder: Encoder, path: Path) -> Optional[str]:
 
 @functools.lru_cache(maxsize=32)
 def _recipe(kind: type[Encoder], config: ModelConfig, input_size: int) -> Optional[tuple[dict[str, Any], str]]:
-    """Arguments of create_model and the expression of the descriptor: the first that agree with the encoder on random images.
+    """(arguments of create_model, descriptor expression) that agree with the encoder, or None.
 
-    Compared with one block instead of all, where the model takes `depth`, because large models take minutes on a CPU.
+    Compared on random images, with one block if the model takes `depth`, because large models take
+    minutes on a CPU.
     """
-    given = {"num_classes": 0, "img_size": input_size, **parse_kwargs(config.model_kwargs)}
+    arguments = {"num_classes": 0, "img_size": input_size, **parse_kwargs(config.model_kwargs)}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        shallow, vit = _shallow(config.model, given)
-        for parameter in vit.parameters():  # initial values hide differences: tokens are zero, norms the identity
+        shallow, vit = _shallow(config.model, arguments)
+        # Initial values hide differences: tokens are zero and norms the identity.
+        for parameter in vit.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
         images = torch.randn(2, 3, input_size, input_size)
         expected = kind(vit, config, input_size).eval()(images)
         for changes, descriptor in _candidates(vit, config):
             if _agrees(config.model, {**shallow, **changes}, vit, descriptor, images, expected) and _same_tensors(
-                config.model, given, changes
+                config.model, arguments, changes
             ):
-                return {**given, **changes}, descriptor
+                return {**arguments, **changes}, descriptor
     return None
 
 
 def _candidates(vit: nn.Module, config: ModelConfig) -> Iterator[tuple[dict[str, Any], str]]:
-    """Plain calls of the model first, then tokens pooled in the line itself."""
+    """(changed arguments, expression): plain calls of the model first, then pooled tokens."""
     yield {}, "model(x)"
     if config.pooling in POOLINGS:
         for norm in NORMS:
@@ -86,12 +89,12 @@ def _candidates(vit: nn.Module, config: ModelConfig) -> Iterator[tuple[dict[str,
     yield {}, f"model.fc_norm(model.forward_features(x){pooled})"
 
 
-def _shallow(name: str, given: dict[str, Any]) -> tuple[dict[str, Any], nn.Module]:
-    """The model with one block, and its arguments; with all blocks where it does not take `depth`."""
+def _shallow(name: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], nn.Module]:
+    """(arguments, model) with one block, or with all blocks if the model does not take `depth`."""
     try:
-        return {**given, "depth": 1}, timm.create_model(name, **{**given, "depth": 1})
+        return {**arguments, "depth": 1}, timm.create_model(name, **{**arguments, "depth": 1})
     except Exception:
-        return given, timm.create_model(name, **given)
+        return arguments, timm.create_model(name, **arguments)
 
 
 def _agrees(
@@ -100,17 +103,19 @@ def _agrees(
     try:
         model = timm.create_model(name, **kwargs).eval()
         model.load_state_dict(vit.state_dict(), strict=True)  # as checkpoint_path does
-        z = eval(_unit(descriptor), {"model": model, "x": images, "F": F})  # text of this file alone
-    except Exception:  # the model does not take these arguments, or has other tensors then
+        z = eval(_unit(descriptor), {"model": model, "x": images, "F": F})  # only text of this file
+    except Exception:  # the model does not take these arguments, or its tensors differ
         return False
     return z.shape == expected.shape and bool((z - expected).abs().max() <= TOLERANCE)
 
 
-def _same_tensors(name: str, given: dict[str, Any], changes: dict[str, Any]) -> bool:
-    """Whether the whole model keeps its tensors' names and shapes under these changes, so that a saved file fits."""
+def _same_tensors(name: str, arguments: dict[str, Any], changes: dict[str, Any]) -> bool:
+    """Whether the model's tensors keep names and shapes with `changes`, so that a file fits."""
     with torch.device("meta"):
-        ours, theirs = (timm.create_model(name, **kwargs).state_dict() for kwargs in (given, {**given, **changes}))
-    return {name: value.shape for name, value in ours.items()} == {name: v.shape for name, v in theirs.items()}
+        before, after = (
+            timm.create_model(name, **kwargs).state_dict() for kwargs in (arguments, {**arguments, **changes})
+        )
+    return {name: value.shape for name, value in before.items()} == {name: v.shape for name, v in after.items()}
 
 
 def _unit(descriptor: str) -> str:
