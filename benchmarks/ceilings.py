@@ -48,7 +48,8 @@ def ceilings(device: torch.device, quick: bool = False) -> dict[str, list[float]
         host = torch.empty(HOST_BYTES, dtype=torch.uint8, pin_memory=True)
         calls["h2d GB/s"] = lambda: target[:HOST_BYTES].copy_(host, non_blocking=True)
     timed = time_interleaved(calls, device, 3 if quick else 10)[0]
-    work = {"GB/s": 2 * source.numel() / 1e6, "h2d GB/s": HOST_BYTES / 1e6}  # over milliseconds: the rate
+    # over milliseconds: the rate
+    work = {"GB/s": 2 * source.numel() / 1e6, "h2d GB/s": HOST_BYTES / 1e6}
     work |= dict.fromkeys(("bf16", "tf32", "fp32"), 2 * side**3 / 1e9)
     rates: dict[str, list[float]] = {}
     for name, values in timed.items():

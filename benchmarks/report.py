@@ -13,7 +13,8 @@ from benchmarks.results import FOLDER, key, read
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 MODEL = "model (not measured)"  # the name of a predicted figure starts with it
 MODEL_NOTE = "Arithmetic: `predicted` in `benchmarks/parts/scaling.py` states the assumptions and takes these numbers."
-HEADLINES = ("step", "train", "input", "cache", "retrieval", "scaling")  # the other parts are folded
+# the other parts are folded
+HEADLINES = ("step", "train", "input", "cache", "retrieval", "scaling")
 RATES = ("GB/s", "TFLOP/s")  # of `extra`: each has a column where a part's figures have it
 
 

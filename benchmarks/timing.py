@@ -20,7 +20,8 @@ def reason(error: BaseException) -> str:
     """Why something was not run, in one line."""
     if isinstance(error, torch.OutOfMemoryError):
         return OUT_OF_MEMORY
-    name, message = type(error).__name__, first_line(error)  # the name again where there is no message
+    # the name again where there is no message
+    name, message = type(error).__name__, first_line(error)
     return name if message == name else f"{name}: {message}"
 
 

@@ -61,7 +61,8 @@ def run(args: argparse.Namespace, results: Results) -> None:
     else:
         rounds = run_interleaved(calls, device, args.repeats or (2 if args.quick else 7), steps=2)
         timed = {k: v if isinstance(v, str) else [1e3 * seconds for seconds in v.seconds] for k, v in rounds.items()}
-    operations = 7 * 2 * batch_size * args.heads * args.tokens**2 * args.dim  # two products forward, five backward
+    # two products forward, five backward
+    operations = 7 * 2 * batch_size * args.heads * args.tokens**2 * args.dim
     for name, values in timed.items():
         if isinstance(values, str):
             results.not_run("attention", name, values)

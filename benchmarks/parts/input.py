@@ -172,7 +172,8 @@ def _measure(
         extra: dict[str, Any] = {"bytes_a_picture": round(float(np.mean([len(data) for data in encoded[limit_name]])))}
         if name not in encoded and PUBLIC in medians:
             extra["times_public"] = medians[name] / medians[PUBLIC]
-        on_cpu = results.device.type != "cuda" or name not in ("fastirt files", "fastirt packed")  # DALI's GPU decoder
+        # DALI's GPU decoder
+        on_cpu = results.device.type != "cuda" or name not in ("fastirt files", "fastirt packed")
         limit = medians.get(limit_name) if on_cpu and name not in encoded else None
         results.add(
             figure_of(

@@ -174,7 +174,8 @@ def measure(size: int, layout: str, device: torch.device, args: argparse.Namespa
     try:
         outputs = [rank.communicate(timeout=300) for rank in ranks]
     except subprocess.TimeoutExpired:
-        failed = next((rank for rank in ranks if rank.poll()), None)  # the others may be waiting for it
+        # the others may be waiting for it
+        failed = next((rank for rank in ranks if rank.poll()), None)
         return _last_error_line(failed, failed.communicate()[1]) if failed else "took more than five minutes"
     finally:
         for rank in ranks:

@@ -97,7 +97,8 @@ def ours(changes: dict[str, Any], sizes: dict[str, Any], device: torch.device) -
     if transform is not None:
         transform(encoder)
     module = build_train_step(encoder, config, sizes["slots"], device, compile_options=inductor)
-    if "max_grad_norm" in module.optimizer.defaults:  # timm's LAMB: its own clipping off, as apex's is
+    # timm's LAMB: its own clipping off, as apex's is
+    if "max_grad_norm" in module.optimizer.defaults:
         module.optimizer.defaults["max_grad_norm"] = None
     stream = batches(sizes["input_size"], sizes["batch_size"], device)
     module(next(stream))

@@ -26,7 +26,8 @@ from fastirt.config.options import Config
 from fastirt.datasets import load_dataset
 from fastirt.model.build import build_encoder
 
-LOG_STEPS = 5  # steps between readings of the rate; the first two thirds of the readings are warm-up
+# steps between readings of the rate; the first two thirds of the readings are warm-up
+LOG_STEPS = 5
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,9 @@ class Crops:
 
 
 def draw_crops(seed: int, step: int, batch_size: int) -> Crops:
-    """Draws that are a function of (seed, step, position), whatever the batch size. Flips have p = 0.5."""
+    """Draws that are a function of (seed, step, position), whatever the batch size.
+
+    Flips have p = 0.5.
+    """
     draws = stream(seed, Purpose.CROPS, step).random((batch_size, 3))
     return Crops(draws[:, 0], draws[:, 1], draws[:, 2] < 0.5)

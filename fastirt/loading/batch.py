@@ -44,12 +44,16 @@ class ImageViews:
 
     @property
     def per_batch(self) -> Tensor:
-        """What differs from one batch to the next: the pixels if they are `owned`, else the picks."""
+        """What differs from one batch to the next: the pixels if they are `owned`, else the
+        picks.
+        """
         return self.pixels if self.owned else self.picks
 
     @property
     def images(self) -> Tensor:
-        """(B, S, S, 3) uint8 on the device: the memory of `pixels` if they are `owned`, else a copy."""
+        """(B, S, S, 3) uint8 on the device: the memory of `pixels` if they are `owned`, else a
+        copy.
+        """
         shape = (len(self), self.size, self.size, 3)
         if self.owned:
             return self.pixels.view(shape)

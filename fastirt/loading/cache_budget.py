@@ -34,7 +34,8 @@ def make_cache(
 ) -> ImageCache | None:
     """The cache that `--cache` asks for, or None. A collective call.
 
-    where: "device", "host", "none" or "auto": the device's memory if AUTO_MEMORY_FRACTION of what is
+    where: "device", "host", "none" or "auto": the device's memory if AUTO_MEMORY_FRACTION of what
+    is
         free there is enough, else the host's on the same condition, else none.
     source: the P images.
     device: that gathers the views.
@@ -98,7 +99,8 @@ def free_memory(place: str, device: torch.device) -> int:
                 for line in _text(f"{Path(limit).parent}/memory.stat").splitlines()
                 if "inactive_file" in line
             ]
-            cached_files = int(files[-1] if files else 0)  # the kernel frees these pages when needed
+            # the kernel frees these pages when needed
+            cached_files = int(files[-1] if files else 0)
             free = min(free, int(most) - int(now) + cached_files)
     return max(free, 0)
 

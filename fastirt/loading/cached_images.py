@@ -1,4 +1,6 @@
-"""Images from the decoded cache: images of a batch that are not in it yet are decoded into it first."""
+"""Images from the decoded cache: images of a batch that are not in it yet are decoded into it
+first.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,8 @@ class CachedImages:
     def fill(self, step: int) -> Iterator[int]:
         """Decode every image, in catalogue order, between `open` and `close`. A collective call.
 
-        Yields the number of rows done, after each `ahead` of them. step: named in reports of bad rows.
+        Yields the number of rows done, after each `ahead` of them. step: named in reports of bad
+        rows.
         """
         self.open()
         try:
@@ -110,7 +113,10 @@ class CachedImages:
         self._advance()
 
     def _keep(self, rows: list[int], encoded: dict[int, Encoded], step: int) -> set[int]:
-        """Decode rows into the cache. If some cannot be decoded, marks and returns them, and keeps none."""
+        """Decode rows into the cache.
+
+        If some cannot be decoded, marks and returns them, and keeps none.
+        """
         try:
             images = self.decoder.decode_whole([encoded[row] for row in rows])
         except Undecodable as error:

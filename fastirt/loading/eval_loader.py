@@ -53,8 +53,8 @@ class EvalLoader(BackgroundLoader):
         csv_path: a `bad_pictures.csv` that lists unreadable images; None: they are only logged.
         ranks: share the batches; all must call `agree` after the last one.
 
-        Raises UserError for impossible settings. Iterating raises it if more than `--max-bad` images
-        are unreadable.
+        Raises UserError for impossible settings. Iterating raises it if more than `--max-bad`
+        images are unreadable.
         """
         if batch_size < 1:
             raise UserError(f"--eval-batch-size {batch_size}: must be at least 1")

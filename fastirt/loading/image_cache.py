@@ -1,6 +1,7 @@
 """The decoded cache: each image of a split is decoded and resized once, then kept as uint8.
 
-A training view of an image is a crop of it, which the step copies with `fastirt.kernels.gather_views`.
+A training view of an image is a crop of it, which the step copies with
+`fastirt.kernels.gather_views`.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class ImageCache:
         self.widths = torch.from_numpy(np.ascontiguousarray(shapes[:, 1])).to(device)
 
     def put(self, row: int, image: Tensor) -> None:
-        """Start to copy an image (H, W, 3) uint8 into the cache; the caller waits and sets `valid[row]`.
+        """Start to copy an image (H, W, 3) uint8 into the cache; the caller waits and sets
+        `valid[row]`.
 
         Raises ValueError for another shape than `shapes[row]`.
         """

@@ -47,7 +47,10 @@ class ImageReader:
                 self._reading[row] = before[row] if row in before else self._pool.submit(self._read, row)
 
     def collect(self, rows: Iterable[int]) -> tuple[dict[int, Encoded], dict[int, str]]:
-        """Wait for submitted rows. Returns bytes and size by readable row, and the reason by bad row."""
+        """Wait for submitted rows.
+
+        Returns bytes and size by readable row, and the reason by bad row.
+        """
         encoded, failed = {}, {}
         for row in dict.fromkeys(rows):
             try:
@@ -75,7 +78,8 @@ class ImageDecoder:
     def open(self) -> None:
         """Create what `close` releases.
 
-        Call it from the consumer's thread: DALI must be imported before the background thread starts.
+        Call it from the consumer's thread: DALI must be imported before the background thread
+        starts.
         """
         size, orientation = self.input.input_size, self.input.orientation
         if self.input.loader == "pil":
@@ -140,7 +144,8 @@ class DecodedImages:
         self.decoder.open()
 
     def views(self, rows: np.ndarray, crops: Crops | None, step: int, following: np.ndarray) -> ImageViews | None:
-        """The images of `rows`, cropped and flipped; None if one of them is bad, which `bad` then knows.
+        """The images of `rows`, cropped and flipped; None if one of them is bad, which `bad` then
+        knows.
 
         rows: (B,) int64.
         crops: B draws; None: the centers, not flipped.

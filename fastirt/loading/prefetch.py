@@ -1,4 +1,6 @@
-"""Batches made in a background thread, on its own CUDA stream, a bounded number ahead of the step."""
+"""Batches made in a background thread, on its own CUDA stream, a bounded number ahead of the
+step.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ PREFETCH = 2  # batches ready ahead of the step
 
 
 class DeviceStream:
-    """The CUDA stream of background work; the model runs on another one. On a CPU it does nothing."""
+    """The CUDA stream of background work; the model runs on another one.
+
+    On a CPU it does nothing.
+    """
 
     def __init__(self, device: torch.device, pin_memory: bool = True) -> None:
         self.device, self.pin_memory = torch.device(device), pin_memory
@@ -44,7 +49,9 @@ class DeviceStream:
 
 
 class Images(Protocol):
-    """Where a loader's images come from: threads and decoders to open and close, and the bad rows."""
+    """Where a loader's images come from: threads and decoders to open and close, and the bad
+    rows.
+    """
 
     stream: DeviceStream
     bad: BadRows

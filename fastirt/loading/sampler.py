@@ -1,7 +1,7 @@
 """Which images make batch `step`: a pure function of (seed, step, set of bad images).
 
-A bad image is replaced by the next good one of an order that does not depend on the bad images. So a
-batch depends on which images are bad, and never on when that was found out: a resumed run and an
+A bad image is replaced by the next good one of an order that does not depend on the bad images. So
+a batch depends on which images are bad, and never on when that was found out: a resumed run and an
 uninterrupted one draw the same batches.
 """
 
@@ -19,7 +19,8 @@ from fastirt.errors import UserError
 class ShuffledStream:
     """Shuffled epochs as one endless stream, cut into full batches: none is short.
 
-    labels: (N,) int64. Position p of the stream is element p mod N of the permutation of epoch p // N.
+    labels: (N,) int64. Position p of the stream is element p mod N of the permutation of epoch p //
+    N.
     """
 
     def __init__(self, labels: np.ndarray, batch_size: int, seed: int) -> None:
@@ -69,7 +70,10 @@ class ClassBalanced:
         self._classes = np.array(sorted(self._members), np.int64)
 
     def batch(self, step: int, bad: Collection[int] = frozenset()) -> np.ndarray:
-        """(B,) int64 rows, class by class. Raises UserError if too few classes have an image left."""
+        """(B,) int64 rows, class by class.
+
+        Raises UserError if too few classes have an image left.
+        """
         needed = self.batch_size // self.m
         groups: list[np.ndarray] = []
         for label in stream(self.seed, Purpose.CLASSES, step).permutation(self._classes):

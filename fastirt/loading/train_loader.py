@@ -35,11 +35,12 @@ class TrainImages(Images, Protocol):
 
 
 class TrainLoader(BackgroundLoader):
-    """Batches of start_step, start_step + 1, … up to stop_step (exclusive), made in a background thread.
+    """Batches of start_step, start_step + 1, … up to stop_step (exclusive), made in a background
+    thread.
 
-    Batch `step` is a function of (seed, step, which images are bad). It depends neither on the number
-    of threads nor on start_step. Each rank gets its slice of the batch of all ranks. `train_loader`
-    builds a loader from the config of a run.
+    Batch `step` is a function of (seed, step, which images are bad). It depends neither on the
+    number of threads nor on start_step. Each rank gets its slice of the batch of all ranks.
+    `train_loader` builds a loader from the config of a run.
     """
 
     images: TrainImages
@@ -56,10 +57,9 @@ class TrainLoader(BackgroundLoader):
         """Nothing is read before the first iteration.
 
         sampler: draws the rows of each batch of all ranks; the crops are drawn with its seed.
-        images: turns rows into views of images, decoded for each batch or cached.
-        start_step: step of the first batch.
-        stop_step: the step after the last batch; None: endless.
-        class_names: by label, for messages; None: messages name the folder of a class's first image.
+        images: turns rows into views of images, decoded for each batch or cached. start_step: step
+        of the first batch. stop_step: the step after the last batch; None: endless. class_names: by
+        label, for messages; None: messages name the folder of a class's first image.
 
         Iterating raises UserError if more than `--max-bad` images are unreadable, or if too few are
         left for a batch.
@@ -93,7 +93,9 @@ class TrainLoader(BackgroundLoader):
             self._warn_of_empty_classes(lost)
 
     def _warn_of_empty_classes(self, lost: Iterable[int]) -> None:
-        """Name each class that has no readable image left after the loss of these rows, on rank 0."""
+        """Name each class that has no readable image left after the loss of these rows, on
+        rank 0.
+        """
         bad, labels = self.images.bad, self.sampler.labels
         if not bad.ranks.is_main:
             return

@@ -23,7 +23,8 @@ def make_momentum_encoder(encoder: Encoder) -> Encoder:
 def momentum_update(
     momentum_encoder: Encoder, encoder: Encoder, momentum: float, skip: Optional[Tensor] = None
 ) -> None:
-    """momentum_encoder <- momentum * momentum_encoder + (1 - momentum) * encoder (He et al. 2020, eq. 2).
+    """momentum_encoder <- momentum * momentum_encoder + (1 - momentum) * encoder (He et al. 2020,
+    eq. 2).
 
     Where the 0-d bool tensor `skip` is true nothing moves. No synchronization.
     """

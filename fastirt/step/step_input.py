@@ -1,4 +1,6 @@
-"""The step's input: static buffers on the device, so that a CUDA graph finds each batch at one address."""
+"""The step's input: static buffers on the device, so that a CUDA graph finds each batch at one
+address.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,12 @@ from fastirt.loading.batch import Batch, ImageViews
 
 
 class StepInput:
-    """`copy_batch`, outside a graph, takes a batch; `build_images`, inside it, makes the encoder's input.
+    """`copy_batch`, outside a graph, takes a batch; `build_images`, inside it, makes the encoder's
+    input.
 
-    images (B, 3, S, S) in channels-last memory and labels (B,) int64 keep their address as long as the
-    shape of the batch and its cache stay the same. On a GPU, so do the tensors that `build_images` reads.
+    images (B, 3, S, S) in channels-last memory and labels (B,) int64 keep their address as long as
+    the shape of the batch and its cache stay the same. On a GPU, so do the tensors that
+    `build_images` reads.
     """
 
     images: Tensor
@@ -28,7 +32,9 @@ class StepInput:
         self._layout: tuple[int, int, int | None] | None = None
 
     def copy_batch(self, batch: Batch) -> bool:
-        """Start to copy what differs from batch to batch; True if the buffers themselves are new."""
+        """Start to copy what differs from batch to batch; True if the buffers themselves are
+        new.
+        """
         views = batch.views
         layout = (len(batch), views.size, None if views.owned else views.pixels.data_ptr())
         moved = layout != self._layout
