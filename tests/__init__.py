@@ -1,4 +1,4 @@
-"""Tests of fastirt, in the folders of its packages; `python -m pytest` from the root of the repository."""
+"""Tests of fastirt in the folders of its packages: `python -m pytest` from the root."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What tests of several folders share: a tiny model, image folders, runs of the command line, and steps by hand."""
+"""A tiny model, image folders, runs of the command line, and steps by hand, for all tests."""
 
 from __future__ import annotations
 
@@ -139,7 +139,8 @@ def run_python(code: str, *arguments: object, timeout: float = 100) -> subproces
 
 
 def timm_model(file: Path | None = None, **changes) -> torch.nn.Module:
-    """The tiny model as plain timm makes and loads it, in another depth or with a head by `changes`."""
+    """The tiny model as plain timm makes and loads it, in another depth or with a head by
+    `changes`."""
     kwargs = {**dict(num_classes=0, img_size=16, **TINY_TIMM), **changes}
     return timm.create_model(TINY_MODEL, **kwargs, checkpoint_path=str(file or ""))
 

@@ -1,4 +1,4 @@
-"""Contenders compute the same, however fast: losses, the public recipe, variants of the model, float8."""
+"""Contenders compute the same: losses, the public recipe, variants of the model, float8."""
 
 import sys
 
@@ -66,7 +66,8 @@ class Points(torch.nn.Module):
 
 
 def test_the_public_recipe_computes_its_objective():
-    """Without a memory: its term counts each row's pair with itself where rounding leaves a loss, which ours never does."""
+    """Without a memory: its term counts each row's pair with itself where rounding leaves a loss,
+    which ours never does."""
     labels = torch.arange(12) // 3
     model = Points(12)
     z = torch.nn.functional.normalize(model.points[:, 0].detach(), dim=1)

@@ -1,4 +1,4 @@
-"""Figures by hand: bytes and operations, the model of many ranks, quantiles, launches, and calls that fail."""
+"""Figures by hand: operations, the model of many ranks, quantiles, launches, failing calls."""
 
 from types import SimpleNamespace
 
@@ -13,8 +13,8 @@ from tests.helpers import CPU
 
 
 def test_the_model_of_many_ranks_by_hand():
-    """Links of 1 and 0.1 GB/s, 10 MB of gradients, 1 MB to exchange, 3 rounds of 1 ms a hop in a node and 2 between; the backward hides two
-    thirds of a step."""
+    """Links of 1 and 0.1 GB/s, 10 MB of gradients, 1 MB to exchange, 3 rounds of 1 ms a hop in a
+    node and 2 between; the backward hides two thirds of a step."""
     links = dict(
         step_ms=30, gradient_bytes=1e7, exchange_bytes=1e6, rounds=3, link_gb_s=1, network_gb_s=0.1, link_latency_us=1000,
         network_latency_us=2000, gpus_per_node=2,
@@ -26,8 +26,9 @@ def test_the_model_of_many_ranks_by_hand():
 
 
 def test_bytes_and_operations_by_hand():
-    """N = 2, M = 3, D = 4, bf16: 5 vectors of 8 bytes with labels of 8 are read twice, 2 gradients of 8 bytes are written;
-    2 x 5 similarities of 4 products and 4 sums in each pass, and as many for the weighted sums."""
+    """N = 2, M = 3, D = 4, bf16: 5 vectors of 8 bytes with labels of 8 are read twice, 2 gradients
+    of 8 bytes are written; 2 x 5 similarities of 4 products and 4 sums in each pass, and as many
+    for the weighted sums."""
     assert loss.counts(2, 3, 4, 2) == (2 * 5 * 16 + 2 * 8, 3 * 10 * 8)
     moved, operations = loss.counts(64, 59551, 384, 2)
     assert operations == 6 * 64 * 59615 * 384

@@ -1,4 +1,4 @@
-"""What is made of results: comparisons that catch a slow-down, a table and plots from files alone."""
+"""Comparisons that catch a slow-down; a table and plots from result files alone."""
 
 import json
 import random

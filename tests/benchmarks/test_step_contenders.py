@@ -1,4 +1,4 @@
-"""Contenders of the step: what each is compiled with, how they take turns, and that they are let go."""
+"""Contenders of the step: how each is compiled, how they take turns, and their release."""
 
 import argparse
 import weakref
@@ -15,7 +15,8 @@ from tests.helpers import CPU, TINY_KWARGS
 
 @pytest.mark.compile
 def test_a_contender_with_options_of_the_compiler_is_compiled_with_them(monkeypatch):
-    """Two contenders of one shape share what dynamo has compiled, but not one with other options. Only inductor is left out."""
+    """Two contenders of one shape share what dynamo has compiled, but not one with other options.
+    Only inductor is left out."""
     seen = []
 
     def compile_fx(graph, inputs, config_patches, **_):
@@ -44,7 +45,8 @@ def test_optimisers_do_equal_work():
 
 @pytest.mark.slow
 def test_contenders_of_the_step_are_written_by_group_and_let_go(monkeypatch, tmp_path):
-    """As on a GPU: the waterfall in turns, then each other beside its last row, one at a time; what fails costs itself alone."""
+    """As on a GPU: the waterfall in turns, then each other beside its last row, one at a time; what
+    fails costs itself alone."""
     alive, order, made = weakref.WeakSet(), [], Results(tmp_path / "r.jsonl", CPU, LIMITS)
 
     class Call:

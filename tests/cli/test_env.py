@@ -1,4 +1,4 @@
-"""`fastirt env`: every package and the machine, a line each, also where something is missing or broken."""
+"""`fastirt env`: a line for each package and the machine, also where one is missing or broken."""
 
 import re
 

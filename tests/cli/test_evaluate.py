@@ -1,4 +1,4 @@
-"""`fastirt evaluate` of runs, model files and checkpoints, from any folder and on other images; `fastirt report`."""
+"""`fastirt evaluate` of runs, model files and checkpoints; `fastirt report`."""
 
 import json
 import os
@@ -26,7 +26,8 @@ def data(tmp_path):
 
 
 def test_a_run_is_evaluated_on_its_own_images_from_any_folder(data, tmp_path, monkeypatch):
-    """A relative --data-path and another data set of the same relative name in the folder of the evaluation."""
+    """A relative --data-path and another data set of the same relative name in the folder of the
+    evaluation."""
     monkeypatch.chdir(tmp_path / "a")
     assert train_short("data", "run", "--log-dir", "logs") == 0
     config = read_config(tmp_path / "a/run")
@@ -100,7 +101,8 @@ def test_an_evaluation_needs_no_training_split(data, tmp_path):
 
 
 def test_k_above_what_is_left_after_unreadable_images(data, tmp_path, caplog):
-    """The other metrics and a warning: of an evaluation, at the end of training, and when a run is resumed."""
+    """The other metrics and a warning: of an evaluation, at the end of training, and when a run is
+    resumed."""
     (data / "class05/0.jpg").write_bytes(b"")
     out, run, two = (tmp_path / name for name in ("out", "run", "two"))
     assert run_cli("evaluate", *folder_flags(data), *TINY, "--rank", "19", "--output-dir", out) == 0
@@ -126,7 +128,8 @@ def test_a_presets_k_that_the_gallery_cannot_hold_is_left_out(tmp_path, caplog, 
 
 
 def test_words_for_weights_are_no_files(data, tmp_path, monkeypatch, capsys):
-    """`scratch` where something is called so, `none`, and a home folder that the shell left alone."""
+    """`scratch` where something is called so, `none`, and a home folder that the shell left
+    alone."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "scratch").mkdir()
     assert train_short(data, "run", "--orientation", "stored") == 0

@@ -1,4 +1,4 @@
-"""What `fastirt` refuses about a run: each in one line that names the flag, the file or the difference."""
+"""What `fastirt` refuses about a run, in one line with the flag, the file or the difference."""
 
 import pytest
 
@@ -79,7 +79,8 @@ def test_another_data_set_of_the_same_size_is_not_resumed_on(trained_run, tmp_pa
 
 @pytest.mark.parametrize("flag", [(), ("--weights",)])
 def test_weights_of_another_model_are_refused(image_folder, trained_run, tmp_path, flag, capsys):
-    """Our file names its model: with another --model its depth and width would pass as that model's."""
+    """Our file names its model: with another --model its depth and width would pass as that
+    model's."""
     flags = [*folder_flags(image_folder), *"--model deit_small_patch16_224 --device cpu --output-dir".split()]
     assert run_cli("evaluate", *flag, trained_run / "model.safetensors", *flags, tmp_path / "other") == 2
     error = last_line(capsys)

@@ -1,4 +1,4 @@
-"""Training from outside: starts that fail, data without a test split, weights of another run, packed stores."""
+"""Starts that fail, data without a test split, weights of another run, packed stores."""
 
 import shutil
 
@@ -71,7 +71,8 @@ def test_without_a_test_split_all_of_it_trains_and_nothing_is_evaluated(data, tm
 
 @pytest.mark.parametrize("step", [0, 2])
 def test_tensorboard_that_cannot_be_written_never_ends_training(data, tmp_path, step, monkeypatch, caplog, capfd):
-    """Its folder goes away, and where it stood a file stands: the rest of the run is as if nothing had happened."""
+    """Its folder goes away, and where it stood a file stands: the rest of the run is as if nothing
+    had happened."""
     logs, row = tmp_path / "logs", RunLog.row
 
     def vanish(self, values):
@@ -126,7 +127,8 @@ def test_the_first_line_says_the_recipe(data, tmp_path, caplog):
 
 
 def test_a_packed_store_says_how_its_images_were_resized(data, tmp_path, caplog):
-    """Packed with another resize than the recipe's: the store's counts, with a warning; a named recipe is refused."""
+    """Packed with another resize than the recipe's: the store's counts, with a warning; a named
+    recipe is refused."""
     store, packed, files = (tmp_path / name for name in ("s.pack", "packed", "files"))
     shorter = "--resize shorter --resize-size 18 --input-size 16".split()
     assert run_cli("pack", store, *folder_flags(data), *shorter) == 0

@@ -1,4 +1,4 @@
-"""`fastirt train` end to end on a tiny model: what a run writes, what it learns, and how it stops."""
+"""`fastirt train` on a tiny model: what a run writes, what it learns, and how it stops."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Presets and flags: what is filled in, what contradicts, and the public re-implementation's command lines."""
+"""Presets and flags: values filled in, contradictions, and the command lines of the public code."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What holds for every data set: unmatched queries, the K of Recall@K, files that are there; and the demo set."""
+"""Every data set: unmatched queries, the K of Recall@K, missing files; and the demo set."""
 
 from __future__ import annotations
 

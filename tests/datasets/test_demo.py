@@ -1,4 +1,4 @@
-"""The demo set: the same bytes for the same arguments, whole or not at all, and no colour puzzle."""
+"""The demo set: the same bytes for the same arguments, whole or absent, and no colour puzzle."""
 
 import json
 import os

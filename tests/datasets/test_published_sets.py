@@ -1,4 +1,4 @@
-"""CUB-200, SOP and In-Shop on disk: layouts, splits, counts, and what the user is told when something is wrong."""
+"""CUB-200, SOP and In-Shop on disk: layouts, splits, counts and error messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folder layouts: splits by any name, what is no class folder, which splits a command needs, what is left out."""
+"""Folder layouts: names of splits, which folders are classes, which splits a command needs."""
 
 from __future__ import annotations
 

@@ -1,9 +1,13 @@
-"""Kills ranks of real jobs at random moments: `python -m tests.distributed.campaign --kills 20 --ranks 2 --out FILE`.
+"""Kills ranks of real jobs at random moments.
 
-A round is two jobs in one run folder. The first has no restarts: when a rank gets SIGKILL, anywhere between its first import and its last
-evaluation, the job must end within 60 seconds with an error that names it. The second goes on from there under --max-restarts and loses
-a rank as well: it must come back by itself, and end with the losses and, bit for bit, the weights of a run that nobody disturbed. Rounds take
-the memory whole and in shards in turn. Exit code 1 where any of this does not hold.
+Usage: python -m tests.distributed.campaign --kills 20 --ranks 2 --out FILE
+
+A round is two jobs in one run folder. The first has no restarts: when a rank gets SIGKILL, anywhere
+between its first import and its last evaluation, the job must end within 60 seconds with an error
+that names it. The second goes on from there under --max-restarts and loses a rank as well: it must
+come back by itself, and end with the losses and, bit for bit, the weights of a run that nobody
+disturbed. Rounds take the memory whole and in shards in turn. Exit code 1 where any of this does
+not hold.
 """
 
 from __future__ import annotations

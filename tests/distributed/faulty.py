@@ -1,8 +1,22 @@
-"""`fastirt`, in which one rank meets a fault: KIND STEP RANK, then fastirt's own arguments. On a restart (torchrun) all is well.
+"""`fastirt`, in which one rank meets a fault: KIND STEP RANK, then the arguments of `fastirt`.
 
-kill: SIGKILL after the step. term: SIGTERM to the job's agent; term-one: to itself. full: from that step on no file can grow past 64 KiB.
-weights, nan: one number of the rank's weights changes. ring: two rows of its memory change places. gone: the data folder is moved. From the start on - lr: another learning rate. seed: other
-weights. data: another data set, PATH-other. code: another version of fastirt.
+After a restart by torchrun there is no fault. After the step STEP:
+
+kill       SIGKILL
+term       SIGTERM to the agent of the job
+term-one   SIGTERM to the rank itself
+full       no file can grow past 64 KiB
+weights    one number of the rank's weights changes a little
+nan        one number of the rank's weights becomes NaN
+ring       two rows of its memory change places
+gone       the data folder is moved
+
+From the start on:
+
+lr         another learning rate
+seed       other weights
+data       another data set, PATH-other
+code       another version of fastirt
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A small training job: its command line, how it is started, and what two of its runs must agree in."""
+"""A small training job: its command, how it is started, and how two of its runs are compared."""
 
 import subprocess
 import sys
@@ -49,8 +49,8 @@ def curve(out: Path) -> list[dict]:
 
 
 def assert_same_curve(found: Path, expected: Path) -> None:
-    """Up to float32 rounding in another order of summation. The optimizer is SGD: AdamW amplifies rounding
-    threefold a step here, to 3e-3 of the loss after 20."""
+    """Up to float32 rounding in another order of summation. The optimizer is SGD: AdamW amplifies
+    rounding threefold a step here, to 3e-3 of the loss after 20."""
     ours, theirs = curve(found), curve(expected)
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     for a, b in zip(ours, theirs):

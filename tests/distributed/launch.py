@@ -66,7 +66,8 @@ def run(size: int, *command: str, timeout: float = 240, **environment: str) -> l
 def torchrun(
     size: int, *command: str, options: tuple[str, ...] = (), stdout: Any = subprocess.PIPE, **environment: str
 ) -> subprocess.Popen:
-    """A job under torchrun's agent; `command` is a script, or "-m" and a module, and its arguments."""
+    """A job under torchrun's agent; `command` is a script, or "-m" and a module, and its
+    arguments."""
     module = command[0] == "-m"
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}", *options]

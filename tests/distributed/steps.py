@@ -1,4 +1,5 @@
-"""Run by every rank: training steps of each variant on its slice of the same global batches; what came out goes to a file."""
+"""Run by every rank: training steps of each variant on its slice of the same global batches.
+Results go to a file."""
 
 import sys
 
@@ -32,7 +33,8 @@ SLOTS = 45  # no multiple of the batch, nor of the ranks
 
 
 def steps(name: str, ranks: Ranks, device: torch.device) -> dict[str, torch.Tensor]:
-    """On the CPU: losses of each step, first gradients; weights, momentum encoder and memory at the end, and how far training moved the weights."""
+    """On the CPU: losses of each step, first gradients; weights, momentum encoder and memory at the
+    end, and how far training moved the weights."""
     count = 6 if "fused" in name else STEPS  # Triton's interpreter is slow
     config = tiny_config(**{**dict(batch_size=16, seed=3, lr=3e-4), **VARIANTS[name]})
     torch.manual_seed(0)
@@ -54,7 +56,7 @@ def steps(name: str, ranks: Ranks, device: torch.device) -> dict[str, torch.Tens
 
 
 class OneOfMany(Ranks):
-    """One rank that does all that many do: a single GPU, or CPU, can tell whether the ways through NCCL or gloo work."""
+    """One rank that takes the code path of many: a single GPU or CPU can test NCCL or gloo."""
 
     is_distributed = True
 

@@ -156,7 +156,8 @@ def test_under_an_agent_a_second_signal_does_not_kill(monkeypatch):
 
 
 def test_what_a_restart_goes_on_from(tmp_path, monkeypatch):
-    """An attempt after the first goes on in its own job's folder, from that folder's newest checkpoint; nothing else changes."""
+    """An attempt after the first goes on in its own job's folder, from that folder's newest
+    checkpoint; nothing else changes."""
     ours, theirs, empty, source = (tmp_path / name for name in ("ours", "theirs", "empty", "source"))
     for folder, job in ((ours, "7"), (theirs, "8"), (source, "1")):
         (folder / "checkpoints").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Whole jobs under torchrun: the same run on any number of ranks, resumption on another number, faults of every kind."""
+"""Jobs under torchrun: one run on any number of ranks, resumption on another, and faults."""
 
 import re
 import shutil
@@ -13,7 +13,8 @@ from tests.helpers import assert_same_weights, read_log, read_metrics, write_spl
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory) -> Path:
-    """Images with two bad ones in the training split, one of them a class to itself, and one in the test split: 23 others there."""
+    """Images with two bad ones in the training split, one of them a class to itself, and one in the
+    test split: 23 others there."""
     root = write_splits(tmp_path_factory.mktemp("mixed"), (9, 6), (6, 4))
     for name in ("train/class03/2.jpg", "test/class02/1.jpg"):
         (root / name).write_bytes((root / name).read_bytes()[:200])
@@ -138,7 +139,8 @@ def test_a_disk_that_fills_up_leaves_the_previous_checkpoint(mixed, tmp_path):
 
 
 def test_a_data_folder_that_disappears_is_no_bad_image(runs, mixed, tmp_path):
-    """Without a cache every epoch reads; the run stops and, once the folder is back, goes on as if nothing had been."""
+    """Without a cache every epoch reads; the run stops and, once the folder is back, goes on as if
+    nothing had been."""
     data = Path(shutil.copytree(mixed, tmp_path / "data"))
     command = arguments(data, tmp_path / "run", "--cache", "none", "--resume")
     output = job(2, *faulty("gone", 7, 1, *command), code=1)

@@ -1,5 +1,5 @@
-"""Two agents of two ranks each on the loopback address, as `scripts/train.nodes.sh` and, with stand-ins for SLURM's own commands,
-`scripts/train.slurm.sh` start them."""
+"""Two agents of two ranks each on the loopback address, as `scripts/train.nodes.sh` and, with
+stand-ins for the commands of SLURM, `scripts/train.slurm.sh` start them."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Ranks on GPUs: NCCL eager, compiled and captured with one rank, and two ranks that share a GPU through gloo."""
+"""Ranks on GPUs: NCCL with one rank, and two ranks that share a GPU through gloo."""
 
 import pytest
 import torch

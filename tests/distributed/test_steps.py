@@ -1,4 +1,4 @@
-"""N ranks compute what one rank with the same global batch computes: losses, gradients, weights, momentum encoder, memory."""
+"""N ranks compute what one rank computes with the same global batch."""
 
 import pytest
 import torch
@@ -28,9 +28,11 @@ def alone():
 
 @pytest.mark.parametrize("size, names", [(2, ANYWHERE), (4, PLAIN)])
 def test_ranks_compute_what_one_computes(tmp_path, size, names, alone):
-    """Sums are taken in another order, so values differ by float32 rounding: measured 1e-6 of a loss, 8e-7 of a gradient's largest
-    element. Weights under SGD gather one rounding (2^-24 of a weight) a step, a random walk. AdamW divides by the gradient's own size, and
-    turns the rounding of tiny gradients into whole steps, so its weights are compared to how far training has moved them."""
+    """Sums are taken in another order, so values differ by float32 rounding: measured 1e-6 of a
+    loss, 8e-7 of a gradient's largest element. Weights under SGD gather one rounding (2^-24 of a
+    weight) a step, a random walk. AdamW divides by the gradient's own size, and turns the rounding
+    of tiny gradients into whole steps, so its weights are compared to how far training has moved
+    them."""
     run(size, "-m", "tests.distributed.steps", str(tmp_path), "cpu", *names)
     everyone = [torch.load(tmp_path / f"{rank}-of-{size}.pt") for rank in range(size)]
     for name in names:
@@ -65,9 +67,10 @@ def test_ranks_compute_what_one_computes(tmp_path, size, names, alone):
 
 
 def wire_by_hand(ranks: int, one: dict[str, torch.Tensor], sharded: bool) -> int:
-    """Bytes that a rank of a batch of 16 sends and receives in a step without a momentum encoder: the labels, embeddings (48 floats), and eight sums
-    and counts with a distance and a neighbour a row, of each to each; in shards the gradients of each rank's rows from every other;
-    the weights' gradients by a ring, there and back."""
+    """Bytes that a rank of a batch of 16 sends and receives in a step without a momentum encoder:
+    the labels, embeddings (48 floats), and eight sums and counts with a distance and a neighbour a
+    row, of each to each; in shards the gradients of each rank's rows from every other; the weights'
+    gradients by a ring, there and back."""
     rows = 16 // ranks
     each = rows * 8 + rows * 48 * 4 + (8 + 2 * rows) * 8 + (rows * 48 * 4 if sharded else 0)
     gradients = sum(value.nbytes for key, value in one.items() if key.startswith("grad."))

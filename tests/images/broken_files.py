@@ -29,7 +29,8 @@ def swap(data: bytes, old: bytes, new: bytes) -> bytes:
 
 
 def broken_files() -> dict[str, bytes]:
-    """Kinds of broken file, by name. The last few pass any check of the structure and fail in the decoder alone."""
+    """Kinds of broken file, by name. The last few pass any check of the structure and fail in the
+    decoder alone."""
     jpeg, png, webp, bmp = encoded(), encoded("PNG"), encoded("WEBP"), encoded("BMP")
     body = jpeg.index(b"\xff\xda") + 14
     noise = np.random.default_rng(1).integers(0, 256, 800, dtype=np.uint8).tobytes()

@@ -1,4 +1,4 @@
-"""Images of more than 8 bits a channel, scaled alike by every reader; what Pillow decodes reaches DALI without loss."""
+"""More than 8 bits a channel, scaled alike by every reader; what Pillow decodes stays lossless."""
 
 import struct
 import zlib

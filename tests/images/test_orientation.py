@@ -1,4 +1,5 @@
-"""Orientation: upright as `ImageOps.exif_transpose` makes it, or as stored; by DALI, the plain twin, the cache and `pack` alike."""
+"""Orientation, upright or as stored: DALI, the plain twin, the cache and `pack` agree with
+Pillow."""
 
 import io
 import struct
@@ -106,7 +107,8 @@ def eight(tmp_path_factory):
 @needs_dali
 @pytest.mark.parametrize("orientation", ["exif", "stored"])
 def test_every_reader_turns_as_pillow_does(eight, tmp_path, orientation):
-    """No resize takes place: the shorter side has its target length. So the pixels are Pillow's, bit for bit."""
+    """No resize takes place: the shorter side has its target length. So the pixels are Pillow's,
+    bit for bit."""
     split, names, files = eight
     given = dict(orientation=orientation, resize="shorter", resize_size=20, input_size=20)
     expected = [upright(data, orientation) for data in files]

@@ -1,4 +1,4 @@
-"""`pack`: what is in the store, the same bytes for any number of workers, bad images, and interruptions."""
+"""`pack`: the content of a store, equal bytes for any number of workers, interruptions."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_bad_images_are_recorded_and_named(data, tmp_path, caplog):
     (data / "gallery" / "é 9.jpg").unlink()  # gone since the catalogue was read
     (data / "gallery" / "é 10.jpg").write_bytes(encode(Image.new("RGB", (1, 60_000)), "JPEG"))
     store = store_of(catalog, tmp_path / "s.pack", resize="shorter")
-    # é 4 is cut in its scan but well-formed: PIL decides, and either verdict must show in the store.
+    # é 4 is cut in its scan but well-formed: PIL decides, and its verdict must show in the store.
     rows = sorted(set(store.bad) - {4})
     assert rows == [0, 1, 2, 3, 9, 10]
     assert (store.index["length"][rows] == 0).all()

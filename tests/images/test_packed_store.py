@@ -1,4 +1,4 @@
-"""An open packed store: the data sets that it is of, options that must be its own, damage, and threads."""
+"""An open packed store: its data sets and options, damage, and reading threads."""
 
 from __future__ import annotations
 

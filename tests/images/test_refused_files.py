@@ -1,4 +1,4 @@
-"""Files that are no images, or would take too much memory: refused by name before a decoder sees them."""
+"""Files that are no images or would take too much memory are refused by name."""
 
 import resource
 import struct

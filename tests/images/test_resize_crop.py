@@ -39,7 +39,8 @@ def by_torchvision(image, config, x=None, y=None, flip=False):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("loader, mean, largest", [("pil", 0.03, 2), ("dali", 0.35, 12)])
 def test_geometry_equals_torchvision(resize, training, loader, mean, largest):
-    """Mean and largest difference in levels of 255. DALI rounds once where PIL rounds after each direction."""
+    """Mean and largest difference in levels of 255. DALI rounds once where PIL rounds after each
+    direction."""
     config = InputConfig(input_size=56, resize_size=64, resize=resize)
     images = [photo(h, w, seed=seed) for seed, (h, w) in enumerate(SIZES)]
     files = [encoded(image, "PNG") for image in images]
@@ -77,7 +78,8 @@ def decoded_twice(file, size, height, width):
 
 
 def test_leaving_out_a_resize_that_changes_nothing_changes_nothing():
-    """A batch that has its size already, as a packed store's, against the same images beside one that has not."""
+    """A batch that has its size already, as a packed store's, against the same images beside one
+    that has not."""
     files = [encoded(photo(64, 64 + 9 * i, seed=i), "PNG") for i in range(3)]
     sizes = np.array([[64, 64 + 9 * i] for i in range(3)])
     decoder = DaliDecoder(56, 4, 2, CPU)

@@ -1,4 +1,4 @@
-"""The decoded cache: the same batches as without it, each image decoded once, in the memory it was given."""
+"""The decoded cache: the same batches as without it, each image decoded once, within its memory."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Images to batches: the same for any threads, decoder and start, padded in evaluation, also of packed stores."""
+"""Batches are the same for any threads, decoder and start, and padded in evaluation."""
 
 import threading
 import time
@@ -103,7 +103,8 @@ def test_evaluation_is_in_order_with_a_padded_last_batch(image_folder):
 
 @pytest.mark.parametrize("batch_size", [1, 5, 7, 10, 23, 24, 25, 128])
 def test_evaluation_takes_the_smallest_batches_of_their_number(image_folder, batch_size):
-    """24 images: no more batches than with full ones, and less than one image of padding a batch."""
+    """24 images: no more batches than with full ones, and less than one image of padding a
+    batch."""
     catalog = load_dataset("folder", str(image_folder))
     config = tiny_input()
     loader = EvalLoader(catalog.query, batch_size=batch_size, input=config, device=CPU)

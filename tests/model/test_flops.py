@@ -9,7 +9,8 @@ from fastirt.model.flops import peak_flops, training_flops
 
 
 def test_operations_of_deit_small():
-    """4.61 GMAC forward, two operations each, three times that for a step: 27.7 G; biases and norms are not counted."""
+    """4.61 GMAC forward, two operations each, three times that for a step: 27.7 G; biases and norms
+    are not counted."""
     encoder = build_encoder(ModelConfig(model="deit_small_patch16_224", weights="scratch"), 224)
     assert training_flops(encoder) == pytest.approx(27.6e9, rel=0.005)
     assert training_flops(encoder, twin=True) * 3 == training_flops(encoder) * 4

@@ -1,4 +1,4 @@
-"""Weights of others: whatever wraps a model, which of several models is taken, official checkpoints, and what does not fit."""
+"""Weights of others: wrappings, files of several models, official checkpoints, misfits."""
 
 import logging
 from argparse import Namespace
@@ -122,7 +122,8 @@ def test_official_dinov2(tmp_path):
 
 
 def test_official_dinov2_with_registers(tmp_path):
-    """Its table has a place for the CLS token, which timm adds to the token itself, and its registers another name."""
+    """Its table has a place for the CLS token, which timm adds to the token itself, and its
+    registers another name."""
     torch.manual_seed(2)
     model = timm.create_model("vit_small_patch14_reg4_dinov2", img_size=56, num_classes=0, **SMALL)
     with torch.no_grad():
@@ -163,7 +164,8 @@ def test_a_whole_pickled_model_is_refused_unread(state, tmp_path):
 
 @pytest.mark.slow
 def test_training_goes_on_from_a_run_and_its_file_without_naming_the_model(image_folder, finished_run, tmp_path):
-    """A run's folder, its model file, and the file under a foreign name: the model comes from the file."""
+    """A run's folder, its model file, and the file under a foreign name: the model comes from the
+    file."""
     flags = [*folder_flags(image_folder), *f"--device cpu --num-workers 1 --rank 1 --loader {DECODER}".split()]
     train = ["train", *flags, *"--method irt-l --batch-size 8".split()]
     file = finished_run / "model.safetensors"

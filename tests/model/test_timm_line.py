@@ -1,4 +1,4 @@
-"""The printed line of plain timm gives the run's own descriptors, for each family of models and each pooling."""
+"""The printed line of plain timm gives the descriptors of the run, in every model family."""
 
 import pytest
 import timm

@@ -1,4 +1,4 @@
-"""Weights from files: every wrapping, heads left out, grids interpolated, and what is refused by name."""
+"""Weights from files: wrappings, heads left out, grids interpolated, refusals by name."""
 
 import logging
 import pickle

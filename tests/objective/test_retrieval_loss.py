@@ -1,4 +1,4 @@
-"""The objective: against pytorch-metric-learning, against the definition pair by pair, and at its edges."""
+"""The objective: against pytorch-metric-learning and the definition, and at its edges."""
 
 import math
 
@@ -14,7 +14,8 @@ from fastirt.objective.retrieval_loss import RetrievalLoss
 
 
 def batch(count=24, dim=16, classes=6, seed=0, spread=0.4):
-    """Unit vectors around class centres, so that positives and negatives lie on both sides of the margin."""
+    """Unit vectors around class centres, so that positives and negatives lie on both sides of the
+    margin."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
     centres = torch.randn(classes, dim, generator=generator)
@@ -159,7 +160,8 @@ def test_module_adds_the_parts_with_lambda():
 
 @pytest.mark.parametrize("contrastive", ["anchor_sum", "nonzero_mean"])
 def test_module_normalizes_unless_told_not_to(contrastive):
-    """Vectors of any length give the loss of their directions, and the gradient of a loss in one's own loop is through them."""
+    """Vectors of any length give the loss of their directions, and the gradient of a loss in one's
+    own loop is through them."""
     features, labels = batch()[0].detach() * 7, batch()[1]
     memory = features.flip(0) * torch.rand(len(features), 1).add(0.1)
     raw = features.clone().requires_grad_()

@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote still resumes, evaluates and loads: a run of three steps, its packed store and its images."""
+"""What version 0.1.0 wrote still resumes, evaluates and loads."""
 
 import tarfile
 from pathlib import Path

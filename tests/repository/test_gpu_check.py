@@ -1,4 +1,4 @@
-"""scripts/gpu_check.sh: without a GPU it says so; its flow and its summary with a Python that only pretends."""
+"""scripts/gpu_check.sh without a GPU, and its flow and summary with a fake Python."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Imports flow one way: a part of fastirt imports itself and parts below it, and no two modules import each other."""
+"""Imports flow one way: a part of fastirt imports itself and parts below it."""
 
 import ast
 from pathlib import Path
@@ -14,14 +14,16 @@ PARTS = (
 
 
 def modules() -> dict[str, Path]:
-    """Name without `fastirt.` to file; kernels have their folder beside fastirt's and import nothing of it."""
+    """Name without `fastirt.` to file; kernels have their folder beside fastirt's and import
+    nothing of it."""
     files = [file for file in ROOT.rglob("*.py") if "kernels" not in file.relative_to(ROOT).parts]
     names = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
     return {name: file for name, file in names.items() if name not in ("__init__", "__main__")}
 
 
 def imports(file: Path, known: dict[str, Path]) -> set[str]:
-    """Modules of fastirt that a file imports while it runs; what only type checkers see does not count."""
+    """Modules of fastirt that a file imports while it runs; what only type checkers see does not
+    count."""
     tree, found = ast.parse(file.read_text()), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":

@@ -127,7 +127,8 @@ def test_mean_and_std_are_the_models_or_imagenets():
 
 
 def test_evaluation_of_images_with_bad_ones_and_a_lonely_one(tmp_path, caplog):
-    """Images that cannot be read count for nothing; a class that loses its match joins the unmatched."""
+    """Images that cannot be read count for nothing; a class that loses its match joins the
+    unmatched."""
     write_images(tmp_path / "train", 2, 2)
     write_images(tmp_path / "test", 5, 4, seed=1)
     whole = evaluate(Pixels(), load_dataset("folder", str(tmp_path)), CONFIG, CPU, progress=False)

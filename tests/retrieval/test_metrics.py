@@ -1,4 +1,4 @@
-"""Metrics: against the definition and pytorch-metric-learning, with duplicates and ties, at their edges and at scale."""
+"""Metrics: against the definition and pytorch-metric-learning, at their edges and at scale."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,8 @@ def clusters(count, classes, dim=16, seed=0):
 @pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("backend", ["faiss", "torch"])
 def test_chunks_and_backends_give_the_same_metrics(monkeypatch, backend, same):
-    """Also with classes far larger than the largest K, and images that occur twice in different classes."""
+    """Also with classes far larger than the largest K, and images that occur twice in different
+    classes."""
     gallery, labels = clusters(700, 4)
     gallery[100:200] = gallery[300:400]
     query, query_labels = (gallery, labels) if same else clusters(90, 4, seed=1)
@@ -47,7 +48,8 @@ def test_a_perfect_and_a_useless_embedding():
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_queries_times_neighbours():
-    """6,000 queries x 1,000 neighbours are 72 MB of similarities and indices alone, and much more while reduced."""
+    """6,000 queries x 1,000 neighbours are 72 MB of similarities and indices alone, and much more
+    while reduced."""
     code = """
 import resource, torch
 torch.set_num_threads(1)
@@ -142,7 +144,8 @@ def test_k_larger_than_the_gallery_and_no_match_at_all():
 @pytest.mark.parametrize("backend", ["faiss", "torch"])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_query_that_is_in_the_gallery_does_not_find_itself(backend, seed):
-    """Some queries are gallery rows under another place, some are not; duplicates of theirs stay."""
+    """Some queries are gallery rows under another place, some are not; duplicates of theirs
+    stay."""
     rng = np.random.default_rng(seed)
     gallery, labels = vectors(50, seed=seed), torch.from_numpy(rng.integers(0, 9, 50))
     gallery[30:36] = gallery[5]

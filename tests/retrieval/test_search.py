@@ -1,4 +1,4 @@
-"""Exact search where rounding and copies could decide: larger galleries than the metrics' tests have."""
+"""Exact search: ties, copies and rounding, in parts, and with either backend."""
 
 import sys
 
@@ -14,7 +14,8 @@ from tests.retrieval.vectors import neighbours, vectors
 
 
 def with_copies(count, dim=384, seed=0):
-    """Unit vectors of which about a third are copies of others, and the set of copies each belongs to."""
+    """Unit vectors of which about a third are copies of others, and the set of copies each belongs
+    to."""
     gallery, rng = vectors(count, dim, seed), np.random.default_rng(seed)
     gallery[rng.integers(0, count, count // 3)] = gallery[rng.integers(0, count, count // 3)]
     return gallery, torch.from_numpy(np.unique(gallery.numpy(), axis=0, return_inverse=True)[1].ravel())
@@ -32,7 +33,8 @@ def by_definition(query, gallery, k, exclude_self):
 @pytest.mark.parametrize("backend", ["faiss", "torch"])
 @pytest.mark.parametrize("exclude_self", [True, False])
 def test_copies_stay_in_catalogue_order_however_the_backend_rounds(backend, exclude_self):
-    """FAISS's matrix product gives copies different similarities at this size, unless they are searched as one."""
+    """FAISS's matrix product gives copies different similarities at this size, unless they are
+    searched as one."""
     gallery, copy_of = with_copies(1000)
     similarities, indices = neighbours(gallery, gallery, 50, exclude_self=exclude_self, backend=backend)
     copies = copy_of[indices[:, 1:]] == copy_of[indices[:, :-1]]
@@ -53,7 +55,8 @@ def test_copies_stay_in_catalogue_order_however_the_backend_rounds(backend, excl
 @pytest.mark.parametrize("exclude_self", [True, False])
 @pytest.mark.parametrize("k", [1, 3, 20, 149])
 def test_ties_of_unequal_vectors_are_settled_at_every_place(backend, exclude_self, k, monkeypatch):
-    """Small whole numbers: products are exact, and many different vectors tie, also at the k-th place."""
+    """Small whole numbers: products are exact, and many different vectors tie, also at the k-th
+    place."""
     monkeypatch.setattr(search_module, "CHUNK_VALUES", 1000)
     gallery = torch.randint(-1, 2, (150, 4), generator=torch.Generator().manual_seed(k)).float()
     similarities, indices = neighbours(gallery, gallery, k, exclude_self=exclude_self, backend=backend)
@@ -72,7 +75,8 @@ def test_a_query_that_is_not_its_own_nearest_is_still_left_out():
 
 @pytest.mark.parametrize("backend", ["faiss", "torch"])
 def test_a_collapsed_model_is_measured_without_a_loop_over_queries(backend, monkeypatch):
-    """Everything ties: each query's neighbours are the first rows but its own, found a chunk at a time."""
+    """Everything ties: each query's neighbours are the first rows but its own, found a chunk at a
+    time."""
     calls, top = [], search_module._top
     monkeypatch.setattr(search_module, "_top", lambda *a: calls.append(1) or top(*a))
     gallery = F.normalize(torch.ones(2000, 16), dim=1)
@@ -102,7 +106,8 @@ def test_above_faiss_limit_on_a_gpu_torch_takes_over_and_says_so(monkeypatch, ca
 
 @pytest.mark.parametrize("parts", [2, 3, 5])
 def test_an_index_in_parts_finds_what_one_finds(parts):
-    """As over the GPUs of a node: each part has its stretch of the gallery, and rows are numbered through."""
+    """As over the GPUs of a node: each part has its stretch of the gallery, and rows are numbered
+    through."""
     gallery = vectors(1001, 384)
     one, several = search_module._Faiss(gallery, CPU), search_module._Faiss(gallery, CPU, parts)
     assert several.index.count() == parts
@@ -124,8 +129,8 @@ def test_products_are_float32_where_training_allows_tf32():
 
 
 def test_faiss_and_torch_share_a_process():
-    """Each brings an OpenMP of its own: also with FAISS imported first (elsewhere torch is), both compute, with torch's
-    number of threads."""
+    """Each brings an OpenMP of its own: also with FAISS imported first (elsewhere torch is), both
+    compute, with torch's number of threads."""
     code = """import faiss, torch
 torch.set_num_threads(2)
 from fastirt.retrieval.search import search

@@ -1,4 +1,4 @@
-"""Engines of the step: compiled and eager agree, one graph, no recompilation; the capture itself on a GPU."""
+"""Engines of the step: compiled equals eager, without recompilation; CUDA graphs on a GPU."""
 
 import pytest
 import torch
@@ -23,10 +23,11 @@ FULL = dict(lr=3e-4, encoder_momentum=0.9, clip_grad=0.5, drop_path=0.2, sched="
 @pytest.mark.parametrize("engine", FAST)
 @pytest.mark.parametrize("settings", [FULL, dict(contrastive="nonzero_mean", drop=0.1)], ids=["momentum", "plain"])
 def test_fifty_steps_agree_with_eager(engine, settings):
-    """The arithmetic is the same in another order: what differs is rounding, which AdamW amplifies where gradients are tiny.
+    """The arithmetic is the same in another order: what differs is rounding, which AdamW amplifies
+    where gradients are tiny.
 
-    Measured on a CPU: losses within 2e-6 relative after 50 steps; asked for is 2e-4, and weights within a tenth of the
-    distance that training moved them.
+    Measured on a CPU: losses within 2e-6 relative after 50 steps; asked for is 2e-4, and weights
+    within a tenth of the distance that training moved them.
     """
     torch.compiler.reset()
     counters.clear()

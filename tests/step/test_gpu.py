@@ -32,7 +32,7 @@ GPU = torch.device("cuda:0")
 
 @needs_dali
 def test_mixed_decoding_agrees_with_pil(image_folder):
-    """nvJPEG's inverse transform and chroma upsampling differ from libjpeg's, so only the mean is pinned."""
+    """nvJPEG's inverse transform and chroma upsampling differ from libjpeg's: only the mean is pinned."""
     catalog = load_dataset("folder", str(image_folder))
     batches = {}
     for decoder in ("dali", "pil"):
@@ -113,7 +113,8 @@ def test_images_in_the_hosts_memory_are_the_same(image_folder, tmp_path):
 
 
 def test_input_wait_is_the_devices():
-    """A loader that takes as long as the device works costs nothing; one that takes longer costs the difference."""
+    """A loader that takes as long as the device works costs nothing; one that takes longer costs
+    the difference."""
 
     def busy(milliseconds):
         torch.cuda._sleep(int(milliseconds * 1.5e6))

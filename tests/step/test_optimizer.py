@@ -58,7 +58,8 @@ def test_apex_has_the_same_groups_and_trains_alike(opt, plain):
 
 
 def test_a_checkpoint_keeps_nothing_of_the_engine(vit):
-    """The rate may be a tensor on a GPU in one engine and a number in the other; each keeps its own."""
+    """The rate may be a tensor on a GPU in one engine and a number in the other; each keeps its
+    own."""
     first, second = (build_optimizer(vit, tiny_config(lr=rate).optim) for rate in (0.5, 0.25))
     for weight in vit.parameters():
         weight.grad = torch.ones_like(weight)

@@ -1,4 +1,4 @@
-"""The eager step: against the arithmetic written out, held back by non-finite values, silent towards the host."""
+"""The eager step: against the arithmetic written out, at non-finite values, without waiting."""
 
 import dataclasses
 
@@ -144,7 +144,8 @@ def test_bf16_autocast_keeps_float32_weights_and_learns():
 @pytest.mark.compile
 @pytest.mark.parametrize("engine", ["eager", "compile"])
 def test_bf16_weights_follow_autocast_over_fp32_masters(engine):
-    """The masters stay fp32 and get fp32 updates smaller than a bf16 weight could show; curves part by bf16's rounding."""
+    """The masters stay fp32 and get fp32 updates smaller than a bf16 weight could show; curves part
+    by bf16's rounding."""
     curves = []
     for precision in ("bf16", "bf16-weights"):
         how = engine if precision == "bf16-weights" else "eager"
@@ -186,7 +187,8 @@ def test_weight_decay_spares_biases_norms_tokens_and_positions():
 
 @pytest.mark.parametrize("contrastive", ["anchor_sum", "nonzero_mean"])
 def test_training_on_the_kernels_follows_the_reference(contrastive):
-    """Eight steps with a memory that wraps: the losses differ by rounding, which the optimiser passes on, not by more."""
+    """Eight steps with a memory that wraps: the losses differ by rounding, which the optimizer
+    passes on, not by more."""
     device = "cuda" if torch.cuda.is_available() else "cpu"  # there in the interpreter
     curves = []
     for impl in ("reference", "triton"):

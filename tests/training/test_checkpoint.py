@@ -95,7 +95,8 @@ def test_a_failed_save_leaves_the_previous_one(tmp_path, monkeypatch):
 
 
 def shards_of(path, size, parts):
-    """A ring of `size` slots, saved by `parts` ranks; (whole ring, what the checkpoint says of the files)."""
+    """A ring of `size` slots, saved by `parts` ranks; (whole ring, what the checkpoint says of the
+    files)."""
     ring = {"embeddings": torch.randn(size, 3), "labels": torch.arange(size)}
     share = -(-size // parts)
     told = []

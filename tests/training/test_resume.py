@@ -1,4 +1,4 @@
-"""A run that is resumed ends in the weights of one that was not interrupted, in every way to train."""
+"""A resumed run ends in the weights of an uninterrupted one, in every way to train."""
 
 import pytest
 
