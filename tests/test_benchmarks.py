@@ -260,7 +260,7 @@ class Points(torch.nn.Module):
 
 
 def test_the_public_recipe_computes_its_objective():
-    """MemoryShard the batch. Its memory's term counts each row's pair with itself where rounding leaves a loss, which ours never does."""
+    """Against the batch. Its memory's term counts each row's pair with itself where rounding leaves a loss, which ours never does."""
     labels = torch.arange(12) // 3
     model = Points(12)
     z = torch.nn.functional.normalize(model.points[:, 0].detach(), dim=1)
