@@ -22,7 +22,8 @@ setup(
     packages=find_packages(include=["fastirt", "fastirt.*"]) + ["fastirt.kernels", "fastirt.kernels.passes"],
     package_dir={"fastirt.kernels": "kernels"},
     install_requires=[
-        "torch>=2.11,<2.13",  # 2.13.0 resolves to a CPU build on some indexes, with which torchvision cannot be imported
+        # 2.13.0 resolves to a CPU build on some indexes, with which torchvision cannot be imported
+        "torch>=2.11,<2.13",
         "torchvision",
         "timm>=1.0.20",
         "nvidia-dali-cuda130>=2.0; platform_system == 'Linux'",

@@ -73,17 +73,17 @@ def jobs(archs: tuple[int, ...] = ARCHS) -> list[Job]:
 
     bf16 rows for D = 1024 also at 768, the D of ViT-B.
     """
-    found = []
+    todo = []
     for arch in archs:
         for row in TABLE:
             if arch in row.arch:
                 dims = {row.dim, 768} if row.dim == 1024 and row.precision == "bf16" else {row.dim}
                 for dim in sorted(dims):
                     if lookup(row.kind, arch, row.precision, dim, row.rows) == row.tile:
-                        found.append(Job(row.kind, arch, row.precision, dim, row.tile))
-        found += [Job(name, arch, "fp32", 384) for name in ("rows", "totals", "combine", "combine few")]
-        found.append(Job("gather", arch, "bf16", 224))
-    return list(dict.fromkeys(found))
+                        todo.append(Job(row.kind, arch, row.precision, dim, row.tile))
+        todo += [Job(name, arch, "fp32", 384) for name in ("rows", "totals", "combine", "combine few")]
+        todo.append(Job("gather", arch, "bf16", 224))
+    return list(dict.fromkeys(todo))
 
 
 def compile_job(job: Job) -> Report:
@@ -230,15 +230,15 @@ def main() -> int:
     if INTERPRETED:  # at import the kernels were made for the interpreter: start anew without it
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         os.execve(sys.executable, [sys.executable, "-m", "fastirt.kernels.aot", *sys.argv[1:]], environment)
-    found = reports(tuple(args.arch), args.kernel)
-    width = max(len(report.job) for report in found)
+    rows = reports(tuple(args.arch), args.kernel)
+    width = max(len(report.job) for report in rows)
     print(f"{'kernel':{width}}  registers  spill B  shared KiB  matrix instructions")
-    for r in found:
+    for r in rows:
         matrix = ", ".join(f"{name} x{count}" for name, count in r.matrix.items()) or "-"
         fault = f"   FAULT: {'; '.join(r.faults)}" if r.faults else ""
         print(f"{r.job:{width}}  {r.registers:9}  {r.spill_bytes:7}  {r.shared_bytes / 1024:10.1f}  {matrix}{fault}")
-    bad = sum(bool(report.faults) for report in found)
-    print(f"{len(found)} kernels, {bad} at fault")
+    bad = sum(bool(report.faults) for report in rows)
+    print(f"{len(rows)} kernels, {bad} at fault")
     return 1 if bad else 0
 
 

@@ -41,8 +41,8 @@ def contrastive_koleo(
     """(batch, memory, koleo, scales, rho, index); the last three are for the backward."""
     precision = resolve_precision(precision, z, memory)
     options = PairOptions(margin, reduction, koleo_eps, distance_eps, precision)
-    found = launch.forward(*_columns(z, labels, memory, memory_labels, memory_self), options)
-    return tuple(found[:6])
+    result = launch.forward(*_columns(z, labels, memory, memory_labels, memory_self), options)
+    return tuple(result[:6])
 
 
 @contrastive_koleo.register_fake
@@ -121,8 +121,8 @@ def pair_stats(
     """((pos_sum, neg_sum) float64, (pos_count, neg_count) int64)."""
     options = PairOptions(margin, reduction, precision=resolve_precision(precision, rows, cols))
     memory = launch.columns(cols, col_labels, self_index)
-    found = launch.forward(launch.dense(rows), row_labels.contiguous(), None, memory, options)
-    return found.sums[2:4].clone(), found.counts[2:4].clone()
+    result = launch.forward(launch.dense(rows), row_labels.contiguous(), None, memory, options)
+    return result.sums[2:4].clone(), result.counts[2:4].clone()
 
 
 @pair_stats.register_fake
@@ -157,8 +157,8 @@ def nearest(
     """(rho (N,) float32, index (N,) int64)."""
     options = PairOptions(distance_eps=distance_eps, precision=resolve_precision(precision, rows, cols))
     batch = launch.columns(cols, col_labels, row_offset=row_offset)
-    found = launch.forward(launch.dense(rows), row_labels.contiguous(), batch, None, options, pairs=False)
-    return found.rho, found.index
+    result = launch.forward(launch.dense(rows), row_labels.contiguous(), batch, None, options, pairs=False)
+    return result.rho, result.index
 
 
 @nearest.register_fake

@@ -145,10 +145,10 @@ def nearest(
     check_options(PairOptions(precision=precision))
     if choose_impl(impl, rows) == "reference":
         with torch.no_grad():
-            found = reference.nearest(
+            neighbors = reference.nearest(
                 rows, row_labels, cols, col_labels, row_offset=row_offset, distance_eps=distance_eps
             )
-        return Nearest(*found)
+        return Nearest(*neighbors)
     return Nearest(*operators.nearest(rows, row_labels, cols, col_labels, row_offset, distance_eps, precision))
 
 

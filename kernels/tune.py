@@ -119,14 +119,14 @@ def problem(args: argparse.Namespace, device: torch.device) -> Callable[[str, Ti
     precision = "bf16" if args.precision == "mixed" else args.precision
     options = PairOptions(args.margin, "nonzero_mean", precision=precision)
     arguments = (z, labels, launch.Columns(z, labels), launch.Columns(memory, memory_labels), options)
-    found = launch.forward(*arguments, tile=SAFE)
+    stats = launch.forward(*arguments, tile=SAFE)
     one = torch.ones((), device=device)
 
     def call(kind: str, tile: Tile) -> object:
         if kind == "stats":
             return launch.forward(*arguments, tile=tile)
         return launch.backward(
-            *arguments, scales=found.scales, grads=(one, one, one), rho=found.rho, index=found.index, tile=tile
+            *arguments, scales=stats.scales, grads=(one, one, one), rho=stats.rho, index=stats.index, tile=tile
         )
 
     return call

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-FOLDERS = {"kernels": "interpreter", "distributed": "ranks"}  # folder of tests to the marker of its files
+# folder of tests to the marker of its files
+FOLDERS = {"kernels": "interpreter", "distributed": "ranks"}
 UNMARKED = {
     "test_plan.py",
     "test_tune.py",
@@ -34,7 +35,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
     """A `folder` data set: 10 classes x 8 images to train on, 6 unseen classes x 4 to test."""
-    from tests.helpers import write_splits  # not above: tests of kernels alone start without timm and the trainer
+    # not above: tests of kernels alone start without timm and the trainer
+    from tests.helpers import write_splits
 
     return write_splits(tmp_path_factory.mktemp("images"), (10, 8), (6, 4))
 

@@ -68,9 +68,9 @@ def validate(config: Config, ranks: int = 1) -> None:
 def check_ks(
     ks: Iterable[int], reachable: int | None = None, gallery: str = "the gallery", beside_query: bool = False
 ) -> None:
-    """Raises UserError for a K of Recall@K that is below 1 or above `reachable` gallery images.
+    """Raises UserError for a K of Recall@K below 1 or above `reachable`, the usable gallery images.
 
-    gallery: its name in the message. beside_query: the query itself is one more of its images.
+    gallery: its name in the message. beside_query: whether the gallery also holds the query itself.
     """
     for k in ks:
         if k < 1:

@@ -170,7 +170,7 @@ def _parts(split: str, values: dict[str, str], place: str) -> tuple[tuple[str, s
 
 
 def _locate(file: Path, rows: list[Row]) -> Iterator[tuple[Row, Image]]:
-    """The rows with their files. Raises UserError: the first missing file and their number."""
+    """The rows with their files. Raises UserError for missing files, naming the first."""
     folders = Folders()
     located = [(row, _find(folders, file.parent, row)) for row in rows]
     absent = [row for row, image in located if image is None]

@@ -20,7 +20,7 @@ def relative_names(catalog: Catalog, split: Split) -> list[str]:
 
 
 def catalog_digest(catalog: Catalog) -> str:
-    """SHA-256 (hex) over split, relative path and class of every image, wherever the folder is."""
+    """SHA-256 (hex) over split, relative path and class of every image, not the folder's place."""
     digest = hashlib.sha256()
     classes = [os.fsencode(name) for name in catalog.class_names]
     for split in catalog.splits():

@@ -80,10 +80,10 @@ class _WholeBatch(torch.autograd.Function):
 
         # One exchange. Each rank adds up sums and counts in rank order, so all have the same bits.
         message = torch.cat([torch.stack([n.double() for n in numbers]), rho.double(), index.double()])
-        found = ranks.collectives.gather(message[None]).wait()  # (ranks, len(numbers) + 2 n)
-        numbers = found[:, : len(numbers)].sum(0)
-        rho = found[:, len(numbers) :][:, :count].reshape(-1).float()  # (N,)
-        index = found[:, len(numbers) + count :].reshape(-1).long()  # (N,)
+        gathered = ranks.collectives.gather(message[None]).wait()  # (ranks, len(numbers) + 2 n)
+        numbers = gathered[:, : len(numbers)].sum(0)
+        rho = gathered[:, len(numbers) :][:, :count].reshape(-1).float()  # (N,)
+        index = gathered[:, len(numbers) + count :].reshape(-1).long()  # (N,)
 
         size = (labels >= 0).sum().clamp(min=1)
         batch, *scales = _contrastive(numbers[:4], size, loss.contrastive)

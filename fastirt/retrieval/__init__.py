@@ -1,0 +1,1 @@
+"""Retrieval: embeddings, search, metrics and tables."""

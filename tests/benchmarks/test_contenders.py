@@ -21,13 +21,15 @@ from tests.helpers import CPU
 @pytest.mark.parametrize("slots", [0, 40])
 def test_all_ways_compute_the_same(slots, monkeypatch):
     """The memory without the batch: pytorch-metric-learning has no own-slot rule."""
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # the compiled way is timed end to end above
+    # the compiled way is timed end to end above
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     whole = peers.inputs(24 + slots, 0, 32, torch.float32, CPU)
     given = dict(z=whole["z"][:24], labels=whole["labels"][:24] % 5, memory=None, memory_labels=None, memory_self=None)
     if slots:
         given |= dict(memory=whole["z"][24:], memory_labels=whole["labels"][24:] % 5)
     found = {name: peers.step(given, way)() for name, way in peers.losses("nonzero_mean", CPU, 32).items()}
-    assert {"plain", "metric-learning"} <= set(found)  # fastirt under the interpreter, where that is on
+    # fastirt under the interpreter, where that is on
+    assert {"plain", "metric-learning"} <= set(found)
     for name, (value, gradient) in found.items():
         torch.testing.assert_close(value, found["plain"][0], rtol=1e-5, atol=0)
         if name != "metric-learning":  # it differentiates through its own normalisation

@@ -35,7 +35,8 @@ def test_a_part_end_to_end(part, tmp_path):
             assert row["share_of_limit"] in (pytest.approx(shares[0]), pytest.approx(shares[1]))
         assert row["limit"] or part == "scaling" or row["name"].startswith("decode alone") or row["part"] == "ceilings"
     if part in ("loss", "cache", "step"):
-        assert any(row["part"] == part for row in rows if "not_run" in row)  # what needs a GPU is listed
+        # what needs a GPU is listed
+        assert any(row["part"] == part for row in rows if "not_run" in row)
 
 
 @pytest.mark.slow

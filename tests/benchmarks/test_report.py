@@ -106,7 +106,8 @@ def test_the_report_fills_the_readme_and_draws_the_same_plots(tmp_path, capsys):
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
-    assert "**step** (CPU, 2 threads; batch size 8)\n\n|" in text  # its rows are of two days, the loss's of one
+    # its rows are of two days, the loss's of one
+    assert "**step** (CPU, 2 threads; batch size 8)\n\n|" in text
     assert "| fastirt (commit abc1234, 2026-02-02) |" in text
     assert "**loss** (CPU, 2 threads; batch size 8, commit abc1234, 2026-01-02)" in text
     assert "| 123 imgs/s" in text and "100 imgs/s (98-102)" not in text  # the newest counts

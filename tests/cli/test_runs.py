@@ -18,7 +18,8 @@ from tests.helpers import (
     write_images,
 )
 
-NO_RESIZE = TINY[: TINY.index("--resize-size")] + TINY[TINY.index("--resize-size") + 2 :]  # TINY without it
+# TINY without it
+NO_RESIZE = TINY[: TINY.index("--resize-size")] + TINY[TINY.index("--resize-size") + 2 :]
 
 
 @pytest.fixture
@@ -47,7 +48,8 @@ def test_a_start_that_fails_leaves_no_folder(data, tmp_path, start, monkeypatch,
     assert run_cli(command, *folder_flags(data), "--method", "irt-l", *TINY, *SHORT, *flags.split()) == 2
     assert "error" in capsys.readouterr().err
     if start == "first image":
-        assert list(tmp_path.glob("outputs/*/*/bad_pictures.csv"))  # the message sends the reader there
+        # the message sends the reader there
+        assert list(tmp_path.glob("outputs/*/*/bad_pictures.csv"))
     else:
         assert not (tmp_path / "outputs").exists()
 
@@ -138,7 +140,8 @@ def test_a_packed_store_says_how_its_images_were_resized(data, tmp_path, caplog)
     assert "resize to shorter side 18" in caplog.text
     assert run_cli(*words, "--resize", "shorter", "--output-dir", files) == 0
     recalls = [read_metrics(out)["recall@1"] for out in (packed, files)]
-    assert recalls[0] == pytest.approx(recalls[1], abs=0.1)  # a JPEG of the resized image in between
+    # a JPEG of the resized image in between
+    assert recalls[0] == pytest.approx(recalls[1], abs=0.1)
     assert run_cli(*words, "--packed", store, "--recipe", "paper") == 2
 
 

@@ -161,7 +161,8 @@ def test_only_train_takes_the_public_codes_flags_for_its_recipe(command):
     assert resolve({}).recipe == resolve({"recipe": "unofficial"}, command).recipe == "unofficial"
     config = resolve({"dataset": "sop"}, command)
     assert (config.recipe, config.method, config.input.resize) == ("paper", "irt-o", "square")
-    assert resolve({"dataset": "sop", "method": "irt-r"}).input == config.input  # a pack of one is read by the other
+    # a pack of one is read by the other
+    assert resolve({"dataset": "sop", "method": "irt-r"}).input == config.input
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,8 @@ def test_a_killed_drawing_is_never_taken_for_a_whole_one(tmp_path):
         process.wait()
     assert not out.exists()
     assert len(children) >= 2
-    wait_until(lambda: not any(running(child) for child in children))  # they must not draw into the next attempt
+    # they must not draw into the next attempt
+    wait_until(lambda: not any(running(child) for child in children))
     generate(out, workers=1, **SMALL)
     assert len(contents(out)) == 6 * 3 + 1 and not partial.exists()
 

@@ -87,7 +87,8 @@ def test_two_labels_are_named_and_refused_where_they_decide(data, caplog):
         os.link(data / "class16" / f"{i}.png", data / "class15" / f"z{i}.png")
     with pytest.raises(UserError, match="4 images .* 8 of 44 queries"):
         load_dataset("folder", str(data))
-    assert len(load_dataset("folder", str(data), training=None).query) == 44  # packing measures nothing
+    # packing measures nothing
+    assert len(load_dataset("folder", str(data), training=None).query) == 44
 
 
 def test_a_gallery_under_two_labels_is_refused_and_one_of_training_images_named(tmp_path, caplog):

@@ -135,16 +135,19 @@ def test_copies_are_counted(tmp_path, caplog):
     assert warn_of_copies(catalog) == 0
     (tmp_path / "test/d/0.jpg").write_bytes((tmp_path / "test/c/0.jpg").read_bytes())
     (tmp_path / "test/d/1.jpg").write_bytes((tmp_path / "train/a/0.jpg").read_bytes())
-    (tmp_path / "train/a/2.jpg").write_bytes((tmp_path / "train/a/1.jpg").read_bytes())  # changes no figure
+    # changes no figure
+    (tmp_path / "train/a/2.jpg").write_bytes((tmp_path / "train/a/1.jpg").read_bytes())
     (tmp_path / "train/b/1.jpg").write_bytes((tmp_path / "train/b/0.jpg").read_bytes())
-    (tmp_path / "train/b/3.jpg").write_bytes((tmp_path / "train/a/3.jpg").read_bytes())  # teaches that one is two
+    # teaches that one is two
+    (tmp_path / "train/b/3.jpg").write_bytes((tmp_path / "train/a/3.jpg").read_bytes())
     end = bytearray((tmp_path / "test/c/2.jpg").read_bytes())
     end[-1] ^= 1  # equal in the part that is read first
     (tmp_path / "test/d/2.jpg").write_bytes(end)
     (tmp_path / "test/c/1.jpg").unlink()
     (tmp_path / "test/c/3.jpg").write_bytes((tmp_path / "test/c/0.jpg").read_bytes())
     (tmp_path / "test/d/3.jpg").unlink()
-    (tmp_path / "test/d/3.jpg").hardlink_to(tmp_path / "test/d/0.jpg")  # one file, which `check_files` tells of
+    # one file, which `check_files` tells of
+    (tmp_path / "test/d/3.jpg").hardlink_to(tmp_path / "test/d/0.jpg")
     caplog.clear()
     assert warn_of_copies(catalog) == 4
     same, other = (record.getMessage() for record in caplog.records)

@@ -25,7 +25,8 @@ VARIANTS = {
     "fused": dict(contrastive="anchor_sum", loss_impl="triton"),
     "fused, sharded": dict(contrastive="nonzero_mean", loss_impl="triton", memory_sharded=True),
     "compile": dict(contrastive="anchor_sum", engine="compile"),
-    "graph": dict(contrastive="anchor_sum", engine="graph", encoder_momentum=0.9, drop_path=0.2),  # on GPUs alone
+    # on GPUs alone
+    "graph": dict(contrastive="anchor_sum", engine="graph", encoder_momentum=0.9, drop_path=0.2),
     "sgd": dict(contrastive="anchor_sum", opt="sgd", lr=1e-4, drop_path=0.2),
     "sgd, sharded": dict(contrastive="nonzero_mean", opt="sgd", lr=1e-4, memory_sharded=True),
 }

@@ -79,7 +79,8 @@ def test_many_ranks_exchange_signals_more_rarely(monkeypatch):
 
     def all_reduce(flag, **_):
         exchanged.append(int(flag))
-        flag.fill_(max(int(flag), 15 if len(exchanged) == 2 else 0))  # another rank is told before the second
+        # another rank is told before the second
+        flag.fill_(max(int(flag), 15 if len(exchanged) == 2 else 0))
         return SimpleNamespace(wait=lambda: None)
 
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
@@ -132,7 +133,9 @@ def test_the_cache_is_where_all_ranks_have_room(monkeypatch):
 
 
 def test_all_ranks_know_the_bad_rows_of_each(tmp_path, caplog):
-    """Rank 1 hears of row 3 from rank 0; only rank 0 reports, and with the first reason of a row that both found."""
+    """Rank 1 hears of row 3 from rank 0; only rank 0 reports, and with the first reason of a row
+    that both found.
+    """
     source = FileSource([f"/data/{row}.jpg" for row in range(9)])
     sent = [[[3, "cut off", 7], [5, "empty", 7]], [[5, "gone", 7], [8, "gone", 7]]]
     for rank in (0, 1):
@@ -180,7 +183,8 @@ def test_what_a_restart_goes_on_from(tmp_path, monkeypatch):
     assert flags(1, output_dir=str(ours)) == flags(1, output_dir=str(ours), resume=older) == goes_on(ours)
     assert flags(1, output_dir=str(empty)) == goes_on(empty)  # it failed before there was anything
     assert flags(1, output_dir=str(empty), resume=older) == {"output_dir": str(empty), "resume": older}
-    assert flags(1, output_dir=str(theirs)) == {"output_dir": str(theirs)}  # refused before, and again
+    # refused before, and again
+    assert flags(1, output_dir=str(theirs)) == {"output_dir": str(theirs)}
     assert flags(0) == {"output_dir": "outputs/job-7"}
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(UserError, match="pass --output-dir too"):

@@ -39,7 +39,8 @@ def test_two_ranks_run_as_one(runs):
     assert one["queries"] == two["queries"] == 23
     assert two["bad"] == 1
     bad = [(runs / name / "bad_pictures.csv").read_text().splitlines() for name in ("one", "two")]
-    one_bad, two_bad = (sorted(line.rpartition(",")[0] for line in lines) for lines in bad)  # without the step
+    # without the step
+    one_bad, two_bad = (sorted(line.rpartition(",")[0] for line in lines) for lines in bad)
     assert one_bad == two_bad
     text = (runs / "two.txt").read_text()
     assert [text.count(words) for words in ("bad image:", "step 20/20", "| this run")] == [3, 1, 1]
@@ -122,7 +123,8 @@ def test_ranks_that_differ_are_refused(mixed, tmp_path, kind, message):
         shutil.copytree(mixed, tmp_path / "data-other")
         (tmp_path / "data-other/train/class00/0.jpg").unlink()
     output = job(2, *faulty(kind, 5 if kind == "nan" else 3, 1, *arguments(mixed, tmp_path / "run")), code=1)
-    assert re.search(message, output) and output.count(": error: ") == 1, output  # all ranks raise it, one says it
+    # all ranks raise it, one says it
+    assert re.search(message, output) and output.count(": error: ") == 1, output
     assert "Error" not in output.split("ChildFailedError")[0].replace("error:", ""), output
 
 

@@ -41,7 +41,8 @@ def test_each_attempt_is_by_itself(late):
 
 def test_words_of_ranks_that_died_are_not_taken_for_new_ones():
     store = dist.HashStore()
-    with pytest.raises(RuntimeError, match="not all of 2 ranks came"):  # rank 1 came, rank 0 did not
+    # rank 1 came, rank 0 did not
+    with pytest.raises(RuntimeError, match="not all of 2 ranks came"):
         rendezvous(store, 1, 2, timedelta(seconds=0.1))
     with pytest.raises(RuntimeError, match="not all"):  # rank 0 came and heard the dead rank 1
         rendezvous(store, 0, 2, timedelta(seconds=0.1))

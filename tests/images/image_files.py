@@ -15,7 +15,8 @@ from fastirt.images.pack import PackedStore, pack
 from fastirt.loading.eval_loader import EvalLoader
 from fastirt.loading.train_loader import train_loader
 
-CPU = torch.device("cpu")  # subprocesses import this module: importing tests.helpers would cost them seconds
+# subprocesses import this module: importing tests.helpers would cost them seconds
+CPU = torch.device("cpu")
 SIDE = 24
 
 

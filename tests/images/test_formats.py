@@ -43,7 +43,8 @@ def test_every_reader_gives_pillow_s_pixels(readings, name):
     resized = readings["resized by pil"][row].astype(int)
     assert np.array_equal(resized, np.asarray(Image.fromarray(expected).resize((40, 40), 3)))
     difference = np.abs(readings["resized by dali"][row] - resized)
-    assert difference.mean() < (2.5 if "1-bit" in name else 0.3)  # black and white dots: DALI rounds once, Pillow twice
+    # black and white dots: DALI rounds once, Pillow twice
+    assert difference.mean() < (2.5 if "1-bit" in name else 0.3)
     if not inspect(data).plain:  # resized by Pillow already
         assert difference.max() == 0
 

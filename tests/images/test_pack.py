@@ -96,7 +96,8 @@ def test_same_bytes_for_any_number_of_workers(data, tmp_path, monkeypatch):
 
 def test_a_worker_that_dies_is_said(data, tmp_path, monkeypatch):
     monkeypatch.setattr(pack_module, "CHUNK", 3)
-    monkeypatch.setattr(pack_module, "_ignore_interrupt", functools.partial(os._exit, 1))  # run first in each worker
+    # run first in each worker
+    monkeypatch.setattr(pack_module, "_ignore_interrupt", functools.partial(os._exit, 1))
     with pytest.raises(UserError, match="worker process died .*é 0.jpg"):
         pack(load_dataset("csv", str(data)), tmp_path / "s.pack", workers=2, progress=False)
     assert os.listdir(tmp_path) == ["data"]

@@ -84,7 +84,8 @@ def bombs() -> dict[str, bytes]:
     inner = icon.index(b"IHDR") - 4
     large = png_chunk(b"IHDR", struct.pack(">II", 30_000, 30_000) + icon[inner + 16 : inner + 21])
     siz = jp2.index(b"\xff\x4f\xff\x51") + 8
-    tag = struct.pack("<HH", 256, tiff[tiff.index(struct.pack("<H", 256), 8) + 2])  # ImageWidth and its type
+    # ImageWidth and its type
+    tag = struct.pack("<HH", 256, tiff[tiff.index(struct.pack("<H", 256), 8) + 2])
     width = tiff.index(tag, 8)
     return {
         "GIF": gif[:6] + huge + gif[10:],

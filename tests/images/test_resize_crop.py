@@ -56,7 +56,8 @@ def test_geometry_equals_torchvision(resize, training, loader, mean, largest):
     theirs = np.stack([by_torchvision(image, config, *place) for image, place in zip(images, places)]).astype(int)
     difference = np.abs(ours - theirs)
     assert difference.mean() < mean and difference.max() <= largest
-    for i, (top, left) in enumerate(corners):  # every view is a crop of the same pixels, bit for bit
+    # every view is a crop of the same pixels, bit for bit
+    for i, (top, left) in enumerate(corners):
         crop = whole[i][top : top + 56, left : left + 56]
         assert whole[i].shape[:2] == tuple(resized[i])
         assert np.array_equal(crop[:, ::-1] if flip[i] else crop, ours[i])

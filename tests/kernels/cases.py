@@ -27,7 +27,9 @@ class Case(NamedTuple):
 
 
 def all_pairs(*choices: tuple) -> list[tuple]:
-    """Few tuples, one value of each choice in each, such that any two values of two choices meet in one of them."""
+    """Few tuples, one value of each choice in each, such that any two values of two choices meet in
+    one of them.
+    """
     missing = {
         ((i, a), (j, b))
         for (i, one), (j, other) in itertools.combinations(enumerate(choices), 2)
@@ -46,8 +48,9 @@ def all_pairs(*choices: tuple) -> list[tuple]:
 
 
 def make(rows: int, slots: Optional[int], dim: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Case:
-    """Clustered unit vectors; every tenth batch row is padding and every ninth slot is empty, both full of NaN; the batch's
-    first rows stand in the memory, as their own slots."""
+    """Clustered unit vectors; every tenth batch row is padding and every ninth slot is empty, both
+    full of NaN; the batch's first rows stand in the memory, as their own slots.
+    """
     generator = torch.Generator().manual_seed(seed)
     classes = max(2, rows // 8)
     centres = F.normalize(torch.randn(classes, dim, generator=generator), dim=1)
@@ -74,7 +77,9 @@ def make(rows: int, slots: Optional[int], dim: int, dtype: torch.dtype = torch.f
 
 
 def exact(case: Case, reduction: str, margin: float = 0.5) -> tuple[list[Tensor], list[Tensor], int]:
-    """(losses, their gradients at z, number of pairs within 1e-6 of a threshold), all in float64 from the definition."""
+    """(losses, their gradients at z, number of pairs within 1e-6 of a threshold), all in float64
+    from the definition.
+    """
     z = case.z.double().requires_grad_()
     count = int((case.labels >= 0).sum())
     own = torch.arange(len(z), device=z.device)

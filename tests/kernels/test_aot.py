@@ -9,7 +9,9 @@ from fastirt.kernels.tile_table import Tile
 
 
 def test_all_compile_for_sm_80_90_and_100_without_a_fault():
-    """No spill, no serialised wgmma, shared memory within the target's, matrix instructions, no floating-point atomic."""
+    """No spill, no serialised wgmma, shared memory within the target's, matrix instructions, no
+    floating-point atomic.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "fastirt.kernels.aot"], capture_output=True, text=True, timeout=900, env={**os.environ}
     )

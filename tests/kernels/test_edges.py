@@ -59,7 +59,8 @@ def test_exact_duplicates_and_antipodes(reduction):
     case = Case(z, integers(0, 1, 0, 0, 1, 2), None, None, None)
     losses, gradients = run(case, reduction)
     expected, slopes, _ = exact(case, "anchor_sum")
-    if reduction == "anchor_sum":  # nonzero_mean leaves the duplicate, at loss 0, out by its threshold
+    # nonzero_mean leaves the duplicate, at loss 0, out by its threshold
+    if reduction == "anchor_sum":
         assert losses[0] == pytest.approx(expected[0].item(), rel=1e-6)
     assert losses[2] == pytest.approx(expected[2].item(), rel=1e-6)
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
@@ -76,7 +77,8 @@ def test_a_whole_batch_of_one_vector_is_finite(reduction):
         Case(z, torch.arange(70, device=DEVICE) % 3, z, torch.arange(70, device=DEVICE) % 3, None), reduction
     )
     assert all(torch.isfinite(torch.tensor(losses))) and all(torch.isfinite(gradient).all() for gradient in gradients)
-    pull = -1 / 70 / ((1e-5 + 1e-8) * 1e-5) * 1e-6  # each row pulls on its neighbour by this much per component
+    # each row pulls on its neighbour by this much per component
+    pull = -1 / 70 / ((1e-5 + 1e-8) * 1e-5) * 1e-6
     expected = torch.full_like(z, pull)
     expected[0] -= 69 * pull
     expected[1] -= pull

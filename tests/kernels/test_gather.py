@@ -1,4 +1,4 @@
-"""ImageViews of stored images: kernel and plain twin give the same bits, and both what slicing gives."""
+"""Views of stored images: kernel and plain twin give the same bits, and both what slicing gives."""
 
 import pytest
 import torch

@@ -11,7 +11,9 @@ from tests.kernels.cases import DEVICE, REDUCTIONS, exact, make
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_virtual_ranks_compute_what_one_does(reduction, ranks, impl):
-    """Each rank takes its rows against all columns and against the memory; counts and sums are added up before gradients."""
+    """Each rank takes its rows against all columns and against the memory; counts and sums are
+    added up before gradients.
+    """
     case = make(64, 130, 100, seed=3)
     share = 64 // ranks
     options = {"reduction": reduction, "precision": "fp32", "impl": impl}
@@ -138,8 +140,9 @@ def test_parts_refuse_two_ways_to_say_self():
 
 @pytest.mark.parametrize("precision, tolerance", [("bf16", 2**-13), ("tf32", 2**-15), ("fp32", 1e-6)])
 def test_the_weights_of_pairs_are_finer_than_the_products_dtype(precision, tolerance):
-    """One positive and one negative along axes of their own, so that the gradient shows each weight; plain rounding would be 2^-9 or
-    2^-12 off."""
+    """One positive and one negative along axes of their own, so that the gradient shows each
+    weight; plain rounding would be 2^-9 or 2^-12 off.
+    """
     axes = torch.eye(3, 64, device=DEVICE)
     z, cols, col_labels = axes.sum(0)[None], axes[1:], torch.tensor([7, 8], device=DEVICE)
     ratios = torch.exp(torch.linspace(-8, 8, 40))

@@ -33,14 +33,17 @@ def test_every_column_is_taken_once_and_no_program_is_idle(h200, kind, rows, bat
 
 
 def test_the_paper_s_batch_fills_the_machine_and_reads_the_memory_once_a_pass(h200):
-    """N = 64, M = 59,551, D = 384, bf16: 45.7 MB a pass, 21 us for two at the 4.3 TB/s of an H200."""
+    """N = 64, M = 59,551, D = 384, bf16: 45.7 MB a pass, 21 us for two at the 4.3 TB/s of an
+    H200.
+    """
     passes = [module.plan(kind, "bf16", 64, 64, 59551, 384, h200) for kind in ("stats", "grad")]
     for p in passes:
         assert p.passes() == 1 and 116 <= p.splits <= 133
     forward, backward = (p.bytes_from_memory(59551 + 64, 2, 2) for p in passes)
     memory = 59551 * (384 * 2 + 8)
     assert memory < forward < 1.02 * memory
-    assert memory < backward < 1.6 * memory  # the partial gradients of 117 programs, written and read, mostly in L2
+    # the partial gradients of 117 programs, written and read, mostly in L2
+    assert memory < backward < 1.6 * memory
     assert sum(p.flops(59615) for p in passes) == 3 * 2 * 64 * 59615 * 384
 
 
@@ -64,7 +67,9 @@ def test_the_programs_keep_the_machine_busy(h200, rows):
 
 
 def test_nothing_grows_with_rows_times_slots(h200):
-    """Scratch is bounded by the programs in flight, 132 tiles of rows, and by a few numbers a row and dimension."""
+    """Scratch is bounded by the programs in flight, 132 tiles of rows, and by a few numbers a row
+    and dimension.
+    """
     for rows in (64, 1024, 8192):
         for slots in (6000, 59551, 10_000_000):
             stats, grad = (module.plan(kind, "bf16", rows, rows, slots, 384, h200) for kind in ("stats", "grad"))
@@ -80,7 +85,8 @@ def test_the_table_has_tiles_for_every_gpu_precision_and_size():
                     for kind in ("stats", "grad"):
                         tile = lookup(kind, arch, precision, dim, rows)
                         assert min(tile.bm, tile.bn, tile.bd) >= 16 and (kind == "stats" or tile.grad_chunks >= 1)
-    assert not any(has_tiles(arch) for arch in (75, 86, 89, 120))  # too little shared memory: they take the reference
+    # too little shared memory: they take the reference
+    assert not any(has_tiles(arch) for arch in (75, 86, 89, 120))
     with pytest.raises(ValueError, match="no tile for stats, compute capability 8.6"):
         lookup("stats", 86, "bf16", 384, 64)
     assert all(row.tile.source for row in TABLE) and all(row.dim <= ANY for row in TABLE)

@@ -1,4 +1,6 @@
-"""The operator as torch sees it: compiled, under autocast, captured, differentiated twice, run again."""
+"""The operator as torch sees it: compiled, under autocast, captured, differentiated twice, run
+again.
+"""
 
 import pytest
 import torch

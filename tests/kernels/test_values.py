@@ -31,7 +31,9 @@ def losses_and_gradients(case, reduction, impl, **options):
 
 
 def expected_of(case, reduction):
-    """The same from the definition in float64, and the number of pairs within rounding of a threshold."""
+    """The same from the definition in float64, and the number of pairs within rounding of a
+    threshold.
+    """
     losses, gradients, ambiguous = exact(case, reduction)
     together = sum(weight * gradient for weight, gradient in zip(WEIGHTS, gradients))
     return losses, [together] if len(case.z) > LARGE else [*gradients, together], ambiguous
@@ -40,7 +42,8 @@ def expected_of(case, reduction):
 def assert_close_to_exact(case, reduction):
     losses, gradients = losses_and_gradients(case, reduction, "triton", precision="fp32")
     expected, slopes, ambiguous = expected_of(case, reduction)
-    # Under nonzero_mean a pair within rounding of a threshold may count or not, which moves a mean of few.
+    # Under nonzero_mean a pair within rounding of a threshold may count or not, which moves a mean
+    # of few.
     slack = ambiguous * (reduction == "nonzero_mean")
     for ours, theirs in zip(losses, expected):
         assert ours.dtype == torch.float32 and ours.dim() == 0
@@ -76,8 +79,11 @@ def test_without_a_memory():
     "rows, slots, dim, reduction", all_pairs((7, 65, 100), (1, 1000), (100, 384, 1024), REDUCTIONS)
 )
 def test_16_bits_are_as_good_as_plain_pytorch_in_16_bits(rows, slots, dim, reduction, dtype):
-    """Error against float64 on the same rounded inputs. The twin multiplies in float32, so it is nearly exact: what is allowed
-    beyond it is a gradient's last rounding to its dtype, and 2^-15 for the weights of pairs, which are rounded together."""
+    """Error against float64 on the same rounded inputs.
+
+    The twin multiplies in float32, so it is nearly exact: what is allowed beyond it is a gradient's
+    last rounding to its dtype, and 2^-15 for the weights of pairs, which are rounded together.
+    """
     case = make(rows, slots, dim, dtype)
     losses, gradients = losses_and_gradients(case, reduction, "triton")
     plain, plain_gradients = losses_and_gradients(case, reduction, "reference")

@@ -71,7 +71,8 @@ def test_batches_are_those_without_it(mixed, place, resize, decoder, m):
     cached = loader(mixed, place, resize=resize, loader=decoder, m=m)
     assert equal(batches(cached), plain)
     assert equal(batches(loader(mixed, place, start=5, resize=resize, loader=decoder, m=m)), plain[5:])
-    assert len(cached.bad) == 2 and cached.images.cache.valid.sum() == 58  # nine steps of eight: the whole training set
+    # nine steps of eight: the whole training set
+    assert len(cached.bad) == 2 and cached.images.cache.valid.sum() == 58
 
 
 @pytest.mark.parametrize("resize", ["square", "shorter"])

@@ -67,7 +67,9 @@ class CountingSource(FileSource):
 
 
 def test_the_next_batch_is_read_while_one_is_decoded(image_folder):
-    """Before a batch is decoded the threads are given the next one, and no image is read twice in an epoch."""
+    """Before a batch is decoded the threads are given the next one, and no image is read twice in
+    an epoch.
+    """
     catalog = load_dataset("folder", str(image_folder))
     source = CountingSource(catalog.train.paths)
     loader = tiny_loader(catalog, store=source, batch_size=16, max_iter=4)
@@ -88,7 +90,8 @@ def test_the_next_batch_is_read_while_one_is_decoded(image_folder):
     assert len(batches) == 4
     assert list(source.reads.values()) == [1] * 80
     for batch, pixels in zip(batches, decoded):
-        assert batch.images.data_ptr() == pixels.data_ptr()  # a view of what was decoded, not a copy
+        # a view of what was decoded, not a copy
+        assert batch.images.data_ptr() == pixels.data_ptr()
 
 
 def test_evaluation_is_in_order_with_a_padded_last_batch(image_folder):

@@ -71,7 +71,8 @@ def test_distilled_descriptor_in_training_and_evaluation():
 def test_drop_path_masks_belong_to_positions_and_follow_the_law():
     encoder = build(drop_path=0.4).train()
     layers = [m for m in encoder.modules() if isinstance(m, MaskedDropPath)]
-    assert [round(encoder.table.rates[m.row], 3) for m in layers] == [0.4, 0.4]  # depth 2: the first block has rate 0
+    # depth 2: the first block has rate 0
+    assert [round(encoder.table.rates[m.row], 3) for m in layers] == [0.4, 0.4]
     encoder.draw_masks(1, 7, 4096)
     whole = encoder.table.masks.clone()
     values = set(np.round(whole.unique().tolist(), 5))

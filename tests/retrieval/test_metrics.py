@@ -31,7 +31,8 @@ def test_chunks_and_backends_give_the_same_metrics(monkeypatch, backend, same):
     whole = retrieval_metrics(query, query_labels, gallery, labels, (1, 5), exclude_self=same, backend="torch")
     monkeypatch.setattr(search_module, "CHUNK_VALUES", 20_000)
     parts = retrieval_metrics(query, query_labels, gallery, labels, (1, 5), exclude_self=same, backend=backend)
-    assert parts == pytest.approx(whole, abs=2e-4)  # float32 rounds with the shape: near-equal neighbours may swap
+    # float32 rounds with the shape: near-equal neighbours may swap
+    assert parts == pytest.approx(whole, abs=2e-4)
     assert 0.3 < whole["r_precision"] < whole["recall@1"] < whole["recall@5"] <= 1  # chance: 0.25
     assert whole["map@r"] < whole["r_precision"]
 

@@ -32,7 +32,9 @@ GPU = torch.device("cuda:0")
 
 @needs_dali
 def test_mixed_decoding_agrees_with_pil(image_folder):
-    """nvJPEG's inverse transform and chroma upsampling differ from libjpeg's: only the mean is pinned."""
+    """nvJPEG's inverse transform and chroma upsampling differ from libjpeg's: only the mean is
+    pinned.
+    """
     catalog = load_dataset("folder", str(image_folder))
     batches = {}
     for decoder in ("dali", "pil"):

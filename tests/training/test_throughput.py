@@ -30,7 +30,8 @@ def test_throughput_by_hand():
     found = speed.read(steps_left=30)()
     assert found["input_wait"] == pytest.approx(0.5, abs=0.2)
     assert found["mfu"] == pytest.approx(found["imgs_per_s"] * 4 / 1e4, rel=0.01)
-    assert found["seconds_left"] == pytest.approx(300 / found["imgs_per_s"], abs=0.06)  # said in tenths
+    # said in tenths
+    assert found["seconds_left"] == pytest.approx(300 / found["imgs_per_s"], abs=0.06)
     assert speed.read(5)()["imgs_per_s"] == 0
 
 
