@@ -38,6 +38,7 @@ def main(data: str, folder: str) -> None:
     """Evaluate the baseline on the demo set in `data`; writes folder/metrics.json."""
     import torch
 
+    from fastirt.config.run_files import RunFiles
     from fastirt.datasets import load_dataset
     from fastirt.retrieval.metrics import retrieval_metrics
     from fastirt.retrieval.report import write_metrics
@@ -46,7 +47,7 @@ def main(data: str, folder: str) -> None:
     vectors, labels = torch.from_numpy(color_histogram(split.paths)), torch.from_numpy(split.labels)
     Path(folder).mkdir(parents=True, exist_ok=True)
     metrics = retrieval_metrics(vectors, labels, vectors, labels, (1, 2, 4, 8), exclude_self=True)
-    write_metrics(Path(folder) / "metrics.json", metrics)
+    write_metrics(RunFiles(Path(folder)).metrics, metrics)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,8 @@ def make_cache(
             return None
     elif needed > 0.95 * room[where]:
         raise ranks.shared_error(
-            f"--cache {where}: {needed / 2**30:.1f} GiB of images, {room[where] / 2**30:.1f} GiB are free: use --cache auto or none"
+            f"--cache {where}: {needed / 2**30:.1f} GiB of images, {room[where] / 2**30:.1f} GiB are free: "
+            "use --cache auto or none"
         )
     log.info("cache: %d images, %.2f GiB in %s memory", len(source), needed / 2**30, _NAMES[where])
     return ImageCache(shapes, device, where)

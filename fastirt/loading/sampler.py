@@ -83,8 +83,8 @@ class ClassBalanced:
             if len(groups) == needed:
                 return np.concatenate(groups)
         raise UserError(
-            f"only {len(groups)} classes have a readable image, a batch of {self.batch_size} with m = {self.m} needs {needed}: "
-            "see bad_pictures.csv"
+            f"only {len(groups)} classes have a readable image, "
+            f"a batch of {self.batch_size} with m = {self.m} needs {needed}: see bad_pictures.csv"
         )
 
     def _group(self, step: int, label: int, bad: Collection[int]) -> np.ndarray:
@@ -113,8 +113,8 @@ def make_sampler(labels: np.ndarray, batch_size: int, m: int, seed: int) -> Shuf
     sizes = np.unique(labels, return_counts=True)[1]
     if len(sizes) < batch_size // m:
         raise UserError(
-            f"--batch-size {batch_size} with --m {m} needs {batch_size // m} classes, the training split has {len(sizes)}: "
-            "lower --batch-size or raise --m"
+            f"--batch-size {batch_size} with --m {m} needs {batch_size // m} classes, "
+            f"the training split has {len(sizes)}: lower --batch-size or raise --m"
         )
     if (sizes < m).any():
         logging.getLogger("fastirt").warning(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
 
 from fastirt.config.options import TRAINING_OPTIONS, Config, RunConfig, flatten
+from fastirt.config.run_files import RunFiles
 from fastirt.errors import UserError
 from fastirt.retrieval.report import markdown, read_json, read_metrics
 
@@ -116,7 +117,7 @@ def _read_run(folder: Path) -> tuple[Options, str]:
 
     The digest is "" for a run of an earlier version; without config.json both are empty.
     """
-    tree = read_json(folder / "config.json")
+    tree = read_json(RunFiles(folder).config)
     if not tree:
         return {}, ""
     images = tree.get("images")
@@ -124,7 +125,7 @@ def _read_run(folder: Path) -> tuple[Options, str]:
     try:
         return flatten(Config.from_dict(tree["config"]).to_dict()), digest
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / 'config.json'}: made by another version of fastirt ({error})") from error
+        raise UserError(f"{RunFiles(folder).config}: made by another version of fastirt ({error})") from error
 
 
 def _distinct_names(names: list[str], digests: list[str]) -> list[str]:

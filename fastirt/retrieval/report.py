@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Optional, Sequence
 
 from fastirt.atomic import atomic_write
+from fastirt.config.run_files import RunFiles
 from fastirt.errors import UserError
 from fastirt.retrieval.published_results import DECIMALS, PAPER, PUBLIC, PUBLISHED, PUBLISHED_RANKS, TIMM_NAMES
 
@@ -37,13 +38,13 @@ def table(metrics: dict[str, Any], dataset: str, method: str, model: str, recipe
 
 def read_metrics(folder: Path, missing_is_empty: bool = False) -> dict[str, Any]:
     """The metrics of a run. Raises UserError if they are unreadable or, by default, missing."""
-    metrics = read_json(folder / "metrics.json")
+    metrics = read_json(RunFiles(folder).metrics)
     if metrics is None and missing_is_empty:
         return {}
     if metrics is None:
         raise UserError(f"{folder}: no metrics.json there: finish the run")
     if not all(isinstance(value, (int, float)) for value in metrics.values()):
-        raise UserError(f"{folder / 'metrics.json'}: holds values other than numbers: not written by fastirt")
+        raise UserError(f"{RunFiles(folder).metrics}: holds values other than numbers: not written by fastirt")
     return metrics
 
 

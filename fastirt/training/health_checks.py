@@ -90,7 +90,8 @@ def check_ranks_in_sync(ranks: Ranks, step_module: TrainStep, step: int) -> None
             if other[name] != most:
                 raise ranks.shared_error(
                     f"step {step}: {name} of rank {rank} no longer equal those of the others "
-                    "(a fault of memory, GPU or network?): nothing was saved since; go on from the last checkpoint with --resume"
+                    "(a fault of memory, GPU or network?): "
+                    "nothing was saved since; go on from the last checkpoint with --resume"
                 )
 
 

@@ -24,7 +24,8 @@ from fastirt.errors import UserError
 from fastirt.training import checkpoint
 
 # A folder with nothing else, and no row in its log, is what a failed start left: it may be deleted.
-BARREN = {".lock", "config.json", "log.jsonl", "tensorboard"}
+_NAMES = RunFiles(Path())
+BARREN = {path.name for path in (_NAMES.lock, _NAMES.config, _NAMES.log, _NAMES.tensorboard)}
 
 
 class RunFolder(RunFiles):

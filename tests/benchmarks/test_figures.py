@@ -16,8 +16,8 @@ def test_the_model_of_many_ranks_by_hand():
     """Links of 1 and 0.1 GB/s, 10 MB of gradients, 1 MB to exchange, 3 rounds of 1 ms a hop in a
     node and 2 between; the backward hides two thirds of a step."""
     links = dict(
-        step_ms=30, gradient_bytes=1e7, exchange_bytes=1e6, rounds=3, link_gb_s=1, network_gb_s=0.1, link_latency_us=1000,
-        network_latency_us=2000, gpus_per_node=2,
+        step_ms=30, gradient_bytes=1e7, exchange_bytes=1e6, rounds=3, link_gb_s=1, network_gb_s=0.1,
+        link_latency_us=1000, network_latency_us=2000, gpus_per_node=2,
     )  # fmt: skip
     assert scaling.predicted(1, **links) == 30
     assert scaling.predicted(2, **links) == pytest.approx(30 + 1 + 3)  # a ring of 10 ms is hidden

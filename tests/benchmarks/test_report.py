@@ -48,7 +48,10 @@ def test_a_result_slowed_down_on_purpose_fails(tmp_path, capsys):
     assert main(["compare", str(tmp_path / "b.jsonl"), str(out)]) == 0  # faster is no fault
 
 
-@pytest.mark.parametrize("change, spread, code", [(0.97, 0.05, 0), (0.9, 0.02, 1), (0.85, 0.2, 0), (0.985, 0.0, 0), (0.97, 0.0, 1), (2, 0, 0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, spread, code",
+    [(0.97, 0.05, 0), (0.9, 0.02, 1), (0.85, 0.2, 0), (0.985, 0.0, 0), (0.97, 0.0, 1), (2, 0, 0)],
+)
 def test_noise_decides(tmp_path, change, spread, code):
     a = write(tmp_path / "a", figure(spread=spread))
     b = write(tmp_path / "b", figure(p50=100 * change, spread=spread))

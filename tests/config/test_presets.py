@@ -53,8 +53,8 @@ PUBLIC_DEFAULTS = dict(
         ("", {}),
         ("--dataset sop --data-path /d", {"dataset": "sop", "data_path": "/d"}),
         (
-            "--model deit_small_patch16_224 --max-iter 35000 --dataset inshop --data-path /d --m 2 --rank 1 10 20 30 --memory-ratio 0.2 "
-            "--device cuda:3 --logging-freq 50 --encoder-momentum 0.999 --lambda-reg 0.0",
+            "--model deit_small_patch16_224 --max-iter 35000 --dataset inshop --data-path /d --m 2 "
+            "--rank 1 10 20 30 --memory-ratio 0.2 --device cuda:3 --logging-freq 50 --encoder-momentum 0.999 --lambda-reg 0.0",
             dict(
                 model="deit_small_patch16_224",
                 max_iter=35000,
@@ -70,7 +70,8 @@ PUBLIC_DEFAULTS = dict(
             ),
         ),
         (
-            "--max-iter 0 --dataset cub200 --data-path /d --drop 0.1 --opt-betas 0.9 0.99 --clip-grad 1 --no-pin-mem --log-dir /l --output-dir /o",
+            "--max-iter 0 --dataset cub200 --data-path /d --drop 0.1 --opt-betas 0.9 0.99 --clip-grad 1 "
+            "--no-pin-mem --log-dir /l --output-dir /o",
             dict(
                 max_iter=0,
                 data_path="/d",
@@ -104,9 +105,12 @@ def test_public_command_lines_keep_their_meaning(line, changed):
 
 def test_every_flag_of_the_public_code_exists():
     flags = (
-        "--model --input-size --drop --drop-path --max-iter --batch-size --lr --opt --opt-eps --opt-betas --clip-grad --momentum --weight-decay "
-        "--dataset --data-path --m --rank --num-workers --pin-mem --no-pin-mem --lambda-reg --margin --memory-ratio --encoder-momentum "
-        "--logging-freq --output-dir --log-dir --device --seed --method --recipe --weights --precision --resize-size --eval-freq --save-freq "
+        "--model --input-size --drop --drop-path --max-iter --batch-size --lr --opt --opt-eps --opt-betas "
+        "--clip-grad --momentum --weight-decay "
+        "--dataset --data-path --m --rank --num-workers --pin-mem --no-pin-mem --lambda-reg --margin "
+        "--memory-ratio --encoder-momentum "
+        "--logging-freq --output-dir --log-dir --device --seed --method --recipe --weights "
+        "--precision --resize-size --eval-freq --save-freq "
         "--resume --memory-dtype --max-bad --memory-start --pooling"
     )
     train = next(a for a in build_parser()._actions if a.dest == "command").choices["train"]

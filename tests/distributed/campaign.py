@@ -116,7 +116,8 @@ def main() -> int:
             ended, text = time.monotonic() - start, log.read_text()
             good = bool(code) and ended < LIMIT and bool(named(text, rank))
             line = (
-                f"kill {number + 1}: rank {rank}, memory {layout}, {moment(out, text)}: ended in {ended:.1f} s with exit code {code}, "
+                f"kill {number + 1}: rank {rank}, memory {layout}, {moment(out, text)}: "
+                f"ended in {ended:.1f} s with exit code {code}, "
                 f"named by {named(text, rank) or 'NOBODY'}"
             )
             rank = draw.randrange(args.ranks)

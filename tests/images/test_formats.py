@@ -100,13 +100,15 @@ rounds, count = int(sys.argv[3]), 0
 for number in range(rounds):
     files = [mutated(data) for data in originals]
     split = write(Path(sys.argv[1]), files)
-    options = dict(resize="shorter" if number % 2 else "square", orientation="exif" if number % 4 < 2 else "stored", max_bad=10**6)
+    resize, orientation = "shorter" if number % 2 else "square", "exif" if number % 4 < 2 else "stored"
+    options = dict(resize=resize, orientation=orientation, max_bad=10**6)
     start = time.monotonic()
     ours, plain = read(split, **options), read(split, loader="pil", **options)
     slowest = max(slowest, time.monotonic() - start)
     count += len(plain)
     if ours.keys() != plain.keys():
-        print("read by one only:", [(row, "dali" if row in ours else "pil") for row in ours.keys() ^ plain.keys()], file=sys.stderr)
+        by_one = [(row, "dali" if row in ours else "pil") for row in ours.keys() ^ plain.keys()]
+        print("read by one only:", by_one, file=sys.stderr)
     for row in ours.keys() & plain.keys():
         assert np.abs(ours[row].astype(int) - plain[row]).mean() < 2, (number, row, options)
 print(count, rounds * len(originals), round(slowest, 2))

@@ -21,8 +21,8 @@ def integers(*values):
 def run(case, reduction="anchor_sum", **options):
     z = case.z.detach().clone().requires_grad_()
     found = contrastive_koleo(
-        z, case.labels, case.memory, case.memory_labels, memory_self=case.memory_self, reduction=reduction, impl="triton",
-        precision="fp32", **options,
+        z, case.labels, case.memory, case.memory_labels, memory_self=case.memory_self, reduction=reduction,
+        impl="triton", precision="fp32", **options,
     )  # fmt: skip
     gradients = [torch.autograd.grad(loss, z, retain_graph=True)[0] for loss in found]
     return [loss.item() for loss in found], gradients
@@ -38,7 +38,11 @@ def assert_exact(case, reduction, margin=0.5):
 
 @BOTH
 @pytest.mark.parametrize(
-    "labels", [[4] * 9, list(range(9)), [0, 1, 2, 3, 4, 5, 6, 7, 0], [2**40 + 1, 1, 2**33 + 1, 1, 2**40 + 1, 5, 6, 2**33 + 1, 7]],
+    "labels",
+    [
+        [4] * 9, list(range(9)), [0, 1, 2, 3, 4, 5, 6, 7, 0],
+        [2**40 + 1, 1, 2**33 + 1, 1, 2**40 + 1, 5, 6, 2**33 + 1, 7],
+    ],
     ids=["all equal", "all distinct", "one positive", "differ above bit 32"],
 )  # fmt: skip
 def test_labels(labels, reduction):

@@ -27,7 +27,10 @@ def test_virtual_ranks_compute_what_one_does(reduction, ranks, impl):
     ]
     batch, memory = ([sum(parts) for parts in zip(*stats)] for stats in (batch, memory))
     found = [
-        nearest(case.z[s], case.z, row_offset=s.start, row_labels=case.labels[s], col_labels=case.labels, impl=impl, precision="fp32")
+        nearest(
+            case.z[s], case.z, row_offset=s.start, row_labels=case.labels[s], col_labels=case.labels, impl=impl,
+            precision="fp32",
+        )
         for s in mine
     ]  # fmt: skip
     rho, index = (torch.cat(parts) for parts in zip(*found))

@@ -53,7 +53,8 @@ def test_the_programs_keep_the_machine_busy(h200, rows):
     for kind in ("stats", "grad"):
         p = module.plan(kind, "bf16", rows, rows, 59551, 384, h200)
         work = [cols - i * per for cols, splits, per in (
-            (-(-rows // p.tile.bn), p.batch_splits, p.batch_tiles), (-(-59551 // p.tile.bn), p.memory_splits, p.memory_tiles)
+            (-(-rows // p.tile.bn), p.batch_splits, p.batch_tiles),
+            (-(-59551 // p.tile.bn), p.memory_splits, p.memory_tiles),
         ) for i in range(splits)]  # fmt: skip
         work = [
             min(left, per)

@@ -87,8 +87,8 @@ def test_any_tile_gives_the_same_within_rounding(reduction):
         tile = Tile(bm, bn, bd, warps=4, stages=1, grad_chunks=grad_chunks, waves=2, skip_inactive=skip)
         f = launch.forward(case.z, case.labels, rows, memory, options, tile=tile)
         gradient = launch.backward(
-            case.z, case.labels, rows, memory, options, scales=f.scales, grads=(one, one, one), rho=f.rho, index=f.index,
-            tile=tile,
+            case.z, case.labels, rows, memory, options, scales=f.scales, grads=(one, one, one), rho=f.rho,
+            index=f.index, tile=tile,
         )  # fmt: skip
         found.append((torch.stack(f[:3]), gradient, f.counts))
     for losses, gradient, counts in found[1:]:

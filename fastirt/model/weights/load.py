@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fastirt.atomic import atomic_write
+from fastirt.config.run_files import RunFiles
 from fastirt.errors import UserError
 from fastirt.model.weights.describe import describe_model, describe_tensors
 from fastirt.model.weights.file_formats import file_kind, read_tensors
@@ -26,18 +27,18 @@ UNUSED = (  # parts used only in pretraining; skipped unless the model has them
     *("decoder.", "decoder_", "mask_token", "lm_head.", "dino_head.", "ibot_head.", "predictor.", "projector."),
     *("projection_head.", "attn_pool."),
 )
-RUN_MODEL = "model.safetensors"
 METADATA, LOADING = "fastirt", "load"
 
 
 def locate(path: Path) -> Path:
     """The file of weights: `path`, or the final model of a run's folder. Raises UserError."""
     if path.is_dir():
-        if (path / RUN_MODEL).is_file():
-            return path / RUN_MODEL
-        unfinished = (path / "checkpoints").is_dir() or (path / "config.json").is_file()
+        run = RunFiles(path)
+        if run.final_model.is_file():
+            return run.final_model
+        unfinished = run.checkpoints.is_dir() or run.config.is_file()
         remedy = f"`fastirt train --resume {path}` finishes the run" if unfinished else "pass a run's folder or a file"
-        raise UserError(f"--weights {path}: a folder without {RUN_MODEL}: {remedy}")
+        raise UserError(f"--weights {path}: a folder without {run.final_model.name}: {remedy}")
     if not path.is_file():
         raise UserError(f"--weights {path}: no such file")
     return path
