@@ -54,7 +54,8 @@ PUBLIC_DEFAULTS = dict(
         ("--dataset sop --data-path /d", {"dataset": "sop", "data_path": "/d"}),
         (
             "--model deit_small_patch16_224 --max-iter 35000 --dataset inshop --data-path /d --m 2 "
-            "--rank 1 10 20 30 --memory-ratio 0.2 --device cuda:3 --logging-freq 50 --encoder-momentum 0.999 --lambda-reg 0.0",
+            "--rank 1 10 20 30 --memory-ratio 0.2 --device cuda:3 --logging-freq 50 "
+            "--encoder-momentum 0.999 --lambda-reg 0.0",
             dict(
                 model="deit_small_patch16_224",
                 max_iter=35000,
