@@ -4,18 +4,18 @@ evaluation.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple, Optional, Sequence
+from typing import Any, NamedTuple, Optional, Sequence
 
 import torch
 
 from fastirt.config.options import TRAINING_OPTIONS, Config
 from fastirt.datasets import Catalog, load_dataset, reachable_ks, warn_of_copies
 from fastirt.distributed.device import choose_device
+from fastirt.distributed.launch import only_main_warns
 from fastirt.distributed.ranks import Ranks
 from fastirt.errors import UserError
 from fastirt.images.packed_store import PackedStore
@@ -49,7 +49,8 @@ class Data(NamedTuple):
 
 def train(flags: dict[str, Any], ranks: Ranks) -> int:
     """`fastirt train`: returns the exit code. Raises UserError for anything the user can mend."""
-    device = _connect(flags, ranks)
+    device = choose_device(flags.get("device"), ranks)
+    ranks.start(device)
     plan = plan_training(flags, ranks)
     config = finalized(plan.config, device, ranks.world_size)
     resumes = f"; resumes {plan.checkpoint}" if plan.checkpoint else ""
@@ -111,7 +112,8 @@ def evaluate_model(run: Optional[Path], flags: dict[str, Any], ranks: Ranks) -> 
             raise UserError(f"{run} and --weights {flags['weights']}: two models to evaluate: leave one of them out")
         flags = {**flags, "weights": str(run)} if run is not None else flags
         config, place = fresh_config({**described_by_file(flags), **flags}, "evaluate", ranks), "; on"
-    device = _connect(flags, ranks)
+    device = choose_device(flags.get("device"), ranks)
+    ranks.start(device)
     config = finalized(config, device)
     unused = [f"--{name.replace('_', '-')}" for name in flags if name in TRAINING_OPTIONS and name != "max_iter"]
     if unused and ranks.is_main:
@@ -136,12 +138,6 @@ def evaluate_model(run: Optional[Path], flags: dict[str, Any], ranks: Ranks) -> 
         ranks.host.run_on_main(lambda: folder.write_config(written, data.catalog))
         measure_in(folder)
     return 0
-
-
-def _connect(flags: dict[str, Any], ranks: Ranks) -> torch.device:
-    device = choose_device(flags.get("device"), ranks)
-    ranks.start(device)
-    return device
 
 
 def _config_of_run(run: Path, flags: dict[str, Any]) -> tuple[Config, str]:
@@ -217,7 +213,7 @@ def summary(config: Config, catalog: Catalog, encoder: Encoder, folder: Path) ->
 
 def _open_data(config: Config, asked_for_k: bool, ranks: Ranks, training: bool) -> Data:
     """Read and check the data set that `config` names. Raises UserError."""
-    with _only_first_warns(ranks):
+    with only_main_warns(ranks):
         catalog = load_dataset(
             config.data.dataset, config.data.data_path, eval_split=config.eval.eval_split, training=training
         )
@@ -231,18 +227,6 @@ def _open_data(config: Config, asked_for_k: bool, ranks: Ranks, training: bool) 
     if training:
         _check_memory_size(config, catalog)
     return Data(catalog, sources, reachable_ks(catalog, config.eval.rank, asked_for_k, log=ranks.is_main))
-
-
-@contextlib.contextmanager
-def _only_first_warns(ranks: Ranks) -> Iterator[None]:
-    """All ranks read the same data set and would log the same warnings."""
-    level = log.level
-    if not ranks.is_main:
-        log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def _check_memory_size(config: Config, catalog: Catalog) -> None:

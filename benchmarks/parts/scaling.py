@@ -241,9 +241,8 @@ def main(layout: str, kind: str, effort: str) -> None:
             gradient_bytes_moved=4 * (ranks.world_size - 1) * gradient_bytes // ranks.world_size,
             dim=encoder.embed_dim,
             backend=ranks.collectives.backend or "alone",
-            params=params,
         )
-        print(json.dumps(outcome))
+        print(json.dumps({**outcome, "params": params}))
     ranks.close()
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import traceback
-from typing import Callable
+from typing import Callable, Iterator
 
 from fastirt.distributed.failures import PeerLost, ReportedByMainRank, exit_now
 from fastirt.distributed.ranks import Ranks
 from fastirt.errors import user_message
+
+log = logging.getLogger("fastirt")
 
 
 def as_rank(command: str, work: Callable[[Ranks], int]) -> int:
@@ -22,7 +25,7 @@ def as_rank(command: str, work: Callable[[Ranks], int]) -> int:
     if not ranks.is_distributed:
         return work(ranks)
     if not ranks.is_main:  # rank 0 logs for all; the others only warn
-        logging.getLogger("fastirt").setLevel(logging.WARNING)
+        log.setLevel(logging.WARNING)
         for handler in logging.getLogger().handlers:
             handler.setFormatter(
                 logging.Formatter(f"%(asctime)s %(levelname)s rank {ranks.rank}: %(message)s", "%H:%M:%S")
@@ -46,3 +49,15 @@ def as_rank(command: str, work: Callable[[Ranks], int]) -> int:
         else:
             print(f"fastirt {command}: rank {ranks.rank}: error: {message}", file=sys.stderr)
     return exit_now(code, linger)
+
+
+@contextlib.contextmanager
+def only_main_warns(ranks: Ranks) -> Iterator[None]:
+    """For work that all ranks do alike: only rank 0 logs its warnings."""
+    level = log.level
+    if not ranks.is_main:
+        log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

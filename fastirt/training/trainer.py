@@ -85,18 +85,13 @@ class Trainer:
         self.speed = Throughput(config.optim.batch_size, flops, peak, device)
 
     def run(self) -> int:
-        """Train to `max_iter`, save the final model, leave the last checkpoint.
-
-        Raises UserError for a non-finite loss.
-        """
+        """Train to `max_iter` and save the final model. Raises UserError for a non-finite loss."""
         last = self.state.last_checkpoint
         # Resumed at a step whose evaluation may not have ended: it is done again.
         redo = last is not None and (self._due(self.config.eval.eval_freq) or self.state.step == self.total)
         self.ranks.host.run_on_main(lambda: self._open_log(redo))
-        with contextlib.ExitStack() as resources:
-            resources.callback(lambda: self.log.close())
-            resources.callback(self.loader.close)
-            with StopSignal(ignore_repeats=self.ranks.has_agent) as stopper:
+        with StopSignal(ignore_repeats=self.ranks.has_agent) as stopper:
+            with contextlib.closing(self.log), contextlib.closing(self.loader):
                 finished = self._train(stopper, redo)
                 return 0 if finished else self._stop(stopper)
 
