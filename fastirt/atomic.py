@@ -45,7 +45,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def try_lock(file: IO) -> bool:
-    """Lock an open file until it is closed; False if another process holds the lock."""
+    """Lock an open file until it is closed; False if another process holds the lock.
+
+    Raises OSError if the file system does not support locks.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

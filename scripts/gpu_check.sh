@@ -100,7 +100,7 @@ bench() { # NAME SECONDS PARTS AND FLAGS...
     stage "bench-$name" "$limit" "$python" -m benchmarks "$@" --out "$out/results.jsonl"
 }
 
-# The budget: 15 s to find Python and install, then 85 + 190 + 50 + 45 + 45 + 30 + 30 + 25 + 10 = 510 s.
+# Budget: 15 s to find Python and install, then 85 + 190 + 50 + 45 + 45 + 30 + 30 + 25 + 10 = 510 s.
 tests smoke 85 tests/kernels/test_torch.py tests/kernels/test_values.py tests/kernels/test_gather.py tests/step/test_engine.py \
     -k "cuda_graph or no_wait or page_locked or without_a_memory or test_engine"
 bench step 190 step --batch-size 64 --repeats 5 --skip "graph, max-autotune"

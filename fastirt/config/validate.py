@@ -45,7 +45,7 @@ def validate(config: Config, ranks: int = 1) -> None:
         for field in dataclasses.fields(part):
             value = getattr(part, field.name)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                _check_number(field.name, value)
+                check_number(field.name, value)
     if config.optim.clip_grad is not None and not config.optim.clip_grad > 0:
         raise UserError(f"--clip-grad {config.optim.clip_grad}: must be above 0; leave it out for no clipping")
     if not config.eval.rank:
@@ -60,7 +60,9 @@ def validate(config: Config, ranks: int = 1) -> None:
         part = math.lcm(ranks, m or 1)
         below = whole // part * part
         sizes = f"{below} or {below + part}" if below else str(part)
-        raise UserError(f"--batch-size {whole}: must be divisible by the number of ranks, {ranks}: use {sizes}")
+        raise UserError(
+            f"--batch-size {whole}: must be divisible by {ranks}, because {ranks} ranks share it: use {sizes}"
+        )
     if config.optim.opt_betas is not None and not all(0 <= beta < 1 for beta in config.optim.opt_betas):
         raise UserError(f"--opt-betas {' '.join(map(str, config.optim.opt_betas))}: each must be in [0, 1)")
 
@@ -82,7 +84,8 @@ def check_ks(
             )
 
 
-def _check_number(name: str, value: float) -> None:
+def check_number(name: str, value: float) -> None:
+    """Raises UserError for a value that is not finite or outside the range of the option `name`."""
     flag = f"--{name.replace('_', '-')} {value}"
     if not math.isfinite(value):
         raise UserError(f"{flag}: must be a finite number")

@@ -160,9 +160,9 @@ def reachable(catalog: Catalog) -> int | None:
 
 
 def reachable_ks(catalog: Catalog, ks: Sequence[int], requested: bool, log: bool = True) -> Sequence[int]:
-    """The K of `ks` that the gallery is large enough for.
+    """The K of `ks` that are at most `reachable(catalog)`; others are left out with a warning.
 
-    requested: the user named them, so one above the gallery is an error; a preset's is left out.
+    requested: the user passed `ks`, so a K above is an error. log: whether to warn.
     Raises UserError.
     """
     most = reachable(catalog)

@@ -85,9 +85,7 @@ class BadRows:
         known: Iterable[int] = (),
         ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
-        """known: rows that are bad from the start, from a checkpoint; they are not reported
-        again.
-        """
+        """known: bad rows of a checkpoint; they are not reported again."""
         self.source, self.ranks = source, ranks
         self.rows = frozenset(int(row) for row in known)
         self._images = BadImages(csv_path, max_bad, ranks.is_main)

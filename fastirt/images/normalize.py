@@ -37,13 +37,11 @@ def byte_table(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dty
 
 @lru_cache(maxsize=8)
 def whole_views(count: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """(starts, widths, picks) for `gather_views`: each of `count` stored (size, size, 3) images,
-    whole.
-    """
-    with torch.inference_mode(False):  # what evaluation makes, training takes from the cache
+    """(starts, widths, picks) for `gather_views`: `count` whole images (size, size, 3)."""
+    with torch.inference_mode(False):  # made in evaluation, they are used in training too
         rows = torch.arange(count)
         picks = torch.zeros(count, 4, dtype=torch.int64)
         picks[:, 0] = rows
         starts, widths = rows * (size * size * 3), torch.full_like(rows, size)
-        # Blocking copies: the next caller may be a thread whose work is on another CUDA stream.
+        # Blocking copies: the next caller may be a thread that works on another CUDA stream.
         return starts.to(device), widths.to(device), picks.to(device)

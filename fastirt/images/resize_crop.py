@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastirt.config.options import RESIZES, InputConfig
+from fastirt.config.validate import check_number
 from fastirt.errors import UserError
 
 MAX_ASPECT = 256  # longer side / shorter side
@@ -15,8 +16,7 @@ MAX_ASPECT = 256  # longer side / shorter side
 
 def check_input(config: InputConfig) -> None:
     """Raises UserError for sizes that allow no crop, and for an unknown resize."""
-    if config.input_size < 1:
-        raise UserError(f"--input-size {config.input_size}: must be at least 1")
+    check_number("input_size", config.input_size)
     if config.resize_size < config.input_size:
         raise UserError(
             f"--resize-size {config.resize_size} is smaller than --input-size {config.input_size}: "

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from fastirt.config.options import InputConfig
+from fastirt.config.validate import check_number
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
-from fastirt.errors import UserError
 from fastirt.images.bad_images import BadRows
 from fastirt.images.source import FileSource, ImageSource
 from fastirt.loading.batch import Batch, ImageViews
@@ -56,8 +56,7 @@ class EvalLoader(BackgroundLoader):
         Raises UserError for impossible settings. Iterating raises it if more than `--max-bad`
         images are unreadable.
         """
-        if batch_size < 1:
-            raise UserError(f"--eval-batch-size {batch_size}: must be at least 1")
+        check_number("eval_batch_size", batch_size)
         batches = max(1, -(-len(split) // batch_size))
         self._size = max(1, -(-len(split) // batches))
         self._labels, self._ranks = np.asarray(split.labels, np.int64), ranks

@@ -10,7 +10,7 @@ import torch
 
 from fastirt.config.options import InputConfig
 from fastirt.images.bad_images import BadRows
-from fastirt.images.decode import parts
+from fastirt.images.decode import Decoder, parts
 from fastirt.images.decode_dali import DaliDecoder
 from fastirt.images.decode_pil import PilDecoder
 from fastirt.images.formats.header_check import BadImage, Undecodable
@@ -73,7 +73,7 @@ class ImageDecoder:
 
     def __init__(self, input: InputConfig, batch_size: int, threads: int, device: torch.device) -> None:
         self.input, self.batch_size, self.threads, self.device = input, batch_size, threads, device
-        self._decoder: DaliDecoder | PilDecoder | None = None
+        self._decoder: Decoder | None = None
 
     def open(self) -> None:
         """Create what `close` releases.

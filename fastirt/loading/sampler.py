@@ -13,6 +13,7 @@ from typing import Collection
 import numpy as np
 
 from fastirt.config.random_streams import Purpose, stream
+from fastirt.config.validate import check_number
 from fastirt.errors import UserError
 
 
@@ -102,8 +103,7 @@ class ClassBalanced:
 def make_sampler(labels: np.ndarray, batch_size: int, m: int, seed: int) -> ShuffledStream | ClassBalanced:
     """m = 0: shuffled epochs, else m images per class. Raises UserError for impossible batches."""
     labels = np.asarray(labels, np.int64)
-    if batch_size < 1:
-        raise UserError(f"--batch-size {batch_size}: must be at least 1")
+    check_number("batch_size", batch_size)
     if len(labels) == 0:
         raise UserError("the training split is empty: there is nothing to draw batches from")
     if m == 0:

@@ -23,10 +23,10 @@ def make_momentum_encoder(encoder: Encoder) -> Encoder:
 def momentum_update(
     momentum_encoder: Encoder, encoder: Encoder, momentum: float, skip: Optional[Tensor] = None
 ) -> None:
-    """momentum_encoder <- momentum * momentum_encoder + (1 - momentum) * encoder (He et al. 2020,
-    eq. 2).
+    """momentum_encoder <- momentum * momentum_encoder + (1 - momentum) * encoder.
 
-    Where the 0-d bool tensor `skip` is true nothing moves. No synchronization.
+    He et al. 2020, eq. 2. Does not synchronize the device. skip: 0-d bool tensor; if true, the
+    parameters stay as they are.
     """
     keys, queries = list(momentum_encoder.parameters()), list(encoder.parameters())
     if skip is None:

@@ -62,7 +62,11 @@ class RunFolder(RunFiles):
 
             def take() -> None:
                 file = held.enter_context(open(self.lock, "w"))
-                if not try_lock(file):
+                try:
+                    is_free = try_lock(file)
+                except OSError as error:
+                    raise UserError(f"--output-dir {self.path}: cannot be locked ({error.strerror})") from error
+                if not is_free:
                     raise UserError(
                         f"{self.path}: another process is training in it: wait for it, or choose another --output-dir"
                     )
