@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastirt.kernels.checks import triton_or_reference
-from fastirt.kernels.launch import on_its_device
+from fastirt.kernels.passes.launch import on_its_device
 from fastirt.kernels.passes.tiles import INTERPRETED
 from fastirt.kernels.plan import cdiv
 

@@ -11,8 +11,8 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from fastirt.kernels import launch
 from fastirt.kernels.checks import resolve_precision
+from fastirt.kernels.passes import launch
 from fastirt.kernels.reference import PairOptions
 
 

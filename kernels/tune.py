@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import triton
 from triton.errors import TritonError
 
-from fastirt.kernels import launch
+from fastirt.kernels.passes import launch
 from fastirt.kernels.passes.tiles import INTERPRETED
 from fastirt.kernels.plan import cdiv, machine
 from fastirt.kernels.reference import PairOptions

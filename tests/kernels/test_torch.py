@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastirt.kernels import contrastive_koleo, launch, operators
+from fastirt.kernels import contrastive_koleo, operators
+from fastirt.kernels.passes import launch
 from fastirt.kernels.reference import PairOptions
 from fastirt.kernels.tile_table import Tile
 from tests.kernels.cases import DEVICE, REDUCTIONS, make
