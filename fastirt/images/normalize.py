@@ -37,9 +37,7 @@ def byte_table(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dty
 
 @lru_cache(maxsize=8)
 def whole_views(count: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """(starts, widths, picks) for `gather_views`: each of `count` stored (size, size, 3) images,
-    whole.
-    """
+    """(starts, widths, picks) for `gather_views` that show `count` images (size, size, 3) whole."""
     with torch.inference_mode(False):  # what evaluation makes, training takes from the cache
         rows = torch.arange(count)
         picks = torch.zeros(count, 4, dtype=torch.int64)

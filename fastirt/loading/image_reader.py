@@ -10,7 +10,7 @@ import torch
 
 from fastirt.config.options import InputConfig
 from fastirt.images.bad_images import BadRows
-from fastirt.images.decode import parts
+from fastirt.images.decode import Decoder, parts
 from fastirt.images.decode_dali import DaliDecoder
 from fastirt.images.decode_pil import PilDecoder
 from fastirt.images.formats.header_check import BadImage, Undecodable
@@ -73,13 +73,12 @@ class ImageDecoder:
 
     def __init__(self, input: InputConfig, batch_size: int, threads: int, device: torch.device) -> None:
         self.input, self.batch_size, self.threads, self.device = input, batch_size, threads, device
-        self._decoder: DaliDecoder | PilDecoder | None = None
+        self._decoder: Decoder | None = None
 
     def open(self) -> None:
         """Create what `close` releases.
 
-        Call it from the consumer's thread: DALI must be imported before the background thread
-        starts.
+        Call it from the consumer's thread, which must import DALI before the background thread.
         """
         size, orientation = self.input.input_size, self.input.orientation
         if self.input.loader == "pil":
@@ -144,13 +143,13 @@ class DecodedImages:
         self.decoder.open()
 
     def views(self, rows: np.ndarray, crops: Crops | None, step: int, following: np.ndarray) -> ImageViews | None:
-        """The images of `rows`, cropped and flipped; None if one of them is bad, which `bad` then
-        knows.
+        """The images of `rows`, cropped and flipped; None if one of them is added to `bad`.
 
-        rows: (B,) int64.
-        crops: B draws; None: the centers, not flipped.
-        step: named in reports of bad rows.
-        following: rows of the next call; they are read while these are decoded.
+        Args:
+            rows: (B,) int64.
+            crops: B draws; None: the centers, not flipped.
+            step: named in reports of bad rows.
+            following: rows of the next call; they are read while these are decoded.
         """
         wanted = rows.tolist()
         self.reader.submit(wanted + following.tolist())
