@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -69,7 +68,8 @@ class ImageViews:
 
     def with_new_buffer(self) -> ImageViews:
         """The same, but with uninitialized memory of its own in place of `per_batch`."""
-        return dataclasses.replace(self, **{"pixels" if self.owned else "picks": torch.empty_like(self.per_batch)})
+        empty = torch.empty_like(self.per_batch)
+        return replace(self, pixels=empty) if self.owned else replace(self, picks=empty)
 
 
 @dataclass

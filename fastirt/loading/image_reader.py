@@ -95,7 +95,8 @@ class ImageDecoder:
         x, y = (None, None) if crops is None else (crops.x, crops.y)
         corners = crop_corners(resized, self.input.input_size, x, y)
         flips = np.zeros(len(encoded), bool) if crops is None else crops.flip
-        stretches, images, failed = parts(sizes, resized), [], {}
+        stretches, images = parts(sizes, resized), []
+        failed: dict[int, str] = {}
         for part in stretches:
             data = [data for data, _ in encoded[part]]
             try:
