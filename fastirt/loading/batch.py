@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,13 +16,14 @@ from fastirt.kernels.gather import gather_views, look_up
 class ImageViews:
     """B square views of stored images, as `fastirt.kernels.gather_views` takes them.
 
-    pixels: (bytes,) uint8, images (H, W, 3) one after the other, on the device or in page-locked
-        host memory.
-    starts, widths: (P,) int64 on the device, where image p begins in `pixels` and its width.
-    picks: (B, 4) int64 on the device: image, top, left, flip (0 or 1) of each view.
-    size: S, the side of each view in pixels.
-    owned: `pixels` are B images (S, S, 3) of this batch alone, each shown whole. Otherwise they are
-        a cache that all batches share.
+    Attributes:
+        pixels: (bytes,) uint8, images (H, W, 3) one after the other, on the device or in
+            page-locked host memory.
+        starts, widths: (P,) int64 on the device: where image p begins in `pixels`, and its width.
+        picks: (B, 4) int64 on the device: image, top, left, flip (0 or 1) of each view.
+        size: S, the side of each view in pixels.
+        owned: `pixels` are B images (S, S, 3) of this batch alone, each shown whole. Otherwise they
+            are a cache that all batches share.
     """
 
     pixels: Tensor
@@ -44,16 +44,12 @@ class ImageViews:
 
     @property
     def per_batch(self) -> Tensor:
-        """What differs from one batch to the next: the pixels if they are `owned`, else the
-        picks.
-        """
+        """What differs from batch to batch: the pixels if they are `owned`, else the picks."""
         return self.pixels if self.owned else self.picks
 
     @property
     def images(self) -> Tensor:
-        """(B, S, S, 3) uint8 on the device: the memory of `pixels` if they are `owned`, else a
-        copy.
-        """
+        """(B, S, S, 3) uint8 on the device: the memory of `owned` pixels, else a copy."""
         shape = (len(self), self.size, self.size, 3)
         if self.owned:
             return self.pixels.view(shape)
@@ -72,19 +68,21 @@ class ImageViews:
 
     def with_new_buffer(self) -> ImageViews:
         """The same, but with uninitialized memory of its own in place of `per_batch`."""
-        return dataclasses.replace(self, **{"pixels" if self.owned else "picks": torch.empty_like(self.per_batch)})
+        empty = torch.empty_like(self.per_batch)
+        return replace(self, pixels=empty) if self.owned else replace(self, picks=empty)
 
 
 @dataclass
 class Batch:
     """One rank's slice of a batch, complete on the device.
 
-    views: the B images, uint8: cached ones with a crop each, or the batch's own pixels whole.
-    labels: (B,) int64 on the device.
-    indices: (B,) int64 rows of the split, on the host.
-    step: the training step that it is for; in evaluation, the number of the batch.
-    valid: number of images; rows from `valid` on are padding: black, with label and index -1.
-    whole: (N,) int64 rows of the batch of all ranks, in training.
+    Attributes:
+        views: the B images, uint8: cached ones with a crop each, or the batch's own, whole.
+        labels: (B,) int64 on the device.
+        indices: (B,) int64 rows of the split, on the host.
+        step: the training step that it is for; in evaluation, the number of the batch.
+        valid: number of images; rows from `valid` on are padding: black, with label and index -1.
+        whole: (N,) int64 rows of the batch of all ranks, in training.
     """
 
     views: ImageViews

@@ -34,14 +34,17 @@ def make_cache(
 ) -> ImageCache | None:
     """The cache that `--cache` asks for, or None. A collective call.
 
-    where: "device", "host", "none" or "auto": the device's memory if AUTO_MEMORY_FRACTION of what
-    is
-        free there is enough, else the host's on the same condition, else none.
-    source: the P images.
-    device: that gathers the views.
-    bad: rows known to be unreadable; they get no memory.
+    Args:
+        where: "device", "host", "none" or "auto": the device's memory if AUTO_MEMORY_FRACTION of
+            its free part is enough, else the host's on the same condition, else none.
+        source: the P images.
+        input: resize, orientation and threads.
+        device: the device that gathers the views.
+        bad: rows known to be unreadable; they get no memory.
+        ranks: each keeps all images; all must call this function.
 
-    Raises UserError if the images do not fit where they must go.
+    Raises:
+        UserError: the images do not fit where they must go.
     """
     if where == "none":
         return None
@@ -100,7 +103,7 @@ def free_memory(place: str, device: torch.device) -> int:
                 for line in _text(f"{Path(limit).parent}/memory.stat").splitlines()
                 if "inactive_file" in line
             ]
-            # the kernel frees these pages when needed
+            # The operating system frees pages of cached files when needed.
             cached_files = int(files[-1] if files else 0)
             free = min(free, int(most) - int(now) + cached_files)
     return max(free, 0)

@@ -1,6 +1,4 @@
-"""Images from the decoded cache: images of a batch that are not in it yet are decoded into it
-first.
-"""
+"""Images from the decoded cache; those that a batch needs and lacks there are decoded into it."""
 
 from __future__ import annotations
 
@@ -70,8 +68,8 @@ class CachedImages:
     def fill(self, step: int) -> Iterator[int]:
         """Decode every image, in catalogue order, between `open` and `close`. A collective call.
 
-        Yields the number of rows done, after each `ahead` of them. step: named in reports of bad
-        rows.
+        Yields the number of rows done, after each `ahead` of them.
+        step: named in reports of bad rows.
         """
         self.open()
         try:

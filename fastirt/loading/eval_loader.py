@@ -28,6 +28,19 @@ class EvalLoader(BackgroundLoader):
     image a batch. Unreadable images are left out and reported once; a batch without any readable
     image is skipped. `Batch.step` counts batches. The loader can be iterated again. Each rank makes
     a consecutive part of the batches.
+
+    Args:
+        split: the N images, with labels (N,) int64.
+        batch_size: the most images in a batch.
+        input: resize, crop, decoder and threads.
+        device: where batches go.
+        store: images are read from here; None: from the files of the split.
+        csv_path: a `bad_pictures.csv` that lists unreadable images; None: they are only logged.
+        ranks: share the batches; all must call `agree` after the last one.
+
+    Raises:
+        UserError: settings are impossible; while iterating, more than `--max-bad` images are
+            unreadable.
     """
 
     images: DecodedImages
@@ -43,19 +56,6 @@ class EvalLoader(BackgroundLoader):
         csv_path: Path | None = None,
         ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
-        """Nothing is read before the first iteration.
-
-        split: the N images, with labels (N,) int64.
-        batch_size: the most images in a batch.
-        input: resize, crop, decoder and threads.
-        device: where batches go.
-        store: images are read from here; None: from the files of the split.
-        csv_path: a `bad_pictures.csv` that lists unreadable images; None: they are only logged.
-        ranks: share the batches; all must call `agree` after the last one.
-
-        Raises UserError for impossible settings. Iterating raises it if more than `--max-bad`
-        images are unreadable.
-        """
         check_number("eval_batch_size", batch_size)
         batches = max(1, -(-len(split) // batch_size))
         self._size = max(1, -(-len(split) // batches))

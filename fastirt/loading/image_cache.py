@@ -22,21 +22,22 @@ log = logging.getLogger("fastirt")
 class ImageCache:
     """Memory for the P images of a split, one after the other in catalogue order.
 
-    pixels: (bytes,) uint8, on the device, or in host memory, page-locked where the device is a GPU.
-    starts, widths: (P,) int64 on the device: where in `pixels` each image begins, and its width.
-    shapes: (P, 2) int64 (height, width) after the resize, on the host; (0, 0) if unreadable.
-    valid: (P,) bool on the host: which images are in `pixels`.
-    remote: whether a GPU reads `pixels` across the bus.
+    Args:
+        shapes: (P, 2) int64 (height, width) of each image after the resize; (0, 0) if unreadable.
+        device: the device that gathers the views.
+        place: "device" or "host": where the pixels are kept.
+
+    Attributes:
+        pixels: (bytes,) uint8, on the device or in host memory, page-locked beside a GPU.
+        starts, widths: (P,) int64 on the device: where in `pixels` an image begins, and its width.
+        valid: (P,) bool on the host: which images are in `pixels`; none at first.
+        remote: whether a GPU reads `pixels` across the bus.
+
+    Raises:
+        UserError: the images do not fit.
     """
 
     def __init__(self, shapes: np.ndarray, device: torch.device, place: str) -> None:
-        """Allocate the memory; no image is in it yet.
-
-        shapes: (P, 2) int64 (height, width) of each image.
-        device: that gathers the views.
-        place: "device" or "host".
-        Raises UserError if the images do not fit.
-        """
         sizes = shapes.prod(1) * 3
         starts = np.concatenate([[0], np.cumsum(sizes)])
         self.shapes, self.valid, self.place = shapes, np.zeros(len(shapes), bool), place
@@ -56,8 +57,9 @@ class ImageCache:
         self.widths = torch.from_numpy(np.ascontiguousarray(shapes[:, 1])).to(device)
 
     def put(self, row: int, image: Tensor) -> None:
-        """Start to copy an image (H, W, 3) uint8 into the cache; the caller waits and sets
-        `valid[row]`.
+        """Start to copy an image (H, W, 3) uint8 into the cache.
+
+        The caller waits for the device, then sets `valid[row]`.
 
         Raises ValueError for another shape than `shapes[row]`.
         """

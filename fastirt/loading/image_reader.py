@@ -78,8 +78,7 @@ class ImageDecoder:
     def open(self) -> None:
         """Create what `close` releases.
 
-        Call it from the consumer's thread: DALI must be imported before the background thread
-        starts.
+        Call it from the consumer's thread, which must import DALI before the background thread.
         """
         size, orientation = self.input.input_size, self.input.orientation
         if self.input.loader == "pil":
@@ -96,7 +95,8 @@ class ImageDecoder:
         x, y = (None, None) if crops is None else (crops.x, crops.y)
         corners = crop_corners(resized, self.input.input_size, x, y)
         flips = np.zeros(len(encoded), bool) if crops is None else crops.flip
-        stretches, images, failed = parts(sizes, resized), [], {}
+        stretches, images = parts(sizes, resized), []
+        failed: dict[int, str] = {}
         for part in stretches:
             data = [data for data, _ in encoded[part]]
             try:
@@ -144,13 +144,13 @@ class DecodedImages:
         self.decoder.open()
 
     def views(self, rows: np.ndarray, crops: Crops | None, step: int, following: np.ndarray) -> ImageViews | None:
-        """The images of `rows`, cropped and flipped; None if one of them is bad, which `bad` then
-        knows.
+        """The images of `rows`, cropped and flipped; None if one of them is added to `bad`.
 
-        rows: (B,) int64.
-        crops: B draws; None: the centers, not flipped.
-        step: named in reports of bad rows.
-        following: rows of the next call; they are read while these are decoded.
+        Args:
+            rows: (B,) int64.
+            crops: B draws; None: the centers, not flipped.
+            step: named in reports of bad rows.
+            following: rows of the next call; they are read while these are decoded.
         """
         wanted = rows.tolist()
         self.reader.submit(wanted + following.tolist())

@@ -1,6 +1,4 @@
-"""Batches made in a background thread, on its own CUDA stream, a bounded number ahead of the
-step.
-"""
+"""Batches made ahead of the step, in a background thread and on its own CUDA stream."""
 
 from __future__ import annotations
 
@@ -49,9 +47,7 @@ class DeviceStream:
 
 
 class Images(Protocol):
-    """Where a loader's images come from: threads and decoders to open and close, and the bad
-    rows.
-    """
+    """A loader's source of images: threads and decoders to open and close, and the bad rows."""
 
     stream: DeviceStream
     bad: BadRows

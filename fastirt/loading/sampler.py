@@ -20,8 +20,7 @@ from fastirt.errors import UserError
 class ShuffledStream:
     """Shuffled epochs as one endless stream, cut into full batches: none is short.
 
-    labels: (N,) int64. Position p of the stream is element p mod N of the permutation of epoch p //
-    N.
+    labels: (N,) int64. Position p of the stream is element p mod N of epoch p // N's permutation.
     """
 
     def __init__(self, labels: np.ndarray, batch_size: int, seed: int) -> None:

@@ -35,12 +35,23 @@ class TrainImages(Images, Protocol):
 
 
 class TrainLoader(BackgroundLoader):
-    """Batches of start_step, start_step + 1, … up to stop_step (exclusive), made in a background
-    thread.
+    """Batches of start_step up to stop_step (exclusive), made in a background thread.
 
     Batch `step` is a function of (seed, step, which images are bad). It depends neither on the
     number of threads nor on start_step. Each rank gets its slice of the batch of all ranks.
-    `train_loader` builds a loader from the config of a run.
+    `train_loader` builds a loader from the config of a run. Nothing is read before the first
+    iteration.
+
+    Args:
+        sampler: draws the rows of each batch of all ranks; the crops are drawn with its seed.
+        images: turns rows into views of images, decoded for each batch or cached.
+        start_step: step of the first batch.
+        stop_step: the step after the last batch; None: endless.
+        class_names: by label, for messages; None: the folder of a class's first image is named.
+
+    Raises:
+        UserError: while iterating, if more than `--max-bad` images are unreadable, or if too few
+            are left for a batch.
     """
 
     images: TrainImages
@@ -54,16 +65,6 @@ class TrainLoader(BackgroundLoader):
         stop_step: int | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
-        """Nothing is read before the first iteration.
-
-        sampler: draws the rows of each batch of all ranks; the crops are drawn with its seed.
-        images: turns rows into views of images, decoded for each batch or cached. start_step: step
-        of the first batch. stop_step: the step after the last batch; None: endless. class_names: by
-        label, for messages; None: messages name the folder of a class's first image.
-
-        Iterating raises UserError if more than `--max-bad` images are unreadable, or if too few are
-        left for a batch.
-        """
         super().__init__(images)
         self.sampler = sampler
         first, count = images.bad.ranks.batch_slice(sampler.batch_size)
@@ -93,9 +94,7 @@ class TrainLoader(BackgroundLoader):
             self._warn_of_empty_classes(lost)
 
     def _warn_of_empty_classes(self, lost: Iterable[int]) -> None:
-        """Name each class that has no readable image left after the loss of these rows, on
-        rank 0.
-        """
+        """On rank 0, name each class of these rows that has no readable image left."""
         bad, labels = self.images.bad, self.sampler.labels
         if not bad.ranks.is_main:
             return
@@ -120,16 +119,18 @@ def train_loader(
 ) -> TrainLoader:
     """The training batches of a run, up to `--max-iter`, cached as `--cache` says.
 
-    catalog: its training split is loaded.
-    config: of the run: `data.m`, `input`, `optim.batch_size`, `optim.max_iter` and `run.seed`.
-    device: where batches go.
-    start_step: step of the first batch.
-    bad: rows known to be unreadable, from a checkpoint.
-    store: a packed store's training split; None: the image files are read.
-    csv_path: a `bad_pictures.csv` that lists unreadable images; None: they are only logged.
-    ranks: the ranks that share each batch; all must call this function.
+    Args:
+        catalog: its training split is loaded.
+        config: of the run: `data.m`, `input`, `optim.batch_size`, `optim.max_iter`, `run.seed`.
+        device: where batches go.
+        start_step: step of the first batch.
+        bad: rows known to be unreadable, from a checkpoint.
+        store: a packed store's training split; None: the image files are read.
+        csv_path: a `bad_pictures.csv` that lists unreadable images; None: they are only logged.
+        ranks: the ranks that share each batch; all must call this function.
 
-    Raises UserError for impossible settings, and if `--cache device` or `host` does not fit.
+    Raises:
+        UserError: settings are impossible, or `--cache device` or `host` does not fit.
     """
     split, input, batch_size = catalog.train, config.input, config.optim.batch_size
     source = FileSource(split.paths) if store is None else store

@@ -1,6 +1,4 @@
-"""The step's input: static buffers on the device, so that a CUDA graph finds each batch at one
-address.
-"""
+"""The step's input: buffers that keep their address, so that a CUDA graph finds each batch."""
 
 from __future__ import annotations
 
@@ -14,8 +12,7 @@ from fastirt.loading.batch import Batch, ImageViews
 
 
 class StepInput:
-    """`copy_batch`, outside a graph, takes a batch; `build_images`, inside it, makes the encoder's
-    input.
+    """`copy_batch` takes a batch, outside a CUDA graph; `build_images` makes images, inside it.
 
     images (B, 3, S, S) in channels-last memory and labels (B,) int64 keep their address as long as
     the shape of the batch and its cache stay the same. On a GPU, so do the tensors that
@@ -32,9 +29,7 @@ class StepInput:
         self._layout: tuple[int, int, int | None] | None = None
 
     def copy_batch(self, batch: Batch) -> bool:
-        """Start to copy what differs from batch to batch; True if the buffers themselves are
-        new.
-        """
+        """Start to copy what differs from batch to batch; True if the buffers are new."""
         views = batch.views
         layout = (len(batch), views.size, None if views.owned else views.pixels.data_ptr())
         moved = layout != self._layout
