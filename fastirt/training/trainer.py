@@ -42,9 +42,12 @@ class Trainer:
 
     `run` returns the exit code: 0, with the final model's `metrics`, or 128 + signal.
 
-    evaluate: measures an encoder; None where there is nothing to measure it on, and then
-    `metrics` stays empty. source: of the training images where a packed store is read.
-    resume: a checkpoint. Raises UserError where that belongs to another run.
+    encoder: trained in place.
+    files: of the run's folder.
+    evaluate: measures an encoder; None without an evaluation split, and `metrics` stays empty.
+    source: of the training images, from a packed store; None reads the files.
+    resume: a checkpoint; raises UserError where it belongs to another run.
+    ranks: all of them construct and run a trainer.
     """
 
     def __init__(
