@@ -43,7 +43,6 @@ class Trainer:
     `run` returns the exit code: 0, with the final model's `metrics`, or 128 + signal.
 
     encoder: trained in place.
-    files: of the run's folder.
     evaluate: measures an encoder; None without an evaluation split, and `metrics` stays empty.
     source: of the training images, from a packed store; None reads the files.
     resume: a checkpoint; raises UserError where it belongs to another run.
