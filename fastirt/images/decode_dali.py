@@ -154,7 +154,7 @@ class DaliDecoder:
                 device="mixed" if gpu else "cpu",
                 output_type=types.RGB,
                 adjust_orientation=self.orientation == "exif",
-                **(dict(hw_decoder_load=self.hw_decoder_load) if gpu else {}),
+                **(dict(hw_decoder_load=self.hw_decoder_load, jpeg_fancy_upsampling=True) if gpu else {}),
             )
             if kind.resize:
                 size = fn.external_source(name="size")

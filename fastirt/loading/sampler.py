@@ -17,19 +17,39 @@ from fastirt.config.validate import check_number
 from fastirt.errors import UserError
 
 
-class ShuffledStream:
+class Sampler:
+    """Rows of batch `step`. The last two batches are remembered: a loader asks for each twice."""
+
+    def __init__(self, labels: np.ndarray, batch_size: int, seed: int) -> None:
+        self.labels, self.batch_size, self.seed = np.asarray(labels, np.int64), batch_size, seed
+        self._members = class_members(self.labels)
+        self._drawn: dict[tuple[int, frozenset[int]], np.ndarray] = {}
+
+    def batch(self, step: int, bad: Collection[int] = frozenset()) -> np.ndarray:
+        """(B,) int64 rows, none of them in `bad`. Raises UserError if too few images are left."""
+        key = step, frozenset(bad)
+        if key not in self._drawn:
+            rows = self._draw(step, key[1])
+            while len(self._drawn) > 1:
+                self._drawn.pop(next(iter(self._drawn)))
+            self._drawn[key] = rows
+        return self._drawn[key].copy()
+
+    def _draw(self, step: int, bad: frozenset[int]) -> np.ndarray:
+        raise NotImplementedError
+
+
+class ShuffledStream(Sampler):
     """Shuffled epochs as one endless stream, cut into full batches: none is short.
 
     labels: (N,) int64. Position p of the stream is element p mod N of epoch p // N's permutation.
     """
 
     def __init__(self, labels: np.ndarray, batch_size: int, seed: int) -> None:
-        self.labels, self.batch_size, self.seed = np.asarray(labels, np.int64), batch_size, seed
-        self._members = class_members(self.labels)
+        super().__init__(labels, batch_size, seed)
         self._epochs: dict[int, np.ndarray] = {}
 
-    def batch(self, step: int, bad: Collection[int] = frozenset()) -> np.ndarray:
-        """(B,) int64 rows. Raises UserError if every image is bad."""
+    def _draw(self, step: int, bad: frozenset[int]) -> np.ndarray:
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, offsets = np.divmod(positions, len(self.labels))
         rows = np.empty(self.batch_size, np.int64)
@@ -57,7 +77,7 @@ class ShuffledStream:
         raise UserError("no training image can be read: see bad_pictures.csv")
 
 
-class ClassBalanced:
+class ClassBalanced(Sampler):
     """batch_size / m distinct classes a batch, m images of each.
 
     Images of a class are distinct; those of a class with fewer than m readable ones repeat in turn.
@@ -65,41 +85,45 @@ class ClassBalanced:
     """
 
     def __init__(self, labels: np.ndarray, batch_size: int, m: int, seed: int) -> None:
-        self.labels, self.batch_size, self.m, self.seed = np.asarray(labels, np.int64), batch_size, m, seed
-        self._members = class_members(self.labels)
+        super().__init__(labels, batch_size, seed)
+        self.m = m
         self._classes = np.array(sorted(self._members), np.int64)
+        self._largest = max(map(len, self._members.values()))
 
-    def batch(self, step: int, bad: Collection[int] = frozenset()) -> np.ndarray:
-        """(B,) int64 rows, class by class.
-
-        Raises UserError if too few classes have an image left.
-        """
+    def _draw(self, step: int, bad: frozenset[int]) -> np.ndarray:
+        """Class by class."""
         needed = self.batch_size // self.m
+        classes = stream(self.seed, Purpose.CLASSES, step).permutation(self._classes)
+        # One generator a step: one for each class takes longer than a training step.
+        members = stream(self.seed, Purpose.MEMBERS, step)
         groups: list[np.ndarray] = []
-        for label in stream(self.seed, Purpose.CLASSES, step).permutation(self._classes):
-            group = self._group(step, int(label), bad)
-            if len(group):
-                groups.append(group)
-            if len(groups) == needed:
-                return np.concatenate(groups)
+        for first in range(0, len(classes), needed):  # further classes only if some have no image left
+            labels = classes[first : first + needed].tolist()
+            for label, keys in zip(labels, members.random((len(labels), self._largest))):
+                group = self._group(label, keys, bad)
+                if len(group):
+                    groups.append(group)
+                if len(groups) == needed:
+                    return np.concatenate(groups)
         raise UserError(
             f"only {len(groups)} classes have a readable image, "
             f"a batch of {self.batch_size} with m = {self.m} needs {needed}: see bad_pictures.csv"
         )
 
-    def _group(self, step: int, label: int, bad: Collection[int]) -> np.ndarray:
-        """m rows of a class: the first m of a fixed order, bad ones replaced by the next good ones.
+    def _group(self, label: int, keys: np.ndarray, bad: Collection[int]) -> np.ndarray:
+        """m rows of a class: the first m by their keys, bad ones replaced by the next good ones.
 
         Empty if all are bad.
         """
-        order = [int(row) for row in stream(self.seed, Purpose.MEMBERS, step, label).permutation(self._members[label])]
+        members = self._members[label]
+        order = members[keys[: len(members)].argsort()].tolist()
         group, spare = order[: self.m], iter(row for row in order[self.m :] if row not in bad)
         group = [row if row not in bad else next(spare, None) for row in group]
         good = [row for row in group if row is not None]
         return np.resize(np.array(good, np.int64), self.m if good else 0)
 
 
-def make_sampler(labels: np.ndarray, batch_size: int, m: int, seed: int) -> ShuffledStream | ClassBalanced:
+def make_sampler(labels: np.ndarray, batch_size: int, m: int, seed: int) -> Sampler:
     """m = 0: shuffled epochs, else m images per class. Raises UserError for impossible batches."""
     labels = np.asarray(labels, np.int64)
     check_number("batch_size", batch_size)

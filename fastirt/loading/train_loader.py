@@ -20,7 +20,7 @@ from fastirt.loading.cache_budget import make_cache
 from fastirt.loading.cached_images import CachedImages
 from fastirt.loading.image_reader import DecodedImages, ImageDecoder, ImageReader
 from fastirt.loading.prefetch import BackgroundLoader, DeviceStream, Images
-from fastirt.loading.sampler import ClassBalanced, ShuffledStream, make_sampler
+from fastirt.loading.sampler import Sampler, make_sampler
 
 if TYPE_CHECKING:
     from fastirt.datasets import Catalog
@@ -58,7 +58,7 @@ class TrainLoader(BackgroundLoader):
 
     def __init__(
         self,
-        sampler: ShuffledStream | ClassBalanced,
+        sampler: Sampler,
         images: TrainImages,
         *,
         start_step: int = 0,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastirt.config.options import Config
-from fastirt.config.random_streams import torch_seed
+from fastirt.config.random_streams import seed_torch
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.loading.batch import Batch
 from fastirt.model.encoder import Encoder, normalization_constants
@@ -73,7 +73,7 @@ class TrainStep:
         if rate != self._learning_rate:
             set_learning_rate(self.optimizer, rate)
             self._learning_rate = rate
-        torch.manual_seed(torch_seed(config.run.seed, step, self.ranks.rank))
+        seed_torch(config.run.seed, step, self.ranks.rank, self.device)
         batch_size = len(batch) * self.ranks.world_size
         part = self.ranks.batch_slice(batch_size)
         self.networks.draw_masks(config.run.seed, step, batch_size, part, keys=with_memory)

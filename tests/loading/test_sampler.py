@@ -5,6 +5,7 @@ import pytest
 
 from fastirt.config.random_streams import Purpose, drop_path_stream, stream, torch_seed
 from fastirt.errors import UserError
+from fastirt.loading import sampler as sampler_module
 from fastirt.loading.augment import draw_crops
 from fastirt.loading.sampler import make_sampler
 
@@ -37,6 +38,22 @@ def test_m_per_class():
         seen |= set(rows.tolist())
     assert len(seen) == 70
     assert np.array_equal(make_sampler(LABELS, 12, 3, seed=0).batch(17), sampler.batch(17))
+
+
+@pytest.mark.parametrize("m", [0, 2])
+def test_a_batch_takes_few_generators_and_none_a_second_time(m, monkeypatch):
+    """A generator costs as much as the rows of several classes."""
+    made = []
+    monkeypatch.setattr(sampler_module, "stream", lambda *key: made.append(key) or stream(*key))
+    sampler = make_sampler(np.repeat(np.arange(100), 3), 64, m, seed=0)
+    for step in range(20):
+        made.clear()
+        rows, following = sampler.batch(step), sampler.batch(step + 1)
+        assert len(made) <= (4 if step == 0 else 2)
+        made.clear()
+        assert np.array_equal(rows, sampler.batch(step))
+        assert np.array_equal(following, sampler.batch(step + 1))
+        assert not made
 
 
 def test_small_classes_repeat_and_are_said(caplog):
