@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import traceback
 from typing import Callable, Iterator
@@ -30,6 +31,8 @@ def as_rank(command: str, work: Callable[[Ranks], int]) -> int:
             handler.setFormatter(
                 logging.Formatter(f"%(asctime)s %(levelname)s rank {ranks.rank}: %(message)s", "%H:%M:%S")
             )
+    # Else each rank starts a compiler process for every core of the node. Inductor reads it once.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(ranks.threads(32)))
     code, linger = 0, False
     try:
         code = work(ranks)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastirt.errors import first_line
+
 log = logging.getLogger("fastirt")
 
 FAISS_GPU_MAX_K = 2048
@@ -64,7 +66,15 @@ def search(
     for first in range(0, query.shape[0], chunk):
         part = query[first : first + chunk]
         excluded = exclude[first : first + chunk] if excludes else None
-        similarities, indices = distinct.expand(*find(part, depth), wanted)
+        try:
+            nearest = find(part, depth)
+        except RuntimeError as error:
+            if isinstance(find, _Torch):
+                raise
+            log.warning("FAISS failed during the search (%s): plain torch takes over", first_line(error))
+            find = _Torch(distinct.vectors, device)
+            nearest = find(part, depth)
+        similarities, indices = distinct.expand(*nearest, wanted)
         similarities, indices = _by_row(similarities, indices)
         tied = similarities[:, -2:-1] == similarities[:, -1:]
         undecided = tied.flatten().nonzero().flatten() if wanted < rows else tied.new_empty(0, dtype=torch.int64)
@@ -153,8 +163,9 @@ class _Torch:
             return part.to(self.device) @ self.gallery.T
 
     def __call__(self, part: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        values, indices = self.all(part).topk(k, dim=1)
-        return values.cpu(), indices.cpu()
+        # In pieces, because chunks for FAISS are larger than those that fit here.
+        pieces = [self.all(some).topk(k, dim=1) for some in part.split(max(1, CHUNK_VALUES // len(self.gallery)))]
+        return torch.cat([piece.values for piece in pieces]).cpu(), torch.cat([piece.indices for piece in pieces]).cpu()
 
 
 class _Faiss:
@@ -209,7 +220,7 @@ def _backend(gallery: Tensor, k: int, backend: str, device: torch.device, gpus: 
         try:
             return _Faiss(gallery, device, gpus)
         except (ImportError, AttributeError, RuntimeError) as error:
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
     log.log(logging.WARNING if backend == "faiss" else logging.INFO, "search by plain torch: FAISS cannot (%s)", reason)
     return _Torch(gallery, device)
 

@@ -237,11 +237,12 @@ class Trainer:
     def _start_log_row(self) -> None:
         """Start the asynchronous copy of the metrics; the row is written when it completes."""
         self._finish_log_row(wait=True)
-        step = self.state.step
-        row = {"step": step, "lr": learning_rate(step - 1, self.config.optim)}
-        if self.ranks.is_distributed:
-            row["wire_mb"] = round(self.step_module.bytes_moved / 1e6, 3)
+        step, megabytes = self.state.step, round(self.step_module.bytes_moved / 1e6, 3)
+        wire = {"wire_mb": megabytes} if self.ranks.is_distributed else {}
+        row = {"step": step, "lr": learning_rate(step - 1, self.config.optim), **wire}
         self.async_metrics.request(row, self.speed.read(self.total - step))
+        if step == self.total:
+            self.ranks.host.barrier()  # a rank that died in the last step would leave the device waiting
         self._finish_log_row(wait=step == self.total)
 
     def _finish_log_row(self, wait: bool) -> None:

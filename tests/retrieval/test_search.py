@@ -176,3 +176,25 @@ def test_a_missing_faiss_is_said_and_replaced(monkeypatch, caplog):
     with caplog.at_level("INFO", logger="fastirt"):
         neighbours(vectors(5), vectors(9), 2)
     assert "plain torch" in caplog.text
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_faiss_that_fails_during_the_search_is_replaced(after, monkeypatch, caplog):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(search_module, "CHUNK_VALUES", 100)
+    gallery, calls = vectors(50), []
+    expected = neighbours(gallery, gallery, 7, exclude_self=True, backend="torch")
+    whole = search_module._Faiss.__call__
+
+    def failing(self, part, k):
+        calls.append(len(part))
+        if len(calls) > after:
+            raise RuntimeError("Error in GpuIndex: out of temporary memory\nat line 7")
+        return whole(self, part, k)
+
+    monkeypatch.setattr(search_module._Faiss, "__call__", failing)
+    found = neighbours(gallery, gallery, 7, exclude_self=True, backend="faiss")
+    assert torch.equal(found[1], expected[1])
+    torch.testing.assert_close(found[0], expected[0])
+    assert len(calls) == after + 1
+    assert caplog.text.count("out of temporary memory") == 1 and "at line 7" not in caplog.text
