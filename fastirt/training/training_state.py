@@ -87,7 +87,7 @@ class TrainingState:
         return state["bad"]
 
     def delete_newer_checkpoints(self, files: RunFiles) -> None:
-        """Of the run's own folder, if the last checkpoint is there: they will be recomputed."""
+        """Of the run's own folder: a run resumed there recomputes those steps."""
         last = self.last_checkpoint
         if last is not None and last.parent.resolve() == files.checkpoints.resolve():
             self.ranks.host.run_on_main(lambda: checkpoint.delete_newer(last))
