@@ -1,6 +1,4 @@
-"""`fastirt train` and `fastirt evaluate`, from flags to metrics: data, folder, encoder, training,
-evaluation.
-"""
+"""`fastirt train` and `fastirt evaluate`: from flags to data, folder, encoder and metrics."""
 
 from __future__ import annotations
 
@@ -159,9 +157,7 @@ def _config_of_run(run: Path, flags: dict[str, Any]) -> tuple[Config, str]:
 
 
 def _build_encoder(config: Config, data: Data, folder: RunFolder, ranks: Ranks, pretrained: bool = True) -> Encoder:
-    """The encoder, the same on all ranks. pretrained: False leaves the weights out: a checkpoint
-    brings them.
-    """
+    """The encoder, the same on all ranks. pretrained=False: a checkpoint brings the weights."""
     torch.manual_seed(config.run.seed)
     model = config.model if pretrained else dataclasses.replace(config.model, weights="scratch")
     encoder = build_encoder(model, config.input.input_size)
@@ -190,9 +186,7 @@ def _log_loading_line(encoder: Encoder, config: Config, folder: RunFolder) -> No
 
 
 def _are_the_runs_own(run: RunFolder, flags: dict[str, Any], catalog: Catalog) -> bool:
-    """Whether an evaluation with these flags gives the figures that belong into the run's own
-    metrics.json.
-    """
+    """Whether an evaluation with these flags belongs into the run's own metrics.json."""
     same = run.was_evaluated_on(catalog)
     if not same:
         log.warning(

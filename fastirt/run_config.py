@@ -1,6 +1,4 @@
-"""From flags to the configuration of a command: presets, an earlier run, a model file, a packed
-store.
-"""
+"""From flags to a configuration: presets, an earlier run, a model file, a packed store."""
 
 from __future__ import annotations
 
@@ -39,9 +37,7 @@ class Plan(NamedTuple):
 
 
 def plan_training(flags: dict[str, Any], ranks: Ranks) -> Plan:
-    """From flags to a fresh run, or to the checkpoint of an earlier one that --resume or torchrun's
-    restart names.
-    """
+    """From flags to a fresh run, or to the checkpoint that --resume or a restart names."""
     flags = after_restart(flags, ranks)
     found = ranks.host.run_on_main(lambda: str(checkpoint_to_resume(flags) or ""))
     fresh = "resume" not in flags

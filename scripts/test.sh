@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # Run the tests in the project's virtual environment: bash scripts/test.sh [quick] [PYTEST_FLAGS]
 # `quick`: without the tests that need Triton's interpreter, several ranks or the compiler.
+# Without arguments two processes share the files of all tests.
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
 if [ "${1:-}" = quick ]; then
     shift
     export OMP_NUM_THREADS=1 # two processes on two cores
     set -- -n 2 --dist loadfile -m "not (interpreter or ranks or compile or slow or sweep)" "$@"
+elif [ $# = 0 ]; then
+    set -- -n 2 --dist loadfile
 fi
 exec python -m pytest "$@"

@@ -57,10 +57,10 @@ def write_images(folder: Path, classes: int, views: int, size: int = 24, seed: i
     """Class folders of JPEG images: each class a colour, each view noise on top."""
     rng = np.random.default_rng(seed)
     for label in range(classes):
-        colour = rng.integers(40, 216, 3)
+        color = rng.integers(40, 216, 3)
         (folder / f"class{label:02d}").mkdir(parents=True)
         for view in range(views):
-            pixels = np.clip(colour + rng.normal(0, 25, (size, size, 3)), 0, 255).astype(np.uint8)
+            pixels = np.clip(color + rng.normal(0, 25, (size, size, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"class{label:02d}" / f"{view}.jpg", quality=92)
 
 

@@ -26,11 +26,11 @@ def inputs(rows: int, slots: int, dim: int, dtype: torch.dtype, device: torch.de
     """
     generator = torch.Generator(device).manual_seed(0)
     classes = max(2, max(rows, slots) // 5)
-    centres = torch.randn(classes, dim, device=device, generator=generator)
+    centers = torch.randn(classes, dim, device=device, generator=generator)
 
     def draw(labels: Tensor) -> Tensor:
         noise = torch.randn(len(labels), dim, device=device, generator=generator)
-        return F.normalize(centres[labels] + noise, dim=1).to(dtype)
+        return F.normalize(centers[labels] + noise, dim=1).to(dtype)
 
     labels = torch.arange(rows, device=device) // 2 % classes
     z = draw(labels)

@@ -22,7 +22,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--queries", type=int, help="queries, and as many gallery vectors (default: 60502; on a CPU 3000)"
     )
     parser.add_argument("--dim", type=int, default=384, help="D, length of a vector (default: %(default)s)")
-    parser.add_argument("--k", type=int, help="neighbours (default: 1000; on a CPU 100)")
+    parser.add_argument("--k", type=int, help="neighbors (default: 1000; on a CPU 100)")
 
 
 def brute_force(vectors: Tensor, k: int) -> Callable[[], Tensor]:
@@ -30,19 +30,19 @@ def brute_force(vectors: Tensor, k: int) -> Callable[[], Tensor]:
     chunk by chunk."""
 
     def call() -> Tensor:
-        neighbours = []
+        neighbors = []
         for start in range(0, len(vectors), CHUNK):
             scores = vectors[start : start + CHUNK] @ vectors.T
             rows = torch.arange(len(scores), device=vectors.device)
             scores[rows, rows + start] = -torch.inf
-            neighbours.append(scores.topk(k).indices)
-        return torch.cat(neighbours)
+            neighbors.append(scores.topk(k).indices)
+        return torch.cat(neighbors)
 
     return call
 
 
 def plain_faiss(vectors: Tensor, k: int) -> Callable[[], Any]:
-    """IndexFlatIP as in the FAISS tutorial. The query itself is among its k + 1 neighbours."""
+    """IndexFlatIP as in the FAISS tutorial. The query itself is among its k + 1 neighbors."""
     import faiss
 
     data = vectors.cpu().numpy()

@@ -37,6 +37,7 @@ PUBLIC = "public recipe"
 ABLATIONS: dict[str, dict[str, Any]] = {
     "graph, bf16 weights": dict(precision="bf16-weights"),
     "graph, patch matmul": dict(transform=patch_matmul),
+    # `compare` matches committed figures by name, so the older word stays.
     "graph, momentum twin": dict(encoder_momentum=0.999),
     "graph, bf16 memory": dict(memory_dtype="bf16"),
     "graph, apex FusedAdam": dict(opt="apex-fused-adam"),

@@ -37,9 +37,7 @@ class Collectives:
         self._group = group
 
     def gather(self, own: Tensor) -> PendingGather:
-        """Start to gather (n, …) of each rank to (world_size * n, …), in the order of ranks;
-        without gradient.
-        """
+        """Start to gather (n, …) of each rank to (world_size * n, …), in rank order."""
         self.bytes_moved += 2 * (self.world_size - 1) * own.nbytes
         whole = own.new_empty((self.world_size * own.shape[0], *own.shape[1:]))
         if own.is_cuda and self.backend == "gloo":

@@ -45,9 +45,7 @@ class HostChannel:
         return whole[:, :8].contiguous().view(torch.int64).flatten().tolist(), list(whole[:, 8:])
 
     def gather_rows(self, own: Tensor) -> Optional[Tensor]:
-        """(n_r, …) on the CPU, of any length on each rank, concatenated on rank 0; None on the
-        other ranks.
-        """
+        """(n_r, …) on the CPU, of any length, concatenated on rank 0; None on the other ranks."""
         if self.world_size == 1:
             return own
         counts = self.gather_json(len(own))
@@ -84,9 +82,7 @@ class HostChannel:
 
     @property
     def stop_check_interval(self) -> int:
-        """Steps between two exchanges of `poll_stop_signal`: a ring of 64 ranks takes longer than a
-        step.
-        """
+        """Steps between two exchanges: with 64 ranks an exchange takes longer than a step."""
         return min(8, 1 + self.world_size // 8)
 
     def poll_stop_signal(self, signal: int) -> int:

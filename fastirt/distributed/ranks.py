@@ -69,9 +69,7 @@ class Ranks:
 
     @property
     def has_agent(self) -> bool:
-        """Whether a launcher started this process: it may send a signal more than once, and kills
-        by itself.
-        """
+        """Whether a launcher started this process: it repeats signals and kills by itself."""
         return self.is_distributed or "TORCHELASTIC_RUN_ID" in os.environ
 
     def threads(self, most: int) -> int:
@@ -124,4 +122,4 @@ class Ranks:
             self._peers = []
 
 
-SINGLE_PROCESS = Ranks()  # a process that is the only rank; holds nothing
+SINGLE_PROCESS = Ranks()  # a process that is the only rank; has no connections

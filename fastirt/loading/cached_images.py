@@ -66,11 +66,12 @@ class CachedImages:
         return ImageViews.whole(views.images) if cache.remote else views
 
     def fill(self, step: int) -> Iterator[int]:
-        """Decode every image, in catalogue order, between `open` and `close`. A collective call.
+        """Decode every image, in catalogue order. Opens and closes by itself. A collective call.
 
         Yields the number of rows done, after each `ahead` of them.
         step: named in reports of bad rows.
         """
+        self.close()
         self.open()
         try:
             while self._next < len(self.cache.valid):

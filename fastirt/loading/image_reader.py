@@ -150,7 +150,8 @@ class DecodedImages:
             rows: (B,) int64.
             crops: B draws; None: the centers, not flipped.
             step: named in reports of bad rows.
-            following: rows of the next call; they are read while these are decoded.
+            following: rows of the next call; they are read while these are decoded. The bytes of
+                `rows` are freed: a retry, after another rank found a bad image, reads them again.
         """
         wanted = rows.tolist()
         self.reader.submit(wanted + following.tolist())

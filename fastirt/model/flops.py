@@ -25,11 +25,12 @@ PEAKS = (
 PROBE_SECONDS = 0.3  # the fastest product in this time counts: a CPU first raises its clock
 
 
-def training_flops(encoder: Encoder, twin: bool = False) -> int:
+def training_flops(encoder: Encoder, momentum_encoder: bool = False) -> int:
     """Floating-point operations per image of a training step, 27.6 G for DeiT-S at 224 pixels.
 
-    Forward plus twice that for backward, plus the forward of the momentum encoder (`twin`). Counts
-    matrix products, attention included, on the meta device; 0 if an operator has no formula.
+    Forward plus twice that for backward, and one forward more with a `momentum_encoder`.
+    Counts matrix products, attention included, on the meta device; 0 if an operator has no
+    formula.
     """
     vit = copy.deepcopy(encoder.vit).to("meta").eval()
     image = torch.empty(1, 3, encoder.input_size, encoder.input_size, device="meta")
@@ -38,7 +39,7 @@ def training_flops(encoder: Encoder, twin: bool = False) -> int:
             vit.forward_features(image)
     except (NotImplementedError, RuntimeError):  # an operator without a meta implementation
         return 0
-    return counter.get_total_flops() * (4 if twin else 3)
+    return counter.get_total_flops() * (4 if momentum_encoder else 3)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

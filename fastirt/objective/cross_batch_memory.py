@@ -105,9 +105,7 @@ def memory_size(config: Config, train_size: int) -> int:
 def build_memory(
     config: Config, train_size: int, dim: int, device: torch.device, ranks: Ranks
 ) -> Optional[CrossBatchMemory]:
-    """The memory that `config` describes, or this rank's shard of it; None where it has no
-    slots.
-    """
+    """The memory that `config` describes, or this rank's shard of it; None without slots."""
     size = memory_size(config, train_size)
     if not size:
         return None

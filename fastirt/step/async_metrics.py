@@ -12,9 +12,7 @@ Timing = Callable[[], dict[str, Any]]
 
 
 class AsyncMetrics:
-    """Copies a step's flag and sums into page-locked memory and reads them once they have
-    arrived.
-    """
+    """Copies a step's flag and sums into page-locked memory; reads them once they have arrived."""
 
     def __init__(self, counters: StepCounters) -> None:
         self.counters, self.on_gpu = counters, counters.sums.is_cuda
@@ -48,9 +46,7 @@ class AsyncMetrics:
         self.counters.start_sums()
 
     def poll(self, wait: bool = False) -> Optional[dict[str, Any]]:
-        """The requested row with its means, once; None where none is pending or it has not arrived
-        yet.
-        """
+        """The requested row with its means, once; None if none is pending or none has arrived."""
         if self._pending is None:
             return None
         row, timing, count, arrived = self._pending

@@ -55,9 +55,7 @@ class Capture:
         self._graph.replay()
 
     def _warm_up(self, body: Callable[[], None]) -> None:
-        """Run on the stream of the capture: autograd remembers on which stream a weight was first
-        used.
-        """
+        """Run on the capture's stream: autograd remembers where a weight was first used."""
         current = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):

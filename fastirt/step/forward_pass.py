@@ -53,14 +53,12 @@ class ForwardPass:
         return Embedded(embeddings, embeddings, labels, shard, replaced)
 
     def losses(self, embedded: Embedded) -> Losses:
-        """0-d float32 losses of the global batch, the same bits on all ranks."""
+        """0-d float32 losses of the batch."""
         memory = () if embedded.memory is None else embedded.memory[:3]
         return self._compare(embedded.embeddings, embedded.labels, *memory)
 
     def _keys(self, embeddings: Tensor, images: Tensor) -> Tensor:
-        """What the memory stores: embeddings of the momentum encoder, or without one those of the
-        encoder.
-        """
+        """What the memory stores: the momentum encoder's embeddings, or else the encoder's."""
         if self.networks.compute_momentum_encoder is None:
             return embeddings.detach()
         with torch.no_grad():
@@ -111,4 +109,5 @@ class DistributedForwardPass(ForwardPass):
         return MemoryShard(memory.embeddings, memory.labels, own_slots, self.sharded)
 
     def losses(self, embedded: Embedded) -> Losses:
+        """0-d float32 losses of the global batch, the same bits on all ranks."""
         return self._global_loss(embedded.embeddings, embedded.whole, embedded.labels, embedded.memory)

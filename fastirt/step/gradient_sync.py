@@ -13,9 +13,7 @@ from fastirt.model.encoder import Encoder
 
 
 class GradientSync:
-    """An encoder's forward whose gradients DDP sums over the ranks, bucket by bucket, while the
-    backward runs.
-    """
+    """An encoder's forward; DDP sums its gradients over the ranks while the backward runs."""
 
     def __init__(self, encoder: Encoder, embed: Callable[[Encoder, Tensor], Tensor], ranks: Ranks) -> None:
         self.ranks, module = ranks, _EmbedModule(encoder, embed)

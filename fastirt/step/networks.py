@@ -1,6 +1,4 @@
-"""The networks of a step: the encoder, its momentum encoder, and what forward and backward
-run on.
-"""
+"""The encoder, its momentum encoder, and the models that forward and backward run on."""
 
 from __future__ import annotations
 
@@ -69,8 +67,6 @@ class Networks:
             self.bf16_copies[0].copy_gradients()
 
     def update_momentum(self, skip: Optional[Tensor] = None) -> None:
-        """Move the momentum encoder towards the encoder, except where the 0-d bool `skip` is
-        true.
-        """
+        """Move the momentum encoder towards the encoder unless the 0-d bool `skip` is true."""
         if self.momentum_encoder is not None:
             momentum_update(self.momentum_encoder, self.encoder, self.momentum, skip)

@@ -24,9 +24,7 @@ ENGINE_KEYS = ("lr", "fused", "foreach", "capturable")  # of a parameter group: 
 
 
 def capturable(name: str) -> bool:
-    """Whether a CUDA graph can hold this optimizer's step: its rate and step count must be tensors
-    on the device.
-    """
+    """Whether a CUDA graph can hold this optimizer: its rate and step count are device tensors."""
     return name.lower() in (*FUSED, "apex-fused-adam")
 
 
@@ -118,9 +116,7 @@ def learning_rate(step: int, config: OptimConfig) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group, in place where it is a tensor on the device; no
-    synchronization.
-    """
+    """Set every group's learning rate, in place if it is a tensor; no synchronization."""
     for group in optimizer.param_groups:
         scaled = rate * group.get("lr_scale", 1.0)
         if isinstance(group["lr"], Tensor):
@@ -130,9 +126,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def clip_gradients(weights: Sequence[Tensor], largest: float | None) -> Tensor:
-    """Scale all gradients to a global norm of at most `largest` (None: leave them); returns the
-    norm before, 0-d.
-    """
+    """Scale gradients to a global norm of at most `largest`; returns the norm before, 0-d."""
     gradients = [p.grad for p in weights if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
     if largest is not None:

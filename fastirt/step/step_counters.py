@@ -24,9 +24,7 @@ class StepCounters:
         self.steps_summed = 0
 
     def flag(self, loss: Tensor, norm: Tensor) -> Tensor:
-        """Record a non-finite loss or gradient norm; 0-d bool: whether this step must not
-        update.
-        """
+        """Record a non-finite loss or norm; 0-d bool: whether this step must not update."""
         bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
         self.first_bad_step.copy_(torch.where(bad & (self.first_bad_step < 0), self.step_number, self.first_bad_step))
         return self.first_bad_step >= 0

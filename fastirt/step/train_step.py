@@ -16,7 +16,7 @@ from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.loading.batch import Batch
 from fastirt.model.encoder import Encoder, normalization_constants
 from fastirt.objective.cross_batch_memory import CrossBatchMemory, build_memory
-from fastirt.objective.retrieval_loss import build_objective
+from fastirt.objective.retrieval_loss import Losses, build_objective
 from fastirt.step.engine import Engine
 from fastirt.step.forward_pass import DistributedForwardPass, Embedded, ForwardPass
 from fastirt.step.networks import Networks
@@ -81,9 +81,7 @@ class TrainStep:
         self.counters.steps_summed += 1
 
     def body(self) -> None:
-        """The step on what `__call__` put in place: device work only, the same for every step of a
-        run.
-        """
+        """The step on what `__call__` put in place: device work only, the same every time."""
         moved = self.ranks.collectives.bytes_moved
         self.networks.begin_step()
         images, labels = self.input.build_images(), self.input.labels
@@ -99,10 +97,8 @@ class TrainStep:
         self._update(losses, embedded)
         self.on_phase_end("optimizer")
 
-    def _update(self, losses: Any, embedded: Embedded) -> None:
-        """Clip, then update optimizer, momentum encoder and memory, unless a step was
-        non-finite.
-        """
+    def _update(self, losses: Losses, embedded: Embedded) -> None:
+        """Clip, then update optimizer, momentum encoder and memory, unless a step was bad."""
         norm = clip_gradients(self.networks.weights, self.config.optim.clip_grad)
         with torch.no_grad():
             skip = self.counters.flag(losses.total, norm)
@@ -134,9 +130,7 @@ class TrainStep:
 
 
 class _Saved(nn.Module):
-    """The tensors of a step under the names of the checkpoint format, in which `twin` is the
-    momentum encoder.
-    """
+    """A step's tensors under the checkpoint's names; `twin` is the momentum encoder."""
 
     def __init__(self, step: TrainStep) -> None:
         super().__init__()

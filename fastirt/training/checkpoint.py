@@ -101,9 +101,7 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str
 
 
 def _remove(path: Path) -> None:
-    """Delete a checkpoint, then its shards: in this order no checkpoint is ever without its
-    shards.
-    """
+    """Delete a checkpoint, then its shards, so that none is ever without its shards."""
     path.unlink(missing_ok=True)
     for shard in path.parent.glob(f"{path.stem.replace('step', 'memory')}_*.safetensors"):
         shard.unlink(missing_ok=True)
@@ -126,9 +124,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """The state that `save` wrote, with None for every tensor; reads only the file's header. {} if
-    unreadable.
-    """
+    """The state that `save` wrote, None for each tensor; reads the header. {} if unreadable."""
     try:
         with safe_open(path, framework="pt") as file:
             state = _unflatten(json.loads((file.metadata() or {})["state"]), lambda name: None)
@@ -145,9 +141,7 @@ def delete_newer(path: Path) -> None:
 
 
 def latest(path: Path) -> Optional[Path]:
-    """The newest checkpoint of a run folder, or the file itself; None where the folder holds
-    none.
-    """
+    """The newest checkpoint of a run folder, or the file itself; None without any."""
     if path.is_file():
         return path
     files = sorted(RunFiles(path).checkpoints.glob("step_*.safetensors"))

@@ -1,6 +1,4 @@
-"""Checks at the start and while training: ranks that are alike and stay in sync, losses that are
-finite.
-"""
+"""Checks at the start and while training: ranks alike and in sync, losses finite."""
 
 from __future__ import annotations
 
@@ -124,9 +122,9 @@ class NonFiniteWatch:
         if not self.ranks.is_distributed:
             self._raise_if_bad()
 
-    def check(self, wait: bool) -> None:
-        """Raises UserError on all ranks where a step was non-finite."""
-        self.first_bad_step = self.metrics.first_bad_step(wait)
+    def check(self) -> None:
+        """Wait for the device. Raises UserError on all ranks where a step was non-finite."""
+        self.first_bad_step = self.metrics.first_bad_step(wait=True)
         self._raise_if_bad()
 
     def _raise_if_bad(self) -> None:

@@ -1,6 +1,4 @@
-"""The run's folder: found or made, locked, described by config.json, and removed where a start
-fails.
-"""
+"""The run's folder: found or made, locked, described, and removed where a start fails."""
 
 from __future__ import annotations
 
@@ -116,9 +114,7 @@ class RunFolder(RunFiles):
             raise UserError(f"{path}: cannot be read, or was made by another version of fastirt ({error})") from error
 
     def was_evaluated_on(self, catalog: Catalog) -> bool:
-        """Whether the run was evaluated on the images (names, classes, file sizes) that `catalog`
-        has now.
-        """
+        """Whether the run was evaluated on the images (names, classes, sizes) of `catalog`."""
         digests = self.read_tree().get("images") or {}
         if "evaluated" in digests:
             # None: of an earlier version

@@ -30,7 +30,7 @@ class RunLog:
     def __init__(self, path: Path, tensorboard: Path, step: int, total: int, redo: bool) -> None:
         """redo: the evaluation of `step` itself will be done again, so its row goes too.
 
-        Raises UserError for a full disk.
+        Raises UserError for a log that cannot be written.
         """
         self.path = path
         try:
@@ -89,9 +89,7 @@ class NoLog:
 
 
 def truncate_log(path: Path, step: int, redo: bool = False) -> None:
-    """Drop half-written rows and rows past `step` of a JSON-lines log; with `redo` also the
-    evaluation of `step`.
-    """
+    """Drop half-written rows and rows past `step`; with `redo` also the evaluation of `step`."""
     if not path.exists():
         return
     kept = []
@@ -161,8 +159,6 @@ class TensorBoardLog:
         )
 
     def _on_thread_error(self, args: Any) -> None:
-        """The writer's own thread prints a traceback where a write fails; the next `add` or `close`
-        reports it instead.
-        """
+        """The writer's thread would print a traceback; the next `add` or `close` reports it."""
         if not isinstance(args.exc_value, OSError) or type(args.thread).__name__ != "_AsyncWriterThread":
             self._print_exception(args)

@@ -42,9 +42,7 @@ class InputWait:
             yield batch
 
     def read(self) -> float:
-        """Seconds since the last reading, of the steps that the device has finished; does
-        not wait.
-        """
+        """Seconds since the last reading, of the steps that are done; does not wait."""
         while self._open and self._open[0][2].query():
             waited, ended, arrived = self._open.popleft()
             self._seconds += min(waited, ended.elapsed_time(arrived) / 1e3)

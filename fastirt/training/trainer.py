@@ -78,7 +78,7 @@ class Trainer:
             csv_path=files.bad_images,
             ranks=ranks,
         )
-        self.rows_to_cache = len(catalog.train) if source is not None else 0
+        self.fills_at_once = source is not None
         self.async_metrics = AsyncMetrics(self.step_module.counters)
         self.non_finite = NonFiniteWatch(self.async_metrics, catalog, self.state, files, ranks)
         self.log: RunLog | NoLog = NoLog()
@@ -92,6 +92,7 @@ class Trainer:
         # Resumed at a step whose evaluation may not have ended: it is done again.
         redo = last is not None and (self._due(self.config.eval.eval_freq) or self.state.step == self.total)
         self.ranks.host.run_on_main(lambda: self._open_log(redo))
+        self.speed.read(0)  # the first row's speed does not count what came before
         with StopSignal(ignore_repeats=self.ranks.has_agent) as stopper:
             with contextlib.closing(self.log), contextlib.closing(self.loader):
                 finished = self._train(stopper, redo)
@@ -102,7 +103,7 @@ class Trainer:
         config, state = self.config, self.state
         if redo and state.step < self.total and not self._evaluate(stopper):
             return False
-        if self.rows_to_cache and not self._fill_cache(stopper):
+        if self.fills_at_once and not self._fill_cache(stopper):
             return False
         for batch in self._batches():
             self.non_finite.remember(batch)
@@ -149,10 +150,9 @@ class Trainer:
 
     def _fill_cache(self, stopper: StopSignal) -> bool:
         """Read all of a packed store into the cache; False where a signal interrupted it."""
-        images = self.loader.images
+        images, quiet = self.loader.images, None if self.ranks.is_main else True
         if isinstance(images, CachedImages) and self.state.step < self.total:
-            quiet = None if self.ranks.is_main else True
-            with tqdm(total=self.rows_to_cache, desc="cache", unit="img", disable=quiet, leave=False) as bar:
+            with tqdm(total=len(images.cache.valid), desc="cache", unit="img", disable=quiet, leave=False) as bar:
                 for done in images.fill(self.state.step):
                     bar.update(done - bar.n)
                     if self._must_stop(stopper):
@@ -168,18 +168,16 @@ class Trainer:
         # collective.
         self.ranks.host.barrier()
         self._finish_log_row(wait=True)
-        self.non_finite.check(wait=True)
+        self.non_finite.check()
         check_ranks_in_sync(self.ranks, self.step_module, self.state.step)
         self.state.save(self.files.checkpoint(self.state.step), self.loader.bad)
 
     def _must_stop(self, stopper: StopSignal) -> bool:
-        """True once any rank got a stop signal or a non-finite loss; all ranks return True at the
-        same step.
-        """
+        """True once any rank got a stop signal or a bad loss; all ranks agree on the step."""
         own = NON_FINITE if self.non_finite.first_bad_step >= 0 else stopper.signal or 0
         signal = self.ranks.host.poll_stop_signal(own)
         if signal == NON_FINITE:
-            self.non_finite.check(wait=True)
+            self.non_finite.check()
         if signal:
             stopper.signal = signal
         return bool(signal)
@@ -201,9 +199,7 @@ class Trainer:
         return bool(frequency) and self.state.step % frequency == 0 and self.state.step < self.total
 
     def _evaluate(self, stopper: StopSignal) -> bool:
-        """Measure the model of this step and keep it if it is the best so far; False where a signal
-        interrupted it.
-        """
+        """Measure the model and keep it if it is the best; False where a signal interrupted it."""
         if self.evaluate is None:
             return True
         try:

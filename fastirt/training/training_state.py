@@ -26,9 +26,7 @@ MAY_CHANGE_ON_RESUME = set(
 
 
 class TrainingState:
-    """Steps done, the best evaluation so far, the last checkpoint, and all tensors of
-    `step_module`.
-    """
+    """Steps done, the best evaluation, the last checkpoint, all tensors of `step_module`."""
 
     def __init__(self, step_module: TrainStep, config: Config, digest: str, ranks: Ranks) -> None:
         """digest: of the data set, `fastirt.datasets.digest.catalog_digest`."""
@@ -89,9 +87,7 @@ class TrainingState:
         return state["bad"]
 
     def delete_newer_checkpoints(self, files: RunFiles) -> None:
-        """Of the run's own folder, if the last checkpoint lies there: resuming recomputes those
-        steps.
-        """
+        """Of the run's own folder: a run resumed there recomputes those steps."""
         last = self.last_checkpoint
         if last is not None and last.parent.resolve() == files.checkpoints.resolve():
             self.ranks.host.run_on_main(lambda: checkpoint.delete_newer(last))

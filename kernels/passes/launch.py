@@ -183,7 +183,7 @@ def tile_precision(precision: str, rows: Tensor, batch: Optional[Columns], memor
 
 
 def _finish_chunk(dim: int) -> int:
-    """Columns of D that a program of `rows_kernel` or `combine_kernel` takes at once."""
+    """Numbers of D that a program of `rows_kernel` or `combine_kernel` takes at once."""
     return min(1024 if INTERPRETED else 128, max(16, 1 << (dim - 1).bit_length()))
 
 

@@ -36,7 +36,7 @@ def test_a_contender_with_options_of_the_compiler_is_compiled_with_them(monkeypa
     assert graphs == [2, 2, 4] and seen == [None, None, True, True]  # encoder and objective
 
 
-def test_optimisers_do_equal_work():
+def test_optimizers_do_equal_work():
     sizes = dict(model="vit_tiny_patch16_224", input_size=16, batch_size=4, slots=20)
     changes = dict(engine="eager", precision="fp32", model_kwargs=TINY_KWARGS, opt="lamb")
     module = step.ours(changes, sizes, CPU)[1]

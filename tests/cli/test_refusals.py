@@ -1,5 +1,8 @@
 """What `fastirt` refuses about a run, in one line with the flag, the file or the difference."""
 
+import errno
+import fcntl
+
 import pytest
 
 from fastirt.distributed.ranks import SINGLE_PROCESS
@@ -68,6 +71,16 @@ def test_two_processes_do_not_train_in_one_folder(image_folder, tmp_path, capsys
     with RunFolder(tmp_path / "run").locked(SINGLE_PROCESS):
         assert train_few(image_folder, tmp_path / "run") == 2
     assert "another process" in last_line(capsys)
+
+
+def test_a_folder_that_cannot_be_locked_is_refused(image_folder, tmp_path, capsys, monkeypatch):
+    def without_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    assert train_few(image_folder, tmp_path / "run") == 2
+    error = last_line(capsys)
+    assert "No locks available" in error and "--output-dir" in error
 
 
 def test_another_data_set_of_the_same_size_is_not_resumed_on(trained_run, tmp_path, capsys):

@@ -57,7 +57,7 @@ def steps(name: str, ranks: Ranks, device: torch.device) -> dict[str, torch.Tens
 
 
 class OneOfMany(Ranks):
-    """One rank that takes the code path of many: a single GPU or CPU can test NCCL or gloo."""
+    """One rank that runs the collectives of many: a single GPU or CPU can test NCCL or gloo."""
 
     is_distributed = True
 

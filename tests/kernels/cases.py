@@ -53,12 +53,12 @@ def make(rows: int, slots: Optional[int], dim: int, dtype: torch.dtype = torch.f
     """
     generator = torch.Generator().manual_seed(seed)
     classes = max(2, rows // 8)
-    centres = F.normalize(torch.randn(classes, dim, generator=generator), dim=1)
+    centers = F.normalize(torch.randn(classes, dim, generator=generator), dim=1)
 
     def draw(count: int) -> tuple[Tensor, Tensor]:
         labels = torch.randint(classes, (count,), generator=generator)
         noise = torch.randn(count, dim, generator=generator) / dim**0.5
-        return F.normalize(centres[labels] * 0.8 + noise, dim=1), labels
+        return F.normalize(centers[labels] * 0.8 + noise, dim=1), labels
 
     z, labels = draw(rows)
     padding = torch.arange(rows) % 10 == 9

@@ -9,9 +9,10 @@ from PIL import Image
 
 from fastirt.datasets import load_dataset
 from fastirt.errors import UserError
-from fastirt.images.normalize import normalize
+from fastirt.images.normalize import byte_table, normalize
 from fastirt.images.pack import PackedStore, pack
 from fastirt.images.source import FileSource
+from fastirt.kernels.gather import gather_views
 from fastirt.loading import cache_budget
 from fastirt.loading.cache_budget import image_shapes, make_cache
 from fastirt.loading.image_cache import ImageCache
@@ -125,6 +126,22 @@ def test_the_step_sees_the_same_bits(image_folder, place, dtype):
         assert torch.equal(seen[0], seen[1])
         assert torch.equal(seen[0], normalize(plain.images, mean, std, dtype))
         assert torch.equal(seen[0].cpu(), normalize(plain.images.cpu(), mean, std, dtype))
+
+
+@pytest.mark.parametrize("place", ["none", "host"])
+def test_a_fixed_buffer_shows_each_batch_that_is_copied_into_it(image_folder, place):
+    """As a step on a GPU takes batches: only `per_batch` is copied."""
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    loaded, buffer = loader(image_folder, place, stop=3), None
+    table = byte_table(mean, std, torch.float32, DEVICE)
+    for batch in loaded:
+        buffer = buffer or batch.views.with_new_buffer()
+        buffer.per_batch.copy_(batch.views.per_batch)
+        pixels = torch.empty(*batch.images.shape, device=DEVICE)
+        gather_views(pixels, buffer.pixels, buffer.starts, buffer.widths, buffer.picks, table)
+        assert torch.equal(pixels, batch.views.fill(torch.empty_like(pixels), table))
+        assert buffer.per_batch.data_ptr() != batch.views.per_batch.data_ptr()
+    loaded.close()
 
 
 @pytest.mark.slow

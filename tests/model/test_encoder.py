@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from fastirt.config.options import Config, ModelConfig
 from fastirt.errors import UserError
@@ -42,6 +43,22 @@ def test_poolings_equal_their_definitions(pooling):
         half = encoder(IMAGES)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half.norm(dim=1), torch.ones(4), rtol=0, atol=1e-6)
+
+
+def test_a_model_that_the_meta_device_cannot_run_is_checked_on_the_cpu(monkeypatch):
+    expected, forward, ran_on = build(), VisionTransformer.forward_features, []
+
+    def without_meta(self, images, *rest):
+        ran_on.append(images.device.type)
+        if images.device.type == "meta":
+            raise NotImplementedError("no meta kernel")
+        return forward(self, images, *rest)
+
+    monkeypatch.setattr(VisionTransformer, "forward_features", without_meta)
+    encoder = build()
+    assert ran_on == ["meta", "cpu"]
+    for weight, other in zip(encoder.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(weight, other)
 
 
 def test_cls_equals_timm_and_a_model_without_cls_says_so():

@@ -13,5 +13,5 @@ def test_operations_of_deit_small():
     are not counted."""
     encoder = build_encoder(ModelConfig(model="deit_small_patch16_224", weights="scratch"), 224)
     assert training_flops(encoder) == pytest.approx(27.6e9, rel=0.005)
-    assert training_flops(encoder, twin=True) * 3 == training_flops(encoder) * 4
+    assert training_flops(encoder, momentum_encoder=True) * 3 == training_flops(encoder) * 4
     assert peak_flops(torch.device("cpu"), torch.float32) > 1e9

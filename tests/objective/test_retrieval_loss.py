@@ -14,12 +14,12 @@ from fastirt.objective.retrieval_loss import RetrievalLoss
 
 
 def batch(count=24, dim=16, classes=6, seed=0, spread=0.4):
-    """Unit vectors around class centres, so that positives and negatives lie on both sides of the
+    """Unit vectors around class centers, so that positives and negatives lie on both sides of the
     margin."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
-    centres = torch.randn(classes, dim, generator=generator)
-    features = centres[labels] + spread * torch.randn(count, dim, generator=generator) + centres.mean(0)
+    centers = torch.randn(classes, dim, generator=generator)
+    features = centers[labels] + spread * torch.randn(count, dim, generator=generator) + centers.mean(0)
     return features.requires_grad_(), labels
 
 

@@ -16,8 +16,8 @@ from tests.retrieval.vectors import vectors
 def clusters(count, classes, dim=16, seed=0):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, classes, (count,), generator=generator)
-    centres = torch.randn(classes, dim, generator=torch.Generator().manual_seed(99))
-    return F.normalize(centres[labels] + 1.5 * torch.randn(count, dim, generator=generator), dim=1), labels
+    centers = torch.randn(classes, dim, generator=torch.Generator().manual_seed(99))
+    return F.normalize(centers[labels] + 1.5 * torch.randn(count, dim, generator=generator), dim=1), labels
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -48,7 +48,7 @@ def test_a_perfect_and_a_useless_embedding():
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_queries_times_neighbours():
+def test_memory_does_not_grow_with_queries_times_neighbors():
     """6,000 queries x 1,000 neighbours are 72 MB of similarities and indices alone, and much more
     while reduced."""
     code = """

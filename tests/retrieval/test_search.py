@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from fastirt.retrieval import search as search_module
 from fastirt.retrieval.search import Distinct, search
 from tests.helpers import CPU, run_python
-from tests.retrieval.vectors import neighbours, vectors
+from tests.retrieval.vectors import neighbors, vectors
 
 
 def with_copies(count, dim=384, seed=0):
@@ -36,7 +36,7 @@ def test_copies_stay_in_catalogue_order_however_the_backend_rounds(backend, excl
     """FAISS's matrix product gives copies different similarities at this size, unless they are
     searched as one."""
     gallery, copy_of = with_copies(1000)
-    similarities, indices = neighbours(gallery, gallery, 50, exclude_self=exclude_self, backend=backend)
+    similarities, indices = neighbors(gallery, gallery, 50, exclude_self=exclude_self, backend=backend)
     copies = copy_of[indices[:, 1:]] == copy_of[indices[:, :-1]]
     assert copies.sum() > 1000
     assert (indices[:, 1:] > indices[:, :-1])[copies].all()
@@ -59,7 +59,7 @@ def test_ties_of_unequal_vectors_are_settled_at_every_place(backend, exclude_sel
     place."""
     monkeypatch.setattr(search_module, "CHUNK_VALUES", 1000)
     gallery = torch.randint(-1, 2, (150, 4), generator=torch.Generator().manual_seed(k)).float()
-    similarities, indices = neighbours(gallery, gallery, k, exclude_self=exclude_self, backend=backend)
+    similarities, indices = neighbors(gallery, gallery, k, exclude_self=exclude_self, backend=backend)
     assert torch.equal(indices, by_definition(gallery, gallery, k, exclude_self))
     assert torch.equal(similarities, (gallery @ gallery.T).gather(1, indices))
 
@@ -67,9 +67,9 @@ def test_ties_of_unequal_vectors_are_settled_at_every_place(backend, exclude_sel
 def test_a_query_that_is_not_its_own_nearest_is_still_left_out():
     """Vectors of unequal length: row 2 finds itself last."""
     gallery = torch.tensor([[4.0, 0], [3, 0], [1, 0], [2, 0]])
-    _, indices = neighbours(gallery, gallery, 3, exclude_self=True)
+    _, indices = neighbors(gallery, gallery, 3, exclude_self=True)
     assert indices.tolist() == [[1, 3, 2], [0, 3, 2], [0, 1, 3], [0, 1, 2]]
-    _, indices = neighbours(gallery, gallery, 1, exclude_self=True)
+    _, indices = neighbors(gallery, gallery, 1, exclude_self=True)
     assert indices.flatten().tolist() == [1, 0, 0, 0]
 
 
@@ -80,7 +80,7 @@ def test_a_collapsed_model_is_measured_without_a_loop_over_queries(backend, monk
     calls, top = [], search_module._top
     monkeypatch.setattr(search_module, "_top", lambda *a: calls.append(1) or top(*a))
     gallery = F.normalize(torch.ones(2000, 16), dim=1)
-    _, indices = neighbours(gallery, gallery, 5, exclude_self=True, backend=backend)
+    _, indices = neighbors(gallery, gallery, 5, exclude_self=True, backend=backend)
     assert indices[[0, 3, 1999]].tolist() == [[1, 2, 3, 4, 5], [0, 1, 2, 4, 5], [0, 1, 2, 3, 4]]
     assert 0 < len(calls) < 10
 
@@ -148,19 +148,19 @@ assert (found[0][2][:, 0] == torch.arange(600)).all() and faiss.omp_get_max_thre
 def test_ties_go_by_gallery_row_also_at_the_last_place(backend):
     axis = torch.eye(4)
     gallery = torch.cat([axis[0].expand(20, 4), axis[1].expand(5, 4)])
-    _, indices = neighbours(axis[:1], gallery, 3, backend=backend)
+    _, indices = neighbors(axis[:1], gallery, 3, backend=backend)
     assert indices.tolist() == [[0, 1, 2]]
-    _, indices = neighbours(gallery, gallery, 4, exclude_self=True, backend=backend)
+    _, indices = neighbors(gallery, gallery, 4, exclude_self=True, backend=backend)
     for row, expected in {0: [1, 2, 3, 4], 2: [0, 1, 3, 4], 19: [0, 1, 2, 3], 21: [20, 22, 23, 24]}.items():
         assert indices[row].tolist() == expected
 
 
 def test_backends_and_chunks_agree(monkeypatch):
     gallery = vectors(300, 24)
-    whole = neighbours(gallery, gallery, 7, exclude_self=True, backend="faiss")
+    whole = neighbors(gallery, gallery, 7, exclude_self=True, backend="faiss")
     monkeypatch.setattr(search_module, "CHUNK_VALUES", 1500)
     for backend in ("faiss", "torch"):
-        similarities, indices = neighbours(gallery, gallery, 7, exclude_self=True, backend=backend)
+        similarities, indices = neighbors(gallery, gallery, 7, exclude_self=True, backend=backend)
         assert torch.equal(indices, whole[1])
         torch.testing.assert_close(similarities, whole[0])
 
@@ -174,7 +174,7 @@ def test_what_is_held_at_once_is_bounded():
 def test_a_missing_faiss_is_said_and_replaced(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with caplog.at_level("INFO", logger="fastirt"):
-        neighbours(vectors(5), vectors(9), 2)
+        neighbors(vectors(5), vectors(9), 2)
     assert "plain torch" in caplog.text
 
 

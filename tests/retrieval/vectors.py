@@ -10,7 +10,7 @@ def vectors(count: int, dim: int = 8, seed: int = 0) -> torch.Tensor:
     return F.normalize(torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
-def neighbours(query: torch.Tensor, gallery: torch.Tensor, k: int, **options) -> tuple[torch.Tensor, torch.Tensor]:
+def neighbors(query: torch.Tensor, gallery: torch.Tensor, k: int, **options) -> tuple[torch.Tensor, torch.Tensor]:
     """Similarities and rows, (N, k), of all the parts in which a search yields them."""
     first, similarities, indices = zip(*search(query, gallery, k, **options))
     sizes = [len(rows) for rows in indices]
