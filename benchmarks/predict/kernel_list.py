@@ -36,6 +36,13 @@ def read_all(folder: Path = FOLDER) -> list[dict[str, Any]]:
     return [read(path) for path in paths]
 
 
+def find(row: str, sizes: dict[str, Any], folder: Path = FOLDER) -> dict[str, Any] | None:
+    """The list of one row of `benchmarks step` at these sizes; None without one."""
+    path = folder / f"{file_name(row, sizes)}.json"
+    content = read(path) if path.is_file() else None
+    return content if content and content["sizes"] == sizes else None
+
+
 def write(folder: Path, row: str, sizes: dict[str, Any], kernels: list[dict[str, Any]], torch: str) -> Path:
     """Write one list, equal kernels as one with their count, a kernel a line; returns its path."""
     counts: dict[tuple, int] = {}

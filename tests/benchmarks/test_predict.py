@@ -10,6 +10,7 @@ from benchmarks.__main__ import main
 from benchmarks.predict import kernel_list
 from benchmarks.predict.categories import ATTENTION, PRODUCTS, eager_category, extern_category, triton_category
 from benchmarks.predict.generated import kernels_of_graph
+from benchmarks.predict.measured import us_by_category
 from benchmarks.predict.model import GPUS, KERNEL_US, by_category, kernel_us, total
 from benchmarks.report import MODEL, split_modelled, table
 from benchmarks.results import read
@@ -165,6 +166,19 @@ def test_the_report_divides_measured_by_predicted(tmp_path):
     assert "measured /" not in on["A100"]
     smaller = {**measured, "params": {**params, "batch_size": 32}}
     assert "measured /" not in table([*rows, smaller])
+
+
+def test_a_profile_s_kernels_by_category():
+    sizes = {**SIZES, "slots": 59551}
+    profile = {"triton_poi_fused__to_copy_7": 48.0, "nvjet_tst_128x256_64x4": 100.0, "stats_kernel": 9.0, "Memset": 1.0}
+    profile |= {"void flash_fwd_kernel<...>": 7.0, "void flash_bwd_dot_do_o_kernel<...>": 2.0}
+    found = us_by_category(profile, DEFAULT, sizes)
+    casts = found.pop("weight casts fp32 to bf16"), found.pop("gradient casts bf16 to fp32")
+    assert sum(casts) == 48 and all(casts)  # forward and backward have a kernel of that name
+    assert found == {
+        PRODUCTS: 100, "loss": 9, ATTENTION: 7, "attention backward": 2, "small eager operators": 1
+    }  # fmt: skip
+    assert us_by_category(profile, DEFAULT, {**sizes, "slots": 5}) == {}
 
 
 def test_a_row_without_a_list_is_named(tmp_path, capsys):
