@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from benchmarks.__main__ import main
 from benchmarks.predict import kernel_list
@@ -49,13 +50,16 @@ def test_the_predicted_step_does_not_get_slower(row):
 @pytest.mark.compile
 def test_the_lists_are_those_of_today_s_code(tmp_path):
     """Generate the default's code again: its list may not cost more than the committed one."""
+    before = committed(DEFAULT)
+    if torch.version.cuda is None or torch.__version__ != before["torch"]:
+        pytest.skip(f"the list is of torch {before['torch']}, this is {torch.__version__}")
     command = [sys.executable, "-m", "benchmarks.predict.record", DEFAULT, "--out", str(tmp_path)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert ran.returncode == 0, ran.stderr[-2000:]
     (fresh,) = kernel_list.read_all(tmp_path)
-    now, before = (total(content["kernels"], GPUS["H200"]) for content in (fresh, committed(DEFAULT)))
-    assert now.us <= before.us * ALLOWED, f"the model says {now.us / 1e3:.3f} ms, it said {before.us / 1e3:.3f}"
-    assert now.launches <= before.launches * ALLOWED
+    now, then = (total(content["kernels"], GPUS["H200"]) for content in (fresh, before))
+    assert now.us <= then.us * ALLOWED, f"the model says {now.us / 1e3:.3f} ms, it said {then.us / 1e3:.3f}"
+    assert now.launches <= then.launches * ALLOWED
 
 
 def test_a_kernel_takes_the_longest_of_bytes_operations_and_launch():
@@ -155,14 +159,14 @@ def test_the_report_divides_measured_by_predicted(tmp_path):
     rows = read([tmp_path / "rows"])
     predicted = next(r for r in rows if r["params"]["gpu"] == "H200" and r["params"]["batch_size"] == 64)
     params = {name: value for name, value in predicted["params"].items() if name != "gpu"}
-    us = predicted["extra"]["categories"]["matrix products"]["us"]
+    ms = predicted["extra"]["categories"]["matrix products"]["ms"]
     rate = predicted["p50"] / 1.25
     measured = {**predicted, "part": "step", "name": DEFAULT, "device": "NVIDIA H200", "params": params}
-    measured |= dict(p20=rate, p50=rate, p80=rate, extra={"us_by_category": {"matrix products": 1.5 * us}})
+    measured |= dict(p20=rate, p50=rate, p80=rate, extra={"us_by_category": {"matrix products": 1500 * ms}})
     text = table([*rows, measured]).split("## Model, not measured")[1]
     on = {gpu: text.split(f"**predict** ({gpu};")[1].split("**predict**")[0] for gpu in ("H200", "A100")}
     assert f"| {rate:,.0f} | 1.25 |" in on["H200"]
-    assert f"| matrix products | {us / 1e3:.2f} (measured / predicted 1.50) |" in on["H200"]
+    assert f"| matrix products | {ms:.2f} (measured / predicted 1.50) |" in on["H200"]
     assert "measured /" not in on["A100"]
     smaller = {**measured, "params": {**params, "batch_size": 32}}
     assert "measured /" not in table([*rows, smaller])
@@ -181,6 +185,6 @@ def test_a_profile_s_kernels_by_category():
     assert us_by_category(profile, DEFAULT, {**sizes, "slots": 5}) == {}
 
 
-def test_a_row_without_a_list_is_named(tmp_path, capsys):
+def test_a_row_without_a_list_is_named(capsys):
     assert main(["predict", "--only", "eager fp32", "--device", "cpu", "--no-save"]) == 0
-    assert "eager fp32" in capsys.readouterr().out
+    assert "eager fp32                 not run: no list of its kernels" in capsys.readouterr().out
