@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-PRODUCTS, PATCHES = "matrix products", "patch embedding"
+PRODUCTS, FP8_PRODUCTS, PATCHES = "matrix products", "matrix products, fp8", "patch embedding"
 ATTENTION, ATTENTION_BACKWARD = "attention forward", "attention backward"
 LOSS, INPUT = "loss", "input (gather)"
 NORM_GRADIENTS = "layer norm backward: gradients of scale and shift"
@@ -39,7 +39,11 @@ def extern_category(name: str) -> str:
     """Of a kernel that a library has: cuBLAS, cuDNN, flash attention."""
     if "attention" in name:
         return ATTENTION_BACKWARD if "backward" in name else ATTENTION
-    return PATCHES if "convolution" in name else PRODUCTS
+    if "convolution" in name:
+        return PATCHES
+    if "_scaled_mm" in name:
+        return FP8_PRODUCTS
+    return PRODUCTS if re.search(r"mm\b", name) else "other"
 
 
 def eager_category(name: str, tensors: int, moved: float) -> str:

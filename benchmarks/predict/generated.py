@@ -7,7 +7,16 @@ import math
 import re
 from typing import Any
 
-from benchmarks.predict.categories import extern_category, triton_category
+from benchmarks.predict.categories import (
+    ATTENTION,
+    ATTENTION_BACKWARD,
+    FP8_PRODUCTS,
+    NORM_GRADIENTS,
+    PATCHES,
+    PRODUCTS,
+    extern_category,
+    triton_category,
+)
 
 Kernel = dict[str, Any]  # a row of a kernel list: see `kernel_list.read`
 TRITON = re.compile(r"(triton_\w+)\.run\(")
@@ -35,9 +44,8 @@ def kernels_of_graph(code: str, nodes: list[dict[str, Any]], phase: str, backwar
             kernels.append(dict(phase=phase, category=category, name=name, launches=1, bytes=sizes[name], flops=0))
         elif summed := WORKSPACE_SUM.search(line):
             moved = 4 * int(summed.group(1)) * int(summed.group(2))
-            category = "layer norm backward: gradients of scale and shift"
             kernels.append(
-                dict(phase=phase, category=category, name="sum of a workspace", launches=1, bytes=moved, flops=0)
+                dict(phase=phase, category=NORM_GRADIENTS, name="sum of a workspace", launches=1, bytes=moved, flops=0)
             )
         elif EXTERN.search(line):
             if not externs:
@@ -71,14 +79,16 @@ def _extern(node: dict[str, Any], phase: str) -> list[Kernel]:
     if "contrastive_koleo" in name:  # the project's kernels are recorded where they are launched
         return []
     category = extern_category(name)
-    launches, flops = 1, node["flops"] or 0
-    if category == "attention backward":
+    launches, flops = 1, node["flops"] or 0.0
+    if category == ATTENTION_BACKWARD:
         # Also the dot product of dO and O with the zeroed dQ, and the cast of dQ.
         launches, flops = 3, 2.5 * _attention_flops(node)
-    elif category == "attention forward":
+    elif category == ATTENTION:
         flops = _attention_flops(node)
-    elif category == "patch embedding":
+    elif category == PATCHES:
         flops = _convolution_flops(node)
+    elif category in (PRODUCTS, FP8_PRODUCTS) and not flops:  # Inductor does not count all products
+        flops = 2.0 * math.prod(node["outputs"][0]) * node["inputs"][0][-1]
     return [dict(phase=phase, category=category, name=name, launches=launches, bytes=node["bytes"], flops=flops)]
 
 

@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Iterable
 
-from benchmarks.predict.categories import ATTENTION, ATTENTION_BACKWARD, PATCHES
+from benchmarks.predict.categories import ATTENTION, ATTENTION_BACKWARD, FP8_PRODUCTS, PATCHES
 
 # The shares are of data-sheet values and were found on an H200; other GPUs are given the same.
 # Of the bandwidth: a copy, read and write counted, ran at 4.3 of 4.8 TB/s (measured).
@@ -21,6 +21,8 @@ BANDWIDTH_SHARE = 4.3 / 4.8
 PEAK_SHARE = 790 / 989.4
 # Of that: products of a ViT-S, such as 12,608 x 384 by 384 x 1,536. Assumed.
 PRODUCT_SHARE = 0.75
+# Rate of fp8 products over bf16, from the data sheets of H100 and H200; an A100 has none.
+FP8_RATE = 2
 # The shortest time of a kernel in a CUDA graph, microseconds. Assumed.
 KERNEL_US = 2.0
 # Of bf16 products: 200 and 160 TFLOP/s. Assumed, from FlashAttention at long sequences (Dao 2023)
@@ -44,7 +46,12 @@ class Gpu:
         return self.bandwidth * 1e6 * BANDWIDTH_SHARE
 
     def flops_per_us(self, category: str) -> float:
-        shares = {ATTENTION: ATTENTION_SHARE, ATTENTION_BACKWARD: ATTENTION_BACKWARD_SHARE, PATCHES: PATCH_SHARE}
+        shares = {
+            ATTENTION: ATTENTION_SHARE,
+            ATTENTION_BACKWARD: ATTENTION_BACKWARD_SHARE,
+            PATCHES: PATCH_SHARE,
+            FP8_PRODUCTS: FP8_RATE * PEAK_SHARE * PRODUCT_SHARE,
+        }
         return self.bf16 * 1e6 * shares.get(category, PEAK_SHARE * PRODUCT_SHARE)
 
 

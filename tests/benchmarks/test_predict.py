@@ -9,7 +9,14 @@ import torch
 
 from benchmarks.__main__ import main
 from benchmarks.predict import kernel_list
-from benchmarks.predict.categories import ATTENTION, PRODUCTS, eager_category, extern_category, triton_category
+from benchmarks.predict.categories import (
+    ATTENTION,
+    FP8_PRODUCTS,
+    PRODUCTS,
+    eager_category,
+    extern_category,
+    triton_category,
+)
 from benchmarks.predict.generated import kernels_of_graph
 from benchmarks.predict.measured import us_by_category
 from benchmarks.predict.model import GPUS, KERNEL_US, by_category, kernel_us, total
@@ -91,6 +98,7 @@ def test_names_to_categories():
     assert triton_category("triton_per_fused_add_native_layer_norm_4", False) == "layer norm forward (+ residual)"
     assert triton_category("triton_red_fused_sum_5", True) == "bias gradients"
     assert extern_category("extern_kernels.addmm") == PRODUCTS
+    assert extern_category("_scaled_mm.default") == FP8_PRODUCTS and extern_category("sort.default") == "other"
     assert eager_category("aten._foreach_norm.Scalar", 100, 8e7) == "gradient norm"
 
 
