@@ -10,7 +10,7 @@ import argparse
 
 from benchmarks.parts.step import ABLATIONS, WATERFALL
 from benchmarks.predict import kernel_list
-from benchmarks.predict.model import GPUS, Cost, by_category, category_table, kernel_table, total
+from benchmarks.predict.model import GPUS, Cost, by_category, can_run, category_table, kernel_table, total
 from benchmarks.report import MODEL
 from benchmarks.results import Results, figure_of
 
@@ -32,6 +32,9 @@ def run(args: argparse.Namespace, results: Results) -> None:
         gpu = GPUS[name]
         for content in lists:
             kernels, sizes = content["kernels"], content["sizes"]
+            if not can_run(kernels, gpu):
+                results.not_run("predict", f"{content['row']}, {name}", f"{name} has no fp8 products")
+                continue
             cost = total(kernels, gpu)
             rate = sizes["batch_size"] / cost.us * 1e6
             categories = {category: _sums(part) for category, part in by_category(kernels, gpu).items()}

@@ -21,7 +21,7 @@ BANDWIDTH_SHARE = 4.3 / 4.8
 PEAK_SHARE = 790 / 989.4
 # Of that: products of a ViT-S, such as 12,608 x 384 by 384 x 1,536. Assumed.
 PRODUCT_SHARE = 0.75
-# Rate of fp8 products over bf16, from the data sheets of H100 and H200; an A100 has none.
+# Rate of fp8 products over bf16, from the data sheets of H100 and H200.
 FP8_RATE = 2
 # The shortest time of a kernel in a CUDA graph, microseconds. Assumed.
 KERNEL_US = 2.0
@@ -40,6 +40,7 @@ class Gpu:
     name: str
     bandwidth: float
     bf16: float
+    has_fp8: bool
 
     @property
     def bytes_per_us(self) -> float:
@@ -56,7 +57,11 @@ class Gpu:
 
 
 # NVIDIA's data sheets: H200 (2024), H100 (2023), A100 80GB (2021); bf16 rates without sparsity.
-GPUS = {gpu.name: gpu for gpu in (Gpu("H200", 4.8, 989.4), Gpu("H100", 3.35, 989.4), Gpu("A100", 2.039, 312.0))}
+GPUS = {
+    "H200": Gpu("H200", 4.8, 989.4, True),
+    "H100": Gpu("H100", 3.35, 989.4, True),
+    "A100": Gpu("A100", 2.039, 312.0, False),
+}
 
 
 @dataclass
@@ -82,6 +87,11 @@ def kernel_us(kernel: dict[str, Any], gpu: Gpu) -> float:
     moved = kernel["bytes"] / gpu.bytes_per_us
     computed = kernel["flops"] / gpu.flops_per_us(kernel["category"])
     return max(moved, computed, KERNEL_US * kernel["launches"])
+
+
+def can_run(kernels: Iterable[dict[str, Any]], gpu: Gpu) -> bool:
+    """Whether the GPU has the number formats of these kernels."""
+    return gpu.has_fp8 or all(kernel["category"] != FP8_PRODUCTS for kernel in kernels)
 
 
 def by_category(kernels: Iterable[dict[str, Any]], gpu: Gpu) -> dict[str, Cost]:

@@ -19,7 +19,7 @@ from benchmarks.predict.categories import (
 )
 from benchmarks.predict.generated import kernels_of_graph
 from benchmarks.predict.measured import us_by_category
-from benchmarks.predict.model import GPUS, KERNEL_US, by_category, kernel_us, total
+from benchmarks.predict.model import GPUS, KERNEL_US, by_category, can_run, kernel_us, total
 from benchmarks.report import MODEL, split_modelled, table
 from benchmarks.results import read
 from tests.helpers import ROOT
@@ -88,6 +88,8 @@ def test_a_kernel_takes_the_longest_of_bytes_operations_and_launch():
     assert kernel_us(kernel(ATTENTION, flops=200e6 * 7), h200) == pytest.approx(7)
     assert kernel_us(kernel(bytes=8, launches=3), h200) == 3 * KERNEL_US
     assert kernel_us(kernel(bytes=4.3e6 * 50), h100) == pytest.approx(50 * 4.8 / 3.35)
+    assert kernel_us(kernel(FP8_PRODUCTS, flops=0.75 * 790e6 * 30), h100) == pytest.approx(15)
+    assert [can_run([kernel(FP8_PRODUCTS)], gpu) for gpu in GPUS.values()] == [True, True, False]
 
 
 def test_sums_count_every_kernel():
