@@ -30,6 +30,8 @@ def triton_category(name: str, backward: bool) -> str:
         return "attention layout (dq, dk, dv to one)" if backward else "other"
     if "sum" in words:
         return "bias gradients"
+    if backward and CAST.fullmatch(words) and "view" in words:  # for the next products
+        return "activation gradient casts fp32 to bf16"
     if CAST.fullmatch(words):
         return "gradient casts bf16 to fp32" if backward else "weight casts fp32 to bf16"
     return "other"

@@ -109,6 +109,7 @@ def test_the_default_s_operations_are_those_of_the_model():
 def test_names_to_categories():
     assert triton_category("triton_poi_fused__to_copy_3", False) == "weight casts fp32 to bf16"
     assert triton_category("triton_poi_fused__to_copy_3", True) == "gradient casts bf16 to fp32"
+    assert triton_category("triton_poi_fused__to_copy_view_4", True) == "activation gradient casts fp32 to bf16"
     assert triton_category("triton_per_fused_add_native_layer_norm_4", False) == "layer norm forward (+ residual)"
     assert triton_category("triton_red_fused_sum_5", True) == "bias gradients"
     assert extern_category("extern_kernels.addmm") == PRODUCTS
