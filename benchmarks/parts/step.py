@@ -221,7 +221,9 @@ def _write(
     extra["MFU"] = statistics.median(rates) / limit if limit else None
     try:
         counts, kernel_us = profiled(call, results.device)
-        extra |= {**counts, "us_by_category": us_by_category(kernel_us, name, sizes)}
+        extra |= counts
+        if by_category := us_by_category(kernel_us, name, sizes):
+            extra["us_by_category"] = by_category
     except Exception as error:  # the profiler failed: the figure stands without it
         print(f"step, {name}: no profile: {reason(error)}", flush=True)
     results.add(

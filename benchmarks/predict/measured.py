@@ -37,12 +37,14 @@ LIBRARIES = (
 
 
 def us_by_category(kernel_us: dict[str, float], row: str, sizes: dict[str, Any]) -> dict[str, float]:
-    """Microseconds of one step by category; {} if `row` has no list for these sizes.
+    """Microseconds of one step by category.
+
+    {} without kernels, as on a CPU, and without a list of `row` at these sizes.
 
     kernel_us: by the kernel's name. A name that the list has in two categories, such as a cast of
     equal shape forward and backward, is divided by the bytes that each moves.
     """
-    content = kernel_list.find(row, sizes)
+    content = kernel_list.find(row, sizes) if kernel_us else None
     if content is None:
         return {}
     moved: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))

@@ -7,7 +7,8 @@ from typing import Any
 NOTE = (
     "Arithmetic on lists of kernels: `benchmarks/predict/model.py` states the assumptions. "
     "It is a best case: expect 10-25 % less. Launches from the host, which rows without a CUDA graph "
-    "wait for, cost nothing here. The kernels are those that torch.compile generates for an H200."
+    "wait for, cost nothing here. The kernels are those that torch.compile generates for an H200, and the "
+    "shares of bandwidth and peak that they reach are an H200's; for attention on an A100 they are probably too low."
 )
 SIZES = ("model", "input_size", "batch_size", "slots")
 Row = dict[str, Any]
