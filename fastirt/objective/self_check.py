@@ -89,6 +89,7 @@ def run_checks(device: str) -> Results:
     """Run each group of kernels in a process of its own, all at once; end those that hang."""
     with contextlib.ExitStack() as stack:
         children = [stack.enter_context(_Child(device, names)) for names in GROUPS]
+        # A list: `any` of a generator would leave the time of the others unwatched.
         while any([child.is_running() for child in children]):
             time.sleep(0.05)
         return {name: result for child in children for name, result in child.results().items()}
