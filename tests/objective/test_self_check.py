@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import fastirt.objective.self_check as parent
+from fastirt import commands
 from fastirt.config.options import Config
 from fastirt.distributed.ranks import SINGLE_PROCESS
 from fastirt.kernels import gather, gather_views
@@ -17,6 +18,7 @@ from fastirt.kernels.checks import REPLACED
 from fastirt.kernels.passes.self_check import CHECKS, GROUPS, deviation, small_batch
 from fastirt.objective.retrieval_loss import build_objective
 from fastirt.training.training_state import check_compatible
+from tests.helpers import read_metrics, run_cli
 
 DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"  # there in the interpreter
 # Python imports a module of this name when it starts: so the planted faults reach the child.
@@ -56,6 +58,12 @@ def replace(device="cuda:0", ranks=SINGLE_PROCESS, **flags):
     parent.replace_faulty_kernels(Config().replace(device=device, **flags), ranks)
 
 
+def recorded_processes(monkeypatch):
+    started, popen = [], parent.subprocess.Popen
+    monkeypatch.setattr(parent.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    return started
+
+
 @pytest.mark.slow
 def test_sound_kernels_pass_in_processes_of_their_own():
     assert parent.run_checks(DEVICE) == GOOD
@@ -66,8 +74,7 @@ def test_a_wrong_a_raising_and_a_hanging_kernel_are_found(tmp_path, monkeypatch)
     (tmp_path / "sitecustomize.py").write_text(PLANTED)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(parent, "KERNEL_LIMIT", 3)
-    started, popen = [], parent.subprocess.Popen
-    monkeypatch.setattr(parent.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    started = recorded_processes(monkeypatch)
     start = time.monotonic()
     results = parent.run_checks(DEVICE)
     assert {status for status, _ in results.values()} == {"failed"}
@@ -76,6 +83,17 @@ def test_a_wrong_a_raising_and_a_hanging_kernel_are_found(tmp_path, monkeypatch)
     assert all(results[name][1] == "does not return within 3 s" for name in GROUPS[1])
     assert len(started) == 3 and all(process.poll() is not None for process in started)
     assert time.monotonic() - start < 100
+
+
+def test_an_interrupt_ends_the_processes(monkeypatch):
+    def interrupt(child):
+        raise KeyboardInterrupt
+
+    started = recorded_processes(monkeypatch)
+    monkeypatch.setattr(parent._Child, "is_running", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        parent.run_checks(DEVICE)
+    assert len(started) == 3 and all(process.poll() is not None for process in started)
 
 
 @pytest.mark.parametrize("code, detail", [("raise OSError('busy')", "OSError: busy"), ("exit(3)", "exit code 3")])
@@ -176,6 +194,14 @@ def test_env_shows_the_results(monkeypatch):
     checking(monkeypatch, {**GOOD, "nearest": ["failed", "index deviates"]})
     replace()
     assert parent.describe_cache().startswith("5 of 6 kernels pass; nearest: index deviates (20")
+
+
+def test_commands_check_before_the_first_use_and_the_option_changes_no_figure(trained_run, monkeypatch):
+    seen = []
+    monkeypatch.setattr(commands, "replace_faulty_kernels", lambda config, ranks: seen.append(config.run.self_check))
+    (trained_run / "metrics.json").unlink()
+    assert run_cli("evaluate", trained_run, "--device", "cpu", "--self-check", "off") == 0
+    assert seen == ["off"] and read_metrics(trained_run)
 
 
 def test_the_option_may_change_between_runs(tmp_path):
