@@ -48,7 +48,7 @@ def replace_faulty_kernels(config: Config, ranks: Ranks) -> None:
     if not (enabled or ranks.is_distributed):
         return
     # Distributed: also with the check off or on a CPU, since other ranks may have other settings.
-    results = ranks.host.run_on_main(lambda: _check_in_any_case(device) if enabled else {})
+    results = ranks.host.run_on_main(lambda: _check_without_raising(device) if enabled else {})
     faults = _with_status(results, "failed")
     REPLACED.update(faults)
     if not ranks.is_main:
@@ -63,8 +63,8 @@ def replace_faulty_kernels(config: Config, ranks: Ranks) -> None:
         log.warning("self-check: could not run, the kernels are used unchecked: %s", _listed(unchecked))
 
 
-def _check_in_any_case(device: torch.device) -> Results:
-    """`check_once`; whatever is wrong with the check itself ends no run."""
+def _check_without_raising(device: torch.device) -> Results:
+    """`check_once`, but an error of the check itself is a result, not the end of the run."""
     try:
         return check_once(device)
     except Exception as error:
