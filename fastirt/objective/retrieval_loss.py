@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastirt.config.options import Config
 from fastirt.errors import UserError
 from fastirt.kernels import REDUCTIONS, contrastive_koleo
-from fastirt.kernels.checks import IMPLEMENTATIONS, PRECISIONS, check_choice, choose_impl
+from fastirt.kernels.checks import IMPLEMENTATIONS, PRECISIONS, REPLACED, check_choice, choose_impl
 
 
 class Losses(NamedTuple):
@@ -104,16 +104,19 @@ def build_objective(config: Config, dim: int, dtype: torch.dtype, device: torch.
     """The objective of a run, whose encoder gives normalized embeddings of `dim` numbers.
 
     dtype: the encoder's; `--loss-precision auto` is tf32 for bfloat16 and fp32 for all others.
+
+    Plain PyTorch if one of the objective's kernels failed the self-check on this machine.
     Raises UserError if `--loss-impl` cannot run on `device`.
     """
     objective = config.objective
     precision = objective.loss_precision
     if precision == "auto":
         precision = "tf32" if dtype == torch.bfloat16 else "fp32"
+    impl = "reference" if REPLACED - {"gather_views"} else objective.loss_impl
     try:
-        choose_impl(objective.loss_impl, torch.empty(0, dim, device=device))
+        choose_impl(impl, torch.empty(0, dim, device=device))
     except ValueError as error:
         raise UserError(f"--loss-impl: {error}") from None
     return RetrievalLoss(
-        objective.margin, objective.contrastive, objective.lambda_reg, objective.loss_impl, precision, normalize=False
+        objective.margin, objective.contrastive, objective.lambda_reg, impl, precision, normalize=False
     )
