@@ -169,19 +169,23 @@ def replace(properties: SimpleNamespace) -> None:
     _replace_interface(interface, functions, properties)
 
 
+def _nothing() -> Callable[..., None]:
+    """A new function each time: dynamo's tables refuse one function under two names."""
+    return lambda *_, **__: None
+
+
 def _functions(properties: SimpleNamespace) -> dict[str, Any]:
-    nothing: Callable[..., None] = lambda *_, **__: None
     state = torch.zeros(16, dtype=torch.uint8)
     return dict(
         # autocast("cuda") switches itself off without is_available, and FakeTensorMode would
         # allocate a real tensor to initialize CUDA
         is_available=lambda: True,
         is_initialized=lambda: True,
-        init=nothing,
-        _lazy_init=nothing,
+        init=_nothing(),
+        _lazy_init=_nothing(),
         device_count=lambda: 1,
         current_device=lambda: 0,
-        set_device=nothing,
+        set_device=_nothing(),
         device=Device,
         _exchange_device=lambda *_: 0,
         _maybe_exchange_device=lambda *_: 0,
@@ -191,24 +195,23 @@ def _functions(properties: SimpleNamespace) -> dict[str, Any]:
         is_bf16_supported=lambda *_, **__: True,
         mem_get_info=lambda *_: (properties.total_memory, properties.total_memory),
         memory_allocated=lambda *_: 0,
-        empty_cache=nothing,
+        empty_cache=_nothing(),
         synchronize=lambda *_, **__: _wait_on_host("device"),
         current_stream=lambda *_: _current[-1],
         default_stream=lambda *_: _current[0],
         set_stream=lambda stream: _current.__setitem__(-1, stream),
         stream=_stream,
-        StreamContext=_stream,
         Stream=Stream,
         Event=Event,
         CUDAGraph=Graph,
         graph=_graph,
         graph_pool_handle=lambda: (0, 1),
         is_current_stream_capturing=lambda: bool(_capturing),
-        manual_seed=nothing,
-        manual_seed_all=nothing,
+        manual_seed=_nothing(),
+        manual_seed_all=_nothing(),
         default_generators=(torch.Generator(),),
         get_rng_state=lambda *_: state,
-        set_rng_state=nothing,
+        set_rng_state=_nothing(),
         cudart=lambda: SimpleNamespace(cudaHostRegister=_host_register, cudaHostUnregister=fake_tensors.unlock),
     )
 
