@@ -53,6 +53,12 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled() and func.namespace == "aten":
+            # Operators that consist of others (linear, to) come here whole: look at their parts.
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
         is_pinned = bool(kwargs.get("pin_memory"))
         if is_pinned:  # needs CUDA's allocator
             kwargs = {**kwargs, "pin_memory": False}
