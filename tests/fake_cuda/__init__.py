@@ -3,7 +3,7 @@
     from tests.fake_cuda import install
     install(device="H200")                        # before fastirt is imported; never undone
     with FakeTensorMode():
-        torch.ones(3, device="cuda").sum().backward
+        torch.ones(3, device="cuda", requires_grad=True).sum().backward()
 
 Tensors have shapes, dtypes, strides and devices but no values. Operators run as far as their fake
 implementations go; streams, events and CUDA graphs only write down what they are told (`events`);
@@ -22,6 +22,11 @@ crash.
 | `streams` | torch.cuda: streams, events, graphs, device functions |
 | `fake_tensors` | what FakeTensorMode lacks: copies, pinned memory, convolution, attention |
 | `watch` | nothing: it checks each operator, custom operators and launches |
+
+`python -m tests.fake_cuda.run MODULE` runs `step_proof`, `planted`, `input_proof`, `readout_proof`,
+`collectives_proof` or `compile_proof`; the tests do the same. Neither values, nor kernels' own
+code, nor what NCCL, DALI and CUDA's allocator do is shown. DistributedDataParallel is replaced by a
+stand-in, since its C++ part asks the driver for events.
 """
 
 from tests.fake_cuda.driver import install

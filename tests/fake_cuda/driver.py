@@ -35,12 +35,12 @@ def install(device: str = "H200", attention: str = "flash") -> None:
     if os.environ.get("TRITON_INTERPRET"):
         raise RuntimeError("TRITON_INTERPRET is set: launches would run on the CPU instead of being recorded")
     properties = DEVICES[device]
-    # Without it C++ code that switches devices asserts that CUDA was linked and initialized; this
-    # guard does nothing.
+    # A device guard that does nothing. The true one asks CUDA's runtime for the device, which says
+    # that the driver is insufficient.
     torch._C._ensureCUDADeviceGuardSet()
     _deny_primary_context()
-    # Autograd runs the nodes of each GPU in a thread per device. It counts the devices in C++,
-    # finds none and would wait for a thread that does not exist.
+    # Else autograd runs the backward in a thread of the device, where the lines of the step that
+    # led there are not on the stack: faults would not name them.
     torch.autograd.set_multithreading_enabled(False)
     streams.replace(properties)
     fake_tensors.replace(attention)
@@ -76,7 +76,8 @@ def _deny_primary_context() -> None:
 def _replace_triton_driver(properties: SimpleNamespace) -> None:
     """Let triton compile for the device.
 
-    Without it triton finds no active driver at the first use of a kernel.
+    Launches can be recorded without it, but triton and inductor compile nothing where no driver is
+    active.
     """
     import triton
     from triton.backends.compiler import GPUTarget

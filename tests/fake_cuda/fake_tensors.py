@@ -16,12 +16,12 @@ _used: dict[int, list[int]] = {}  # by address: streams of which `record_stream`
 
 def replace(attention: str) -> None:
     # The mode initializes CUDA before it makes a tensor there, which needs a driver.
-    fake.init_gpu_context = lambda device: None
     fake.FakeTensorMode.avoid_device_init = property(lambda self: True)
     # copy.deepcopy of a fake model (momentum encoder, bf16 copy) would copy its mode too, and
     # tensors of two modes cannot meet.
     fake.FakeTensorMode.__deepcopy__ = lambda self, memo: self
-    # Fake tensors have no address. This one is unique to the storage and aligned as CUDA's are.
+    # The address of each fake tensor is 0, so that a new cache would look like the one before. This
+    # one is unique to the storage and aligned as CUDA's are.
     fake.FakeTensor.data_ptr = lambda self: address(self)
     Tensor.pin_memory = _pin_memory
     Tensor.record_stream = lambda self, stream: _used.setdefault(address(self), []).append(stream.number)
@@ -99,8 +99,11 @@ def _replace_module_apply() -> None:
 
 
 def _replace_convolution() -> None:
-    """Without a device no cuDNN is found, and outputs and gradients get other layouts than on a
-    GPU: the channels-last patch embedding would seem to copy its images."""
+    """Without a device no cuDNN is found, and convolutions get the layouts of a CPU.
+
+    No eager step differs in what is checked here, but code that inductor generates would copy the
+    channels-last images first.
+    """
     select = torch._C._select_conv_backend
 
     def select_conv_backend(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -112,7 +115,8 @@ def _replace_convolution() -> None:
 
 
 def _replace_attention(name: str) -> None:
-    """Without a device no fused kernel is found, and attention would be plain products."""
+    """Without a device no fused kernel is found: attention would be plain products, with a softmax
+    and a product in float32."""
     plain, aten = torch.nn.functional.scaled_dot_product_attention, torch.ops.aten
 
     def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):

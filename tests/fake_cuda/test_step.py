@@ -33,6 +33,12 @@ def test_a_step_runs_on_an_a100_too():
     assert [faults for _, _, faults in rows] == [[]]
 
 
+@pytest.mark.parametrize("device, target", [("H200", ".target sm_90a"), ("A100", ".target sm_80")])
+def test_a_recorded_launch_compiles_for_the_device(device, target):
+    kernels = ["gather_kernel", "totals_kernel"]
+    assert on_fake_gpu("compile_proof", *kernels, device=device) == [[name, target] for name in kernels]
+
+
 @pytest.mark.parametrize("fault", PLANTED)
 def test_a_planted_fault_is_reported_with_its_line(fault, reports):
     message, code = PLANTED[fault]

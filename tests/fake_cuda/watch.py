@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime.jit import MockTensor
 
 from tests.fake_cuda.fake_tensors import address, is_locked, lock, tensors_of
 from tests.fake_cuda.streams import events, where
@@ -146,6 +147,14 @@ class Launch:
         for name, value in self.arguments.items():
             if isinstance(value, Tensor) and not value.is_cuda and not is_locked(value):
                 raise TypeError(f"{self.name}: {name} is in host memory that is not page-locked")
+
+    def compiled(self) -> Any:
+        """The kernel that this launch needs, compiled for the device."""
+        given = {
+            name: MockTensor(value.dtype, list(value.shape)) if isinstance(value, Tensor) else value
+            for name, value in self.arguments.items()
+        }
+        return self.kernel.run(grid=self.grid, warmup=True, **given, **self.options)
 
 
 def record_launches() -> list[Launch]:
