@@ -28,6 +28,7 @@ from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.images import normalize
 from fastirt.loading.batch import Batch, ImageViews
 from fastirt.model.build import build_encoder
+from fastirt.step.cuda_graph import Capture
 from fastirt.step.engine import Engine
 from fastirt.step.train_step import TrainStep, build_train_step
 from tests.fake_cuda import events
@@ -101,7 +102,7 @@ def run_steps(step: TrainStep, batch_of: Callable[[int], Batch]) -> list[str]:
     faults = [fault for watch in outside for fault in watch.faults]
     waits = host_waits()
     if capture is not None:
-        faults += _check_capture(len(batches), len(bodies), capture.warm_up)
+        faults += _check_capture(len(batches), len(bodies), capture)
         # the first wait is meant: a capture begins when the device is idle
         waits = waits[1:]
         watched()  # after the replays: the graph's addresses must still be those of the step
@@ -134,12 +135,15 @@ def _check_products(step: TrainStep, body: Watch) -> list[str]:
     return []
 
 
-def _check_capture(steps: int, bodies: int, warm_up: int) -> list[str]:
+def _check_capture(steps: int, bodies: int, capture: Capture) -> list[str]:
+    """Warm-up, one capture and replays, and all launches on the stream of the capture."""
+    warm_up = capture.warm_up
     told = [event[0] for event in events if event[0] in ("capture begins", "capture ends", "replay")]
     expected = ["capture begins", "capture ends", *["replay"] * (steps - warm_up)]
     if told != expected or bodies != warm_up + 1:
         return [f"{bodies} bodies and {told} instead of {warm_up + 1} and {expected}"]
-    return []
+    streams = {event[2] for event in events if event[0] == "launch"}
+    return [] if streams == {capture._stream.number} else [f"launches on the streams {sorted(streams)}"]
 
 
 def _check_launches(step: TrainStep) -> list[str]:
