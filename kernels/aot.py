@@ -227,7 +227,7 @@ def main() -> int:
         "--kernel", choices=("stats", "grad", "rows", "totals", "combine", "gather"), help="only this one"
     )
     args = parser.parse_args()
-    if INTERPRETED:  # at import the kernels were made for the interpreter: start anew without it
+    if INTERPRETED:  # at import the kernels were made for the interpreter: restart without it
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         os.execve(sys.executable, [sys.executable, "-m", "fastirt.kernels.aot", *sys.argv[1:]], environment)
     rows = reports(tuple(args.arch), args.kernel)
