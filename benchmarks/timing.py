@@ -64,7 +64,7 @@ def time_interleaved(
     behind the flush of the cache, so their time is the device's alone. Their peak is unknown: a
     graph's memory is allocated when it is captured.
     """
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device) if device.type == "cuda" else None
+    flush = torch.zeros(FLUSH_BYTES // 4, device=device) if device.type == "cuda" else None
     failed: dict[str, str] = {}
     times: dict[str, list[float]] = {}
     peaks: dict[str, Optional[int]] = {}
@@ -90,12 +90,13 @@ def time_interleaved(
 
 
 def _once(call: Callable[[], Any], flush: Optional[torch.Tensor], wait: bool) -> float:
-    """Milliseconds of one run. `wait`: let the flush end before the call is launched."""
+    """Milliseconds of one run. `flush`: read first, so that the L2 cache holds nothing of the call.
+    `wait`: let the flush end before the call is launched."""
     if flush is None:
         start = time.perf_counter()
         call()
         return (time.perf_counter() - start) * 1e3
-    flush.zero_()
+    flush.sum()  # written lines would have to go back to memory during the call
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     if wait:
         torch.cuda.synchronize()

@@ -42,14 +42,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def counts(rows: int, slots: int, dim: int, item: int) -> tuple[int, int]:
-    """(bytes, operations) that forward and backward need at least.
+    """(bytes, operations) that loss and gradient need at least, in one pass.
 
-    Bytes: each pass reads batch, memory and labels (`item` bytes an element, 8 a label), and the
-    backward writes the gradient. Operations: each pass computes the similarities, the backward also
-    the weighted sums.
+    Bytes: batch, memory and labels (`item` bytes an element, 8 a label) are read once, and the
+    gradient is written. Operations: the similarities and the weighted sums, once each. Two passes,
+    forward and backward, read twice and may compute the similarities twice.
     """
-    moved = 2 * ((rows + slots) * (dim * item + 8)) + rows * dim * item
-    return moved, 3 * 2 * rows * (rows + slots) * dim
+    moved = (rows + slots) * (dim * item + 8) + rows * dim * item
+    return moved, 2 * 2 * rows * (rows + slots) * dim
 
 
 def free_bytes(device: torch.device) -> int:
@@ -104,7 +104,7 @@ def _measure(reduction: str, dtype: str, dim: int, rows: int, slots: int, result
         results.add(
             figure_of(
                 values, part="loss", name=name, unit="ms", params=params, better="lower", limit=limit,
-                limit_name="bytes and operations at the ceilings", extra=extra,
+                limit_name="one pass at the ceilings", extra=extra,
             )
         )  # fmt: skip
 

@@ -21,7 +21,7 @@ from benchmarks.timing import reason, release
 from fastirt.config.options import Config
 from fastirt.loading.batch import Batch, ImageViews
 from fastirt.model.build import build_encoder
-from fastirt.model.flops import training_flops
+from fastirt.model.flops import peak_flops, training_flops
 from fastirt.step.train_step import TrainStep, build_train_step
 
 # By name, the options of each row of the waterfall: each row adds one change to the row before.
@@ -218,7 +218,8 @@ def _write(
     flops = operations(sizes["model"], sizes["input_size"], momentum)
     rates = [sizes["batch_size"] / value for value in seconds]
     limit = results.limits[precision] * 1e12 / flops if flops else None
-    extra["MFU"] = statistics.median(rates) / limit if limit else None
+    peak = peak_flops(results.device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    extra["MFU"] = statistics.median(rates) * flops / peak if flops and peak else None  # of the data sheet, as in a log
     try:
         counts, kernel_us = profiled(call, results.device)
         extra |= counts

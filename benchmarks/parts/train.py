@@ -101,7 +101,8 @@ def _ours(
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "imgs_per_s" in row]
     rows = rows[2 * len(rows) // 3 :]
-    extra = {name: statistics.median(row[name] for row in rows) for name in ("mfu", "input_wait")}
+    logged = [name for name in ("mfu", "input_wait") if name in rows[0]]  # no MFU on a CPU
+    extra = {name: statistics.median(row[name] for row in rows) for name in logged}
     return [row["imgs_per_s"] for row in rows], extra
 
 

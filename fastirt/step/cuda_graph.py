@@ -79,8 +79,8 @@ class Capture:
 def captured(body: Callable[[], Any], device: torch.device, **options: Any) -> torch.cuda.CUDAGraph:
     """`body` as a CUDA graph; options are torch.cuda.graph's.
 
-    If the capture fails, stream and allocator are restored, and the exception raised by `body`
-    propagates.
+    If the capture fails, stream, allocator and random generator are restored, and the exception
+    raised by `body` propagates.
     """
     graph, pool, cause = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), None
 
@@ -101,5 +101,10 @@ def captured(body: Callable[[], Any], device: torch.device, **options: Any) -> t
         # it also leaves the allocator routing frees to the graph's pool
         with contextlib.suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(device.index or 0, pool)
+        # torch 2.11 leaves the default generator in its capture mode, in which dropout outside a
+        # capture raises. A capture that succeeds ends that mode.
+        with contextlib.suppress(RuntimeError), torch.cuda.stream(torch.cuda.current_stream(device)):
+            with torch.cuda.graph(torch.cuda.CUDAGraph(), **options):
+                torch.zeros(1, device=device)
         raise cause or error
     return graph

@@ -61,9 +61,8 @@ class RunLog:
             f"loss {row['loss']:.4f} = batch {row['contrastive_batch']:.4f} + memory {row['contrastive_memory']:.4f} "
             f"+ {lambda_reg:g} x koleo {row['koleo']:.4f}"
         )
-        speed = (
-            f"{row['imgs_per_s']:.0f} imgs/s, MFU {100 * row['mfu']:.1f} %, input wait {100 * row['input_wait']:.1f} %"
-        )
+        mfu = f"MFU {100 * row['mfu']:.1f} %, " if "mfu" in row else ""
+        speed = f"{row['imgs_per_s']:.0f} imgs/s, {mfu}input wait {100 * row['input_wait']:.1f} %"
         self.bar.set_postfix_str(f"{text}, {speed}")
         left = f"{int(row['seconds_left']) // 60}:{int(row['seconds_left']) % 60:02d}"
         log.info("step %d/%d  %s  %s  %s left", row["step"], self.bar.total, text, speed, left)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Optional
 
 import torch
 
@@ -61,10 +61,11 @@ class InputWait:
 class Throughput:
     """Images per second, MFU, input wait and time left, each over the time since the last reading.
 
-    flops: of one image in a step. peak: FLOP/s of the device. `waiting` wraps the batches.
+    flops: of one image in a step, 0 if unknown. peak: FLOP/s of all devices by their data sheet,
+    None if unknown. `waiting` wraps the batches.
     """
 
-    def __init__(self, batch_size: int, flops: float, peak: float, device: torch.device) -> None:
+    def __init__(self, batch_size: int, flops: float, peak: Optional[float], device: torch.device) -> None:
         self.batch_size, self.flops, self.peak = batch_size, flops, peak
         self._wait = InputWait(device)
         self._start, self._steps = self._now(), 0
@@ -76,7 +77,8 @@ class Throughput:
     def read(self, steps_left: int) -> Callable[[], dict[str, float]]:
         """End the window.
 
-        The returned function gives imgs_per_s, mfu and input_wait (shares of 1), and seconds_left.
+        The returned function gives imgs_per_s, mfu and input_wait (shares of 1), and seconds_left;
+        no mfu where flops or peak are unknown.
 
         On a GPU call it once the device has done the steps of the window: the times are the
         device's, because the host's clock would time how fast steps are launched.
@@ -89,11 +91,10 @@ class Throughput:
     def _numbers(self, elapsed: float, steps: int, waited: float, steps_left: int) -> dict[str, float]:
         rate = steps / elapsed
         images = rate * self.batch_size
-        # a CPU's peak is an estimate from one kind of product
-        self.peak = max(self.peak, images * self.flops)
+        mfu = {"mfu": round(images * self.flops / self.peak, 4)} if self.flops and self.peak else {}
         return {
             "imgs_per_s": round(images, 1),
-            "mfu": round(images * self.flops / self.peak, 4),
+            **mfu,
             "input_wait": round(min(1.0, waited / elapsed), 4),
             "seconds_left": round(steps_left / rate, 1) if rate else math.inf,
         }

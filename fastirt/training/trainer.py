@@ -83,8 +83,8 @@ class Trainer:
         self.non_finite = NonFiniteWatch(self.async_metrics, catalog, self.state, files, ranks)
         self.log: RunLog | NoLog = NoLog()
         flops = training_flops(encoder, self.step_module.networks.momentum_encoder is not None)
-        peak = peak_flops(device, self.step_module.networks.dtype) * ranks.world_size
-        self.speed = Throughput(config.optim.batch_size, flops, peak, device)
+        peak = peak_flops(device, self.step_module.networks.dtype)
+        self.speed = Throughput(config.optim.batch_size, flops, peak and peak * ranks.world_size, device)
 
     def run(self) -> int:
         """Train to `max_iter` and save the final model. Raises UserError for a non-finite loss."""

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from benchmarks import timing
 from benchmarks.parts import loss, scaling
 from benchmarks.results import figure_of
 from benchmarks.rounds import counted, kernel_us, run_interleaved
@@ -26,13 +27,35 @@ def test_the_model_of_many_ranks_by_hand():
 
 
 def test_bytes_and_operations_by_hand():
-    """N = 2, M = 3, D = 4, bf16: 5 vectors of 8 bytes with labels of 8 are read twice, 2 gradients
-    of 8 bytes are written; 2 x 5 similarities of 4 products and 4 sums in each pass, and as many
-    for the weighted sums."""
-    assert loss.counts(2, 3, 4, 2) == (2 * 5 * 16 + 2 * 8, 3 * 10 * 8)
+    """N = 2, M = 3, D = 4, bf16: 5 vectors of 8 bytes with labels of 8 are read once, 2 gradients
+    of 8 bytes are written; 2 x 5 similarities of 4 products and 4 sums, and as many for the
+    weighted sums."""
+    assert loss.counts(2, 3, 4, 2) == (5 * 16 + 2 * 8, 2 * 10 * 8)
     moved, operations = loss.counts(64, 59551, 384, 2)
-    assert operations == 6 * 64 * 59615 * 384
-    assert moved == 2 * 59615 * (768 + 8) + 64 * 768
+    assert operations == 4 * 64 * 59615 * 384
+    assert moved == 59615 * (768 + 8) + 64 * 768
+
+
+def test_the_l2_cache_is_emptied_without_a_write(monkeypatch):
+    """A cache full of written lines would send them to memory during the call that is timed."""
+    order = []
+    event = SimpleNamespace(
+        record=lambda: order.append("clock"), synchronize=lambda: None, elapsed_time=lambda end: 1.0
+    )
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: event)
+
+    class Flush(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            order.append(function.__name__)
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    flush = torch.zeros(8).as_subclass(Flush)
+    version = flush._version
+    order.clear()
+    assert timing._once(lambda: order.append("call"), flush, wait=False) == 1.0
+    assert order == ["sum", "clock", "call", "clock"]
+    assert flush._version == version
 
 
 @pytest.mark.parametrize(

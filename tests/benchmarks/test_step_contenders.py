@@ -90,3 +90,17 @@ def test_contenders_of_the_step_are_written_by_group_and_let_go(monkeypatch, tmp
     not_run = {row["name"]: row["not_run"] for row in read([made.path]) if "not_run" in row}
     assert not_run["graph, bf16 memory"] == "RuntimeError: cannot be captured"
     assert not_run["graph, apex FusedAdam"] == "ImportError: no apex"
+
+
+def test_mfu_is_of_the_data_sheet_not_of_the_measured_products(monkeypatch):
+    """As in a run's log. A GPU's products reach about four fifths of its data sheet."""
+    monkeypatch.setattr(step, "peak_flops", lambda device, dtype: 2e12)
+    monkeypatch.setattr(step, "operations", lambda *_: 1_000_000)
+    monkeypatch.setattr(step, "profiled", lambda call, device: ({}, {}))
+    results = Results(None, CPU, {"fp32": 1.0, "bf16": 1.0, "GB/s": 1.0})
+    sizes = dict(model="vit_tiny_patch16_224", input_size=16, batch_size=10, slots=20)
+    step._write("eager fp32", [1e-4] * 3, False, {}, lambda: None, sizes, results)
+    (figure,) = results.figures
+    assert figure.p50 == pytest.approx(1e5)
+    assert figure.share_of_limit == pytest.approx(0.1)
+    assert figure.extra["MFU"] == pytest.approx(0.05)

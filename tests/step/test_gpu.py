@@ -32,16 +32,14 @@ GPU = torch.device("cuda:0")
 
 @needs_dali
 def test_mixed_decoding_agrees_with_pil(image_folder):
-    """nvJPEG's inverse transform and chroma upsampling differ from libjpeg's: only the mean is
-    pinned.
-    """
+    """nvJPEG's inverse transform rounds otherwise than libjpeg's: only the mean is pinned."""
     catalog = load_dataset("folder", str(image_folder))
     batches = {}
     for decoder in ("dali", "pil"):
         loader = tiny_loader(catalog, GPU, batch_size=32, m=4, max_iter=20, num_workers=4, loader=decoder)
         batches[decoder] = [(b.indices.tolist(), b.images.cpu().int()) for b in loader]
     for ours, plain in zip(batches["dali"], batches["pil"], strict=True):
-        assert ours[0] == plain[0] and (ours[1] - plain[1]).abs().float().mean() < 2
+        assert ours[0] == plain[0] and (ours[1] - plain[1]).abs().float().mean() < 1
 
 
 def test_batches_are_complete_when_they_arrive(image_folder):
@@ -108,9 +106,10 @@ def test_images_in_the_hosts_memory_are_the_same(image_folder, tmp_path):
     """Page-locked memory read across the bus, under the captured step."""
     losses = []
     for cache in ("host", "device", "none"):
-        assert gpu_run(image_folder, tmp_path / cache, "--cache", cache, "--max-iter", "20", "--precision", "fp32") == 0
+        flags = f"--cache {cache} --max-iter 20 --precision fp32 --logging-freq 1"
+        assert gpu_run(image_folder, tmp_path / cache, *flags.split()) == 0
         losses.append([row["loss"] for row in loss_rows(tmp_path / cache)])
-    for other in losses[1:]:  # atomics in the backward may round the later ones differently
+    for other in losses[1:]:  # after the first step, atomics in the backward may round differently
         assert other[0] == losses[0][0] and other == pytest.approx(losses[0], rel=1e-3)
 
 
