@@ -27,6 +27,7 @@ PARTS = {
     "cache": "from cached images to the step's input buffer",
     "input": "from images to batches: DALI, packed store, torchvision, the public recipe's loader",
     "attention": "attention backends and padded sequences",
+    "products": "the model's matrix products, at the sizes of a step",
     "train": "whole runs, from image files to updated weights",
     "retrieval": "exact nearest neighbours: FAISS, plain torch",
     "scaling": "the step on as many ranks as this machine has, and a model of more ranks",

@@ -20,7 +20,7 @@ RATES = ("GB/s", "TFLOP/s")  # of `extra`: each has a column where a part's figu
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", type=Path, nargs="*", help="results (default: benchmarks/results/*.jsonl)")
+    parser.add_argument("files", type=Path, nargs="*", help="results, or folders of them (default: benchmarks/results)")
     parser.add_argument(
         "--readme", type=Path, help=f"write the tables between the lines {BEGIN} and {END} of this file"
     )
@@ -176,11 +176,12 @@ def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
 
 
 def main(args: argparse.Namespace) -> int:
-    files = args.files or sorted(FOLDER.glob("*.jsonl"))
+    given = args.files or [FOLDER]
+    files = [file for path in given for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])]
     try:
         rows = read(files)
         if not rows:
-            raise ValueError(f"no results in {', '.join(map(str, files)) or FOLDER}: run a part first")
+            raise ValueError(f"no results in {', '.join(map(str, given))}: run a part first")
         text = table(rows)
         print(text)
         if args.readme:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from typing import Any, Callable, Collection, Optional
+from typing import Any, Callable, Collection, Optional, Sequence
 
 import torch
 
@@ -87,6 +87,18 @@ def time_interleaved(
                 release(device)
     outcomes: dict[str, list[float] | str] = {**times, **failed}
     return {name: outcomes[name] for name in calls}, peaks
+
+
+def turns(names: Sequence[str], device: torch.device) -> list[tuple[list[str], list[str]]]:
+    """[(names whose figures are due, names to time in turns)], in order.
+
+    On a GPU the first alone, then each other beside it, so that the end of a lease costs the figure
+    that was being measured and no other. On a CPU all at once: its other load changes.
+    """
+    if device.type != "cuda" or not names:
+        return [(list(names), list(names))]
+    first, *others = names
+    return [([first], [first]), *(([name], [name, first]) for name in others)]
 
 
 def _once(call: Callable[[], Any], flush: Optional[torch.Tensor], wait: bool) -> float:

@@ -12,7 +12,7 @@ import torch
 from benchmarks.contenders.model_variants import ATTENTION_IMPLS, attention
 from benchmarks.results import Results, figure_of
 from benchmarks.rounds import run_interleaved
-from benchmarks.timing import as_cuda_graph, peak, reason, release, time_interleaved
+from benchmarks.timing import as_cuda_graph, peak, reason, release, time_interleaved, turns
 
 PASSES_IN_GRAPH = 10
 
@@ -55,24 +55,32 @@ def run(args: argparse.Namespace, results: Results) -> None:
         except Exception as error:  # the backend is missing, or does not support these inputs
             results.not_run("attention", name, reason(error))
             release(device)
-    if on_gpu:  # in graphs: launches from Python take longer than the kernels
-        timed = time_interleaved(calls, device, args.repeats or (3 if args.quick else 20), graphs=calls)[0]
-        timed = {k: v if isinstance(v, str) else [ms / PASSES_IN_GRAPH for ms in v] for k, v in timed.items()}
-    else:
-        rounds = run_interleaved(calls, device, args.repeats or (2 if args.quick else 7), steps=2)
-        timed = {k: v if isinstance(v, str) else [1e3 * seconds for seconds in v.seconds] for k, v in rounds.items()}
     # two products forward, five backward
     operations = 7 * 2 * batch_size * args.heads * args.tokens**2 * args.dim
-    for name, values in timed.items():
-        if isinstance(values, str):
-            results.not_run("attention", name, values)
-            continue
-        params = dict(batch_size=batch_size, heads=args.heads, tokens=args.tokens, dim=args.dim, dtype=str(dtype)[6:])
-        extra = {"TFLOP/s": operations / statistics.median(values) / 1e9, "peak_bytes": peaks[name]}
-        limit = operations / results.limits[precision] / 1e9
-        results.add(
-            figure_of(
-                values, part="attention", name=name, unit="ms", params=params, better="lower", limit=limit,
-                limit_name=f"{precision} products", extra=extra,
-            )
-        )  # fmt: skip
+    params = dict(batch_size=batch_size, heads=args.heads, tokens=args.tokens, dim=args.dim, dtype=str(dtype)[6:])
+    limit = operations / results.limits[precision] / 1e9
+    for due, together in turns(list(calls), device):
+        timed = _milliseconds({name: calls[name] for name in together}, args, device)
+        for name in due:
+            values = timed[name]
+            if isinstance(values, str):
+                results.not_run("attention", name, values)
+                continue
+            extra = {"TFLOP/s": operations / statistics.median(values) / 1e9, "peak_bytes": peaks[name]}
+            results.add(
+                figure_of(
+                    values, part="attention", name=name, unit="ms", params=params, better="lower", limit=limit,
+                    limit_name=f"{precision} products", extra=extra,
+                )
+            )  # fmt: skip
+
+
+def _milliseconds(
+    calls: dict[str, Callable[[], Any]], args: argparse.Namespace, device: torch.device
+) -> dict[str, list[float] | str]:
+    """Of one forward and backward, by name; an error as a string."""
+    if device.type == "cuda":  # in graphs: launches from Python take longer than the kernels
+        timed = time_interleaved(calls, device, args.repeats or (3 if args.quick else 20), graphs=calls)[0]
+        return {k: v if isinstance(v, str) else [ms / PASSES_IN_GRAPH for ms in v] for k, v in timed.items()}
+    rounds = run_interleaved(calls, device, args.repeats or (2 if args.quick else 7), steps=2)
+    return {k: v if isinstance(v, str) else [1e3 * seconds for seconds in v.seconds] for k, v in rounds.items()}

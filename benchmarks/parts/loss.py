@@ -13,11 +13,12 @@ import torch
 from benchmarks.contenders.losses import inputs, kernels_missing, losses, step
 from benchmarks.contenders.public_recipe import has_metric_learning
 from benchmarks.results import Results, figure_of
-from benchmarks.timing import as_cuda_graph, reason, release, time_interleaved
+from benchmarks.timing import as_cuda_graph, reason, release, time_interleaved, turns
 from fastirt.kernels import REDUCTIONS
 from fastirt.loading.cache_budget import free_memory
 
 PEER_BYTES = 32  # memory that a peer is assumed to need for each pair: eight float32 matrices
+GRAPH = "fastirt graph"  # the kernels in a CUDA graph, as in a training run
 # "tf32": float32 vectors with tf32 products, the default of a training run.
 DTYPES = {"tf32": torch.float32, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -80,33 +81,35 @@ def _measure(reduction: str, dtype: str, dim: int, rows: int, slots: int, result
         calls.pop("fastirt", None)  # there the kernels run in the interpreter, which is too slow
     elif "fastirt" in calls:
         try:
-            calls = {"fastirt graph": as_cuda_graph(calls["fastirt"]), **calls}
+            calls = {GRAPH: as_cuda_graph(calls["fastirt"]), **calls}
         except Exception as error:
-            results.not_run("loss", "fastirt graph", f"{reason(error)} at {params}")
+            results.not_run("loss", GRAPH, f"{reason(error)} at {params}")
             release(device)
     if rows * (rows + slots) * PEER_BYTES > free_bytes(device):
         for name in [name for name in calls if not name.startswith("fastirt")]:
             results.not_run("loss", name, f"too little free memory for {params}")
             del calls[name]
-    timed, peaks = time_interleaved(calls, device, repeats, graphs=("fastirt graph",))
     moved, operations = counts(rows, slots, dim, DTYPES[dtype].itemsize)
     limit = max(moved / limits["GB/s"] / 1e6, operations / limits[dtype] / 1e9)
-    kernels = timed.get("fastirt")
-    for name, values in timed.items():
-        if isinstance(values, str):
-            results.not_run("loss", name, f"{values} at {params}")
-            continue
-        median = statistics.median(values)
-        extra: dict[str, Any] = {"GB/s": moved / median / 1e6, "TFLOP/s": operations / median / 1e9}
-        extra |= {"peak_bytes": peaks[name], "loss": float(calls[name]()[0])}
-        if isinstance(kernels, list):
-            extra["times_fastirt"] = median / statistics.median(kernels)
-        results.add(
-            figure_of(
-                values, part="loss", name=name, unit="ms", params=params, better="lower", limit=limit,
-                limit_name="one pass at the ceilings", extra=extra,
-            )
-        )  # fmt: skip
+    for due, together in turns(list(calls), device):
+        timed, peaks = time_interleaved({name: calls[name] for name in together}, device, repeats, graphs=(GRAPH,))
+        graph = timed.get(GRAPH)
+        for name in due:
+            values = timed[name]
+            if isinstance(values, str):
+                results.not_run("loss", name, f"{values} at {params}")
+                continue
+            median = statistics.median(values)
+            extra: dict[str, Any] = {"GB/s": moved / median / 1e6, "TFLOP/s": operations / median / 1e9}
+            extra |= {"peak_bytes": peaks[name], "loss": float(calls[name]()[0])}
+            if isinstance(graph, list):
+                extra["times_graph"] = median / statistics.median(graph)
+            results.add(
+                figure_of(
+                    values, part="loss", name=name, unit="ms", params=params, better="lower", limit=limit,
+                    limit_name="one pass at the ceilings", extra=extra,
+                )
+            )  # fmt: skip
 
 
 def run(args: argparse.Namespace, results: Results) -> None:

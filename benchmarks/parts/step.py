@@ -17,7 +17,7 @@ from benchmarks.contenders.model_variants import patch_matmul
 from benchmarks.predict.measured import us_by_category
 from benchmarks.results import Results, figure_of
 from benchmarks.rounds import Rounds, profiled, run_interleaved
-from benchmarks.timing import reason, release
+from benchmarks.timing import reason, release, turns
 from fastirt.config.options import Config
 from fastirt.loading.batch import Batch, ImageViews
 from fastirt.model.build import build_encoder
@@ -122,10 +122,13 @@ def peer(sizes: dict[str, Any], device: torch.device) -> Callable[[], float]:
 
 
 def contenders(device: torch.device) -> dict[str, dict[str, Any] | None]:
-    """Options of each contender by name; None for the public recipe."""
+    """Options of each contender by name; None for the public recipe. The order is that of worth,
+    since GPU time may end."""
     if device.type == "cuda":
-        last = list(WATERFALL.values())[-1]
-        return {**WATERFALL, PUBLIC: None, **{name: {**last, **changes} for name, changes in ABLATIONS.items()}}
+        last = WATERFALL[LAST]
+        others = {name: {**last, **changes} for name, changes in ABLATIONS.items()}
+        found = {**WATERFALL, PUBLIC: None, **others}
+        return {**{name: found[name] for name in (LAST, "graph, bf16 weights", "+ torch.compile", PUBLIC)}, **found}
     return {
         "eager fp32": WATERFALL["eager fp32"],
         "compile fp32": dict(engine="compile", precision="fp32"),
@@ -151,22 +154,19 @@ def run(args: argparse.Namespace, results: Results) -> None:
 
 
 def _measure(args: argparse.Namespace, sizes: dict[str, Any], results: Results) -> None:
-    """Time the waterfall and the public recipe in turns, then each of ABLATIONS in turns with the
-    waterfall's last row. Each group is written when it ends, and its memory freed for the next."""
+    """Time the waterfall's last row, then each other contender in turns with it, in the order of
+    `contenders`. Each figure is written as it is measured, and the contender's memory freed."""
     wanted = {
         name: changes
         for name, changes in contenders(results.device).items()
         if name not in args.skip and (not args.only or name in args.only)
     }
-    kept = _group(
-        {name: changes for name, changes in wanted.items() if name not in ABLATIONS}, {}, args, sizes, results
-    )
-    last = {name: call for name, call in kept.items() if name == LAST}
-    del kept
-    for name in ABLATIONS:
-        if name in wanted:
-            release(results.device)
-            _group({name: wanted[name]}, last, args, sizes, results)
+    last: dict[str, Callable[[], Any]] = {}
+    for due, _ in turns(list(wanted), results.device):
+        kept = _group({name: wanted[name] for name in due}, last, args, sizes, results)
+        last = {name: call for name, call in kept.items() if name == LAST}
+        del kept
+        release(results.device)
     last.clear()
     release(results.device)
 
@@ -202,7 +202,6 @@ def _group(
             calls.pop(name)
         elif rounds is not None:
             extra: dict[str, Any] = {"ms": 1e3 * medians[name], "peak_bytes": rounds.peak_bytes}
-            extra["times_public"] = medians[PUBLIC] / medians[name] if PUBLIC in medians else None
             extra["times_graph"] = medians[LAST] / medians[name] if LAST in medians else None
             momentum = bool(named[name]) and "encoder_momentum" in named[name]
             _write(name, rounds.seconds, momentum, extra, calls[name], sizes, results)

@@ -20,6 +20,14 @@ SMALL = {
         "--tokens 20 --heads 2 --dim 8",
         {"torch's choice", "flash", "math", "padded to 200", "padded to 256"},
     ),
+    "products": (
+        "--tokens 20 --dim 8",
+        {
+            f"{layer}, {product}"
+            for layer in ("qkv", "projection", "fc1", "fc2")
+            for product in ("forward", "gradient of input", "gradient of weight")
+        },
+    ),
     "train": ("--steps 15 --images 48", {"fastirt", "fastirt, no cache", "public recipe"}),
     "retrieval": (
         "--queries 200 --dim 16 --k 5",

@@ -9,6 +9,7 @@ from torch._dynamo.utils import counters
 
 from benchmarks.parts import step
 from benchmarks.results import Results, read
+from benchmarks.timing import turns
 from tests.benchmarks.small import LIMITS
 from tests.helpers import CPU, TINY_KWARGS
 
@@ -44,9 +45,9 @@ def test_optimizers_do_equal_work():
 
 
 @pytest.mark.slow
-def test_contenders_of_the_step_are_written_by_group_and_let_go(monkeypatch, tmp_path):
-    """As on a GPU: the waterfall in turns, then each other beside its last row, one at a time; what
-    fails costs itself alone."""
+def test_contenders_of_the_step_are_written_one_by_one_and_let_go(monkeypatch, tmp_path):
+    """As on a GPU: the captured step first, then each other in turns with it, by worth; what fails
+    costs itself alone."""
     alive, order, made = weakref.WeakSet(), [], Results(tmp_path / "r.jsonl", CPU, LIMITS)
 
     class Call:
@@ -68,6 +69,7 @@ def test_contenders_of_the_step_are_written_by_group_and_let_go(monkeypatch, tmp
     contenders = step.contenders(torch.device("cuda"))
     names = {id(changes): name for name, changes in contenders.items()}
     monkeypatch.setattr(step, "contenders", lambda device: contenders)
+    monkeypatch.setattr(step, "turns", lambda names, device: turns(names, torch.device("cuda")))
     monkeypatch.setattr(step, "ours", ours)
     monkeypatch.setattr(step, "peer", lambda sizes, device: Call("public recipe"))
     monkeypatch.setattr(step, "profiled", lambda call, device: ({}, {}))
@@ -76,16 +78,14 @@ def test_contenders_of_the_step_are_written_by_group_and_let_go(monkeypatch, tmp
     parser.add_argument("--repeats", type=int, default=2)
     step.add_flags(parser)
     step.run(parser.parse_args(["--quick", "--input-size", "32", "--skip", "graph, max-autotune"]), made)
-    first, failing = [*step.WATERFALL, "public recipe"], ["graph, bf16 memory"]
-    missing = ("apex", "max-autotune")
-    alone = [name for name in step.ABLATIONS if name not in failing and not any(word in name for word in missing)]
-    assert [figure.name for figure in made.figures] == first + alone
+    missing = ("apex", "max-autotune", "graph, bf16 memory")
+    measured = [name for name in contenders if not any(word in name for word in missing)]
+    assert measured[:4] == [step.LAST, "graph, bf16 weights", "+ torch.compile", "public recipe"]
+    assert [figure.name for figure in made.figures] == measured
     assert all(figure.extra["times_graph"] for figure in made.figures)
-    assert all(figure.extra["times_public"] for figure in made.figures[: len(first)])
-    assert not any(figure.extra["times_public"] for figure in made.figures[len(first) :])
-    assert {seen for name, seen, _ in order if name in first and name != step.LAST} == {0}
-    for name, _, living in order:
-        assert set(living) <= set(first) or set(living) <= {step.LAST, *alone, *failing} and len(living) == 2, name
+    for name, seen, living in order:
+        assert name == step.LAST or name in missing or seen == measured.index(name)
+        assert set(living) <= {step.LAST, name} or name == step.LAST and len(living) == 2, (name, living)
     assert not alive
     not_run = {row["name"]: row["not_run"] for row in read([made.path]) if "not_run" in row}
     assert not_run["graph, bf16 memory"] == "RuntimeError: cannot be captured"
