@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -96,27 +98,28 @@ class RecordedKernel:
         return launch
 
 
-def record_gather() -> RecordedKernel:
-    """Replace the kernel that makes the step's images."""
+@contextlib.contextmanager
+def recorded_gather() -> Iterator[RecordedKernel]:
+    """Within it, the kernel that makes the step's images is recorded."""
     recorded = RecordedKernel(gather.gather_kernel)
-    module: Any = gather
-    module.gather_kernel = recorded
-    return recorded
+    with mock.patch.object(gather, "gather_kernel", recorded):
+        yield recorded
 
 
 def own_kernels(step: TrainStep, batch_size: int, gathered: RecordedKernel) -> list[dict[str, Any]]:
     """The project's kernels of one step: its loss, forward and backward, and the gather."""
     recorded = {name: RecordedKernel(getattr(launch, name)) for name in OWN_KERNELS}
-    for name, kernel in recorded.items():
-        setattr(launch, name, kernel)
     z = torch.empty(batch_size, step.encoder.embed_dim, device=step.device)
     labels = torch.empty(batch_size, dtype=torch.int64, device=step.device)
     memory, objective = step.memory, step.forward_pass.objective
     slots = None if step.networks.momentum_encoder is not None else labels
     inputs = (z, labels, memory.embeddings, memory.labels, slots)
     options = (objective.margin, objective.contrastive, 1e-8, 1e-6, objective.precision)
-    result = operators.contrastive_koleo._init_fn(*inputs, *options)
-    operators.contrastive_koleo_backward._init_fn(*result[:3], *inputs, *result[3:], *options)
+    with contextlib.ExitStack() as stack:
+        for name, kernel in recorded.items():
+            stack.enter_context(mock.patch.object(launch, name, kernel))
+        result = operators.contrastive_koleo._init_fn(*inputs, *options)
+        operators.contrastive_koleo_backward._init_fn(*result[:3], *inputs, *result[3:], *options)
     recorded["gather_kernel"] = gathered
     kernels = []
     for name, kernel in recorded.items():

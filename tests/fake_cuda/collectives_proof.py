@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from benchmarks.fake_cuda.streams import lines_of
 from fastirt.distributed.collectives import Collectives
 from fastirt.distributed.ranks import Ranks
 from fastirt.images import normalize
 from fastirt.step import gradient_sync
 from tests.fake_cuda.step_proof import BATCH, batch_of, fake_step, run_steps
-from tests.fake_cuda.streams import lines_of
 
 NAMES = ("all_gather_into_tensor", "all_reduce", "reduce_scatter_tensor", "all_to_all", "broadcast", "barrier")
 TWIN, SHARDED = dict(encoder_momentum=0.999), dict(memory_sharded=True)

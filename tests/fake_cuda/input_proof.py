@@ -15,6 +15,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
+from benchmarks.fake_cuda import events
+from benchmarks.fake_cuda.fake_tensors import fake_module, recorded_streams
+from benchmarks.fake_cuda.streams import host_waits, lines_of
 from fastirt.config.options import Config
 from fastirt.datasets import load_dataset
 from fastirt.images import normalize
@@ -24,10 +27,7 @@ from fastirt.loading.eval_loader import EvalLoader
 from fastirt.loading.train_loader import train_loader
 from fastirt.model.build import build_encoder
 from fastirt.retrieval import embed
-from tests.fake_cuda import events
-from tests.fake_cuda.fake_tensors import fake_module, recorded_streams
 from tests.fake_cuda.step_proof import BATCH, CUDA, LAUNCHES, SIZE, fake_step, run_steps
-from tests.fake_cuda.streams import host_waits, lines_of
 from tests.fake_cuda.watch import Watch
 
 

@@ -13,15 +13,15 @@ from unittest import mock
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from benchmarks.fake_cuda import events
+from benchmarks.fake_cuda.fake_tensors import is_locked
+from benchmarks.fake_cuda.streams import host_waits, lines_of
 from fastirt.images import normalize
 from fastirt.step.async_metrics import AsyncMetrics
 from fastirt.step.step_counters import LOSS_NAMES
 from fastirt.step.train_step import PHASES
 from fastirt.training.profiler import Marks
-from tests.fake_cuda import events
-from tests.fake_cuda.fake_tensors import is_locked
 from tests.fake_cuda.step_proof import CUDA, batch_of, fake_step
-from tests.fake_cuda.streams import host_waits, lines_of
 from tests.fake_cuda.watch import Watch
 
 SIDE = 32  # of DALI's crops

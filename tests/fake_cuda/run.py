@@ -8,11 +8,13 @@ import os
 import sys
 import traceback
 
-from tests.fake_cuda import install
+from benchmarks.fake_cuda import install
+from benchmarks.fake_cuda.streams import hide
 
 
 def main() -> None:
     name, *arguments = sys.argv[1:]
+    hide(__file__)
     install(os.environ.get("FAKE_DEVICE", "H200"))
     code = 1
     try:

@@ -23,6 +23,9 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import _disable_current_modes
 
+from benchmarks.fake_cuda import events
+from benchmarks.fake_cuda.fake_tensors import fake_module
+from benchmarks.fake_cuda.streams import hide, host_waits, lines_of
 from fastirt.config.options import Config
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.images import normalize
@@ -31,12 +34,10 @@ from fastirt.model.build import build_encoder
 from fastirt.step.cuda_graph import Capture
 from fastirt.step.engine import Engine
 from fastirt.step.train_step import TrainStep, build_train_step
-from tests.fake_cuda import events
-from tests.fake_cuda.fake_tensors import fake_module
 from tests.fake_cuda.settings import SETTINGS
-from tests.fake_cuda.streams import host_waits, lines_of
 from tests.fake_cuda.watch import Watch, record_launches
 
+hide(__file__)
 CUDA = torch.device("cuda:0")
 BATCH, SIZE, IMAGES = 8, 32, 100
 LAUNCHES = record_launches()

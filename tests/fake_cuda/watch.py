@@ -12,9 +12,10 @@ from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import MockTensor
 
-from tests.fake_cuda.fake_tensors import address, is_locked, lock, tensors_of
-from tests.fake_cuda.streams import events, where
+from benchmarks.fake_cuda.fake_tensors import address, is_locked, lock, tensors_of
+from benchmarks.fake_cuda.streams import events, hide, where
 
+hide(__file__)
 COPIES = ("aten._to_copy.default", "aten.copy_.default")
 # FakeTensorMode lets operands of two dtypes pass here; CUDA refuses them.
 PRODUCTS = {

@@ -11,11 +11,10 @@ from typing import Any, Callable, Iterator
 
 import torch
 
-from tests.fake_cuda import fake_tensors
+from benchmarks.fake_cuda import fake_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = Path(__file__).resolve().parent
-OWN_TOOLS = {"streams.py", "fake_tensors.py", "watch.py", "driver.py", "step_proof.py", "run.py"}
+_hidden = set(Path(__file__).resolve().parent.glob("*.py"))  # not named in `where`
 
 # (what, ...) in order: ("record", event, stream), ("wait", event, stream), ("wait_stream", waiting,
 # awaited), ("capture begins", stream), ("capture ends",), ("replay", graph), ("launch", kernel,
@@ -24,6 +23,11 @@ OWN_TOOLS = {"streams.py", "fake_tensors.py", "watch.py", "driver.py", "step_pro
 events: list[tuple] = []
 _capturing: list[int] = []  # the stream that is captured now
 _numbers = itertools.count(1)
+
+
+def hide(file: str) -> None:
+    """Leave the lines of a file out of `where`: it is a tool of the tests, not the project."""
+    _hidden.add(Path(file).resolve())
 
 
 def where(depth: int = 3) -> str:
@@ -36,7 +40,7 @@ def lines_of(frames: traceback.StackSummary, depth: int = 3) -> str:
     named = []
     for frame in frames:
         path = Path(frame.filename)
-        if path.is_relative_to(ROOT) and not (path.parent == TOOLS and path.name in OWN_TOOLS):
+        if path.is_relative_to(ROOT) and path not in _hidden:
             named.append(f"{path.relative_to(ROOT)}:{frame.lineno}")
     return " < ".join(reversed(named[-depth:]))
 
@@ -60,11 +64,11 @@ class Event:
         self.options = options
 
     def record(self, stream: Any = None) -> None:
-        self.stream = stream or torch.cuda.current_stream()
+        self.stream = stream or current_stream()
         events.append(("record", id(self), self.stream.number))
 
     def wait(self, stream: Any = None) -> None:
-        events.append(("wait", id(self), (stream or torch.cuda.current_stream()).number))
+        events.append(("wait", id(self), (stream or current_stream()).number))
 
     def synchronize(self) -> None:
         _wait_on_host("event")
@@ -124,6 +128,10 @@ class Device:
 _current = [Stream(number=0)]
 
 
+def current_stream(device: Any = None) -> Stream:
+    return _current[-1]
+
+
 @contextlib.contextmanager
 def _stream(of: Stream | None) -> Iterator[None]:
     _current.append(of if of is not None else _current[-1])
@@ -162,10 +170,11 @@ def replace(properties: SimpleNamespace) -> None:
     for name, value in functions.items():
         setattr(torch.cuda, name, value)
     # What C++ would answer from the driver. The last two are called where a capture fails.
-    torch._C._cuda_getCurrentRawStream = lambda index: _current[-1].number
-    torch._C._cuda_getDeviceCount = lambda: 1
-    torch._C._cuda_endAllocateToPool = lambda *_: None
-    torch._C._cuda_releasePool = lambda *_: None
+    bindings: Any = torch._C
+    bindings._cuda_getCurrentRawStream = lambda index: current_stream().number
+    bindings._cuda_getDeviceCount = lambda: 1
+    bindings._cuda_endAllocateToPool = lambda *_: None
+    bindings._cuda_releasePool = lambda *_: None
     _replace_interface(interface, functions, properties)
 
 
@@ -197,7 +206,7 @@ def _functions(properties: SimpleNamespace) -> dict[str, Any]:
         memory_allocated=lambda *_: 0,
         empty_cache=_nothing(),
         synchronize=lambda *_, **__: _wait_on_host("device"),
-        current_stream=lambda *_: _current[-1],
+        current_stream=current_stream,
         default_stream=lambda *_: _current[0],
         set_stream=lambda stream: _current.__setitem__(-1, stream),
         stream=_stream,
@@ -223,7 +232,7 @@ def _replace_interface(interface: Any, functions: dict[str, Any], properties: Si
         setattr(found, name, staticmethod(functions[name]))
     for name in ("synchronize", "get_device_properties", "is_bf16_supported"):
         setattr(found, name, staticmethod(functions[name]))
-    found.get_raw_stream = staticmethod(lambda index: _current[-1].number)
+    found.get_raw_stream = staticmethod(lambda index: current_stream().number)
     found.exchange_device = found.maybe_exchange_device = staticmethod(lambda *_: 0)
     found.Event, found.Stream, found.device = Event, Stream, Device
     interface.caching_worker_device_properties["cuda"] = [properties]

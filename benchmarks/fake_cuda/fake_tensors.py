@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, TypeVar
 
 import torch
-import torch._subclasses.fake_tensor as fake
 from torch import Tensor
+from torch._subclasses import fake_tensor
 from torch.utils import _pytree as pytree
+
+Module = TypeVar("Module", bound=torch.nn.Module)
+# Attributes of these are replaced, which a type checker forbids.
+_mode: Any = fake_tensor.FakeTensorMode
+_fake: Any = fake_tensor.FakeTensor
+_tensor: Any = Tensor
+_module: Any = torch.nn.Module
+_bindings: Any = torch._C
 
 # Page-locked host memory: address, and the tensor that keeps it from being used anew, or None.
 _locked: dict[int, Tensor | None] = {}
@@ -16,15 +24,15 @@ _used: dict[int, list[int]] = {}  # by address: streams of which `record_stream`
 
 def replace(attention: str) -> None:
     # The mode initializes CUDA before it makes a tensor there, which needs a driver.
-    fake.FakeTensorMode.avoid_device_init = property(lambda self: True)
+    _mode.avoid_device_init = property(lambda self: True)
     # copy.deepcopy of a fake model (momentum encoder, bf16 copy) would copy its mode too, and
     # tensors of two modes cannot meet.
-    fake.FakeTensorMode.__deepcopy__ = lambda self, memo: self
+    _mode.__deepcopy__ = lambda self, memo: self
     # The address of each fake tensor is 0, so that a new cache would look like the one before. This
     # one is unique to the storage and aligned as CUDA's are.
-    fake.FakeTensor.data_ptr = lambda self: address(self)
-    Tensor.pin_memory = _pin_memory
-    Tensor.record_stream = lambda self, stream: _used.setdefault(address(self), []).append(stream.number)
+    _fake.data_ptr = lambda self: address(self)
+    _tensor.pin_memory = _pin_memory
+    _tensor.record_stream = lambda self, stream: _used.setdefault(address(self), []).append(stream.number)
     for name in ("_fused_adamw_", "_fused_adam_", "_fused_sgd_"):  # no meta kernel with the rate in a tensor
         torch.library.impl(f"aten::{name}.tensor_lr", "Meta")(lambda *_, **__: None)
     _replace_module_apply()
@@ -62,14 +70,15 @@ def _pin_memory(self: Tensor, *_: Any) -> Tensor:
     return copied
 
 
-def fake_module(module: torch.nn.Module) -> torch.nn.Module:
+def fake_module(module: Module) -> Module:
     """Replace each weight of a real module by a fake one; within a FakeTensorMode.
 
     timm asks for values while it builds a model, so models are built for real on the CPU.
     `mode.from_tensor` would do, but for its weak references, which forbid Module.to.
     """
     for child in module.modules():
-        for held in (child._parameters, child._buffers):
+        tensors: tuple[Any, Any] = (child._parameters, child._buffers)
+        for held in tensors:
             for name, value in held.items():
                 if value is not None:
                     made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
@@ -80,10 +89,10 @@ def fake_module(module: torch.nn.Module) -> torch.nn.Module:
 def _replace_module_apply() -> None:
     """Module.to swaps the insides of fake parameters, which their weak references forbid: new
     parameters take their place."""
-    original = torch.nn.Module._apply
+    original = _module._apply
 
     def apply(self: torch.nn.Module, function: Callable, recurse: bool = True) -> torch.nn.Module:
-        if not any(isinstance(weight, fake.FakeTensor) for weight in self.parameters()):
+        if not any(isinstance(weight, fake_tensor.FakeTensor) for weight in self.parameters()):
             return original(self, function, recurse)
         for module in self.modules() if recurse else [self]:
             for name, weight in module._parameters.items():
@@ -95,7 +104,7 @@ def _replace_module_apply() -> None:
                     module._buffers[name] = function(buffer)
         return self
 
-    torch.nn.Module._apply = apply
+    _module._apply = apply
 
 
 def _replace_convolution() -> None:
@@ -104,20 +113,21 @@ def _replace_convolution() -> None:
     No eager step differs in what is checked here, but code that inductor generates would copy the
     channels-last images first.
     """
-    select = torch._C._select_conv_backend
+    select = _bindings._select_conv_backend
 
     def select_conv_backend(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Any:
         if input.device.type == "cuda" and weight.ndim == 4 and kwargs.get("groups", 1) == 1:
-            return torch._C._ConvBackend.Cudnn
+            return _bindings._ConvBackend.Cudnn
         return select(input, weight, *args, **kwargs)
 
-    torch._C._select_conv_backend = select_conv_backend
+    _bindings._select_conv_backend = select_conv_backend
 
 
 def _replace_attention(name: str) -> None:
     """Without a device no fused kernel is found: attention would be plain products, with a softmax
     and a product in float32."""
-    plain, aten = torch.nn.functional.scaled_dot_product_attention, torch.ops.aten
+    functional: Any = torch.nn.functional
+    plain, aten = functional.scaled_dot_product_attention, torch.ops.aten
 
     def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
         if query.device.type != "cuda" or name == "math" or attn_mask is not None:
@@ -132,7 +142,7 @@ def _replace_attention(name: str) -> None:
             return kernel(*given, None, saves, dropout_p, is_causal, False, scale=scale)[0]
         return aten._scaled_dot_product_flash_attention.default(*given, dropout_p, is_causal, False, scale=scale)[0]
 
-    torch.nn.functional.scaled_dot_product_attention = attention
+    functional.scaled_dot_product_attention = attention
 
 
 def tensors_of(*values: Any) -> list[Tensor]:

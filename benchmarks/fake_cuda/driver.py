@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from tests.fake_cuda import fake_tensors, streams
-from tests.fake_cuda.devices import DEVICES
+from benchmarks.fake_cuda import fake_tensors, streams
+from benchmarks.fake_cuda.devices import DEVICES
 
 _keep: list[Any] = []  # C++ points to these
 
@@ -95,7 +95,7 @@ def _replace_triton_driver(properties: SimpleNamespace) -> None:
     driver = SimpleNamespace(
         get_current_target=lambda: target,
         get_current_device=lambda: 0,
-        get_current_stream=lambda *_: torch.cuda.current_stream().number,
+        get_current_stream=lambda *_: streams.current_stream().number,
         set_current_device=lambda *_: None,
         get_device_interface=lambda: torch.cuda,
         get_active_torch_device=lambda: torch.device("cuda:0"),
