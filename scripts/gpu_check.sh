@@ -45,7 +45,7 @@ summarize() {
         grep -aE '^(FAILED|ERROR) |::.* (FAILED|ERROR)( |$)|^[A-Za-z_.]+(Error|Exception|Interrupt)\b' "$log" | cut -c1-200 | awk '!seen[$0]++' | head -n 40
         echo
         echo "## Figures"
-        grep -aE '^(ceilings|step|loss|cache|attention|train|retrieval|input) +' "$log" | grep -v 'not run:' | cut -c1-170 | head -n 100
+        grep -aE '^(self-check|ceilings|step|loss|cache|attention|products|train|retrieval|input) +' "$log" | grep -v 'not run:' | cut -c1-170 | head -n 100
     } > "$out/summary.txt"
 }
 
@@ -100,17 +100,29 @@ bench() { # NAME SECONDS PARTS AND FLAGS...
     stage "bench-$name" "$limit" "$python" -m benchmarks "$@" --out "$out/results.jsonl"
 }
 
-# Budget: 15 s to find Python and install, then 85 + 190 + 50 + 45 + 45 + 30 + 30 + 25 + 10 = 510 s.
-tests smoke 85 tests/kernels/test_torch.py tests/kernels/test_values.py tests/kernels/test_gather.py tests/step/test_engine.py \
-    -k "cuda_graph or no_wait or page_locked or without_a_memory or test_engine"
-bench step 190 step --batch-size 64 --repeats 5 --skip "graph, max-autotune"
-tests kernels 50 tests/kernels/test_torch.py tests/kernels/test_gather.py tests/kernels/test_edges.py tests/kernels/test_values.py tests/kernels/test_parts.py
-bench cache-attention-loss 45 cache attention loss --rows 64 256 --slots 59551 --dtype tf32 bf16
-tests gpu 45 tests/step/test_gpu.py tests/loading/test_image_cache.py tests/step/test_train_step.py -k "test_gpu or test_image_cache and not training_ends or on_the_kernels"
-tests ranks 30 tests/distributed/test_on_gpu.py
-bench train 30 train --steps 120 --images 480
-bench step-256 25 step --batch-size 256 --repeats 3 --only "+ bf16 autocast" "+ torch.compile" "+ CUDA graph" "public recipe"
-bench input-retrieval 10 input retrieval --repeats 2 --images 240
+side_by_side() { # NAME SECONDS FILES AND FLAGS...: the tests in as many processes as there are cores
+    local name=$1 limit=$2 processes
+    processes=$(nproc)
+    shift 2
+    stage "test-$name" "$limit" bash scripts/side_by_side.sh "$((processes > 16 ? 16 : processes))" \
+        "$python" -m pytest -p no:cacheprovider -rsfE -vv --tb=short "$@"
+}
+
+# In order of worth. tests/repository/test_gpu_check.py adds the seconds up.
+stage self-check 35 "$python" -m fastirt.objective.self_check
+side_by_side smoke 40 tests/kernels tests/step/test_engine.py \
+    -k "cuda_graph or no_wait or page_locked or without_a_memory or a_captured_step"
+bench step-loss 95 step loss --batch-size 64 --only "+ CUDA graph" --rows 64 --slots 59551 --dtype tf32 bf16 --repeats 5
+bench attention-products 25 attention products
+bench step-more 105 step --batch-size 64 --repeats 5 --only "+ CUDA graph" "graph, bf16 weights" "+ torch.compile" \
+    "public recipe" "+ fused loss" "+ bf16 autocast" "eager fp32" "graph, bf16 memory" "graph, momentum twin"
+bench cache-retrieval 30 cache retrieval --repeats 3
+side_by_side kernels 75 tests/kernels
+side_by_side gpu 40 tests/step/test_gpu.py tests/loading/test_image_cache.py tests/step/test_train_step.py \
+    -k "test_gpu or test_image_cache and not training_ends or on_the_kernels"
+tests ranks 25 tests/distributed/test_on_gpu.py
+bench train-input 40 train input --repeats 2 --steps 120 --images 480
+stages+=("bench-step-256: not run: python -m benchmarks step --batch-size 256")
 stages+=("bench-max-autotune: not run: minutes of compiling: python -m benchmarks step --batch-size 64 --only '+ CUDA graph' 'graph, max-autotune'")
 
 summarize

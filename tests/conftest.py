@@ -25,11 +25,19 @@ UNMARKED = {
 }  # run neither kernels nor processes
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--shard", metavar="I/N", default="1/1", help="the Ith of N parts of the selected tests")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config, items):
     for item in items:
         marker = FOLDERS.get(item.path.parent.name)
         if marker and item.path.name not in UNMARKED:
             item.add_marker(marker)
+    yield  # -m and -k select
+    part, parts = map(int, config.getoption("--shard").split("/"))
+    items[:] = items[part - 1 :: parts]
 
 
 @pytest.fixture(scope="session")

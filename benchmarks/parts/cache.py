@@ -11,7 +11,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from benchmarks.results import Results, figure_of
-from benchmarks.timing import as_cuda_graph, reason, release, time_interleaved
+from benchmarks.timing import as_cuda_graph, reason, release, time_interleaved, turns
 from fastirt.images.normalize import byte_table
 from fastirt.kernels import gather_views
 from fastirt.loading.image_cache import ImageCache
@@ -102,24 +102,24 @@ def _measure(args: argparse.Namespace, cache: ImageCache, place: str, batch_size
         limit = results.limits["h2d GB/s"] * 1e9 / values_per_image
     else:
         limit = results.limits["GB/s"] * 1e9 / bytes_per_image
-    timed, _ = time_interleaved(
-        calls, device, args.repeats or (3 if args.quick else 20), graphs=calls if device.type == "cuda" else ()
-    )
     params = dict(
         batch_size=batch_size, pictures=len(cache.valid), side=args.side, crop=args.crop, dtype=str(dtype)[6:]
     )
-    for name, values in timed.items():
-        if isinstance(values, str):
-            results.not_run("cache", name, values)
-            continue
-        rates = [batch_size / value * 1e3 for value in values]
-        extra = {
-            "ms": statistics.median(values),
-            "GB/s": batch_size * bytes_per_image / statistics.median(values) / 1e6,
-        }
-        results.add(
-            figure_of(
-                rates, part="cache", name=name, unit="imgs/s", params=params, limit=limit,
-                limit_name="copy bandwidth from the host" if over_bus else "copy bandwidth", extra=extra,
-            )
-        )  # fmt: skip
+    repeats = args.repeats or (3 if args.quick else 20)
+    for due, together in turns(list(calls), device):
+        group = {name: calls[name] for name in together}
+        timed, _ = time_interleaved(group, device, repeats, graphs=group if device.type == "cuda" else ())
+        for name in due:
+            values = timed[name]
+            if isinstance(values, str):
+                results.not_run("cache", name, values)
+                continue
+            ms = statistics.median(values)
+            results.add(
+                figure_of(
+                    [batch_size / value * 1e3 for value in values], part="cache", name=name, unit="imgs/s",
+                    params=params, limit=limit,
+                    limit_name="copy bandwidth from the host" if over_bus else "copy bandwidth",
+                    extra={"ms": ms, "GB/s": batch_size * bytes_per_image / ms / 1e6},
+                )
+            )  # fmt: skip

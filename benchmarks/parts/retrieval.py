@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.results import Results, figure_of
 from benchmarks.rounds import run_interleaved
-from benchmarks.timing import reason
+from benchmarks.timing import reason, turns
 from fastirt.retrieval.search import search
 
 CHUNK = 1024  # queries in a product of the brute force
@@ -83,17 +83,20 @@ def run(args: argparse.Namespace, results: Results) -> None:
             contenders[name] = call
         except Exception as error:  # the library is missing, or does not work on this machine
             results.not_run("retrieval", name, reason(error))
-    timed = run_interleaved(contenders, device, args.repeats or (3 if args.quick else 5), steps=1, warm_up=1)
     limit = results.limits["fp32"] * 1e12 / (2 * count * args.dim)
-    for name, rounds in timed.items():
-        if isinstance(rounds, str):
-            results.not_run("retrieval", name, rounds)
-            continue
-        rates = [count / seconds for seconds in rounds.seconds]
-        params = dict(queries=count, gallery=count, D=args.dim, k=k)
-        results.add(
-            figure_of(
-                rates, part="retrieval", name=name, unit="queries/s", params=params, limit=limit,
-                limit_name="fp32 products", extra={"peak_bytes": rounds.peak_bytes},
-            )
-        )  # fmt: skip
+    params = dict(queries=count, gallery=count, D=args.dim, k=k)
+    repeats = args.repeats or (3 if args.quick else 5)
+    for due, together in turns(list(contenders), device):
+        timed = run_interleaved({name: contenders[name] for name in together}, device, repeats, steps=1, warm_up=1)
+        for name in due:
+            rounds = timed[name]
+            if isinstance(rounds, str):
+                results.not_run("retrieval", name, rounds)
+                continue
+            rates = [count / seconds for seconds in rounds.seconds]
+            results.add(
+                figure_of(
+                    rates, part="retrieval", name=name, unit="queries/s", params=params, limit=limit,
+                    limit_name="fp32 products", extra={"peak_bytes": rounds.peak_bytes},
+                )
+            )  # fmt: skip

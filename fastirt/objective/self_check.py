@@ -166,6 +166,14 @@ def summarize(results: Results) -> str:
     return f"{count} of {len(results)} kernels pass" + (f"; {_listed(faults)}" if faults else "")
 
 
+def main() -> int:
+    """Check the kernels on the first GPU, whatever is cached. Exit code 1 if one is not proved."""
+    results = run_checks("cuda:0")
+    for name, (status, detail) in results.items():
+        print(f"self-check  {name:20} {status} {detail}")
+    return 1 if _with_status(results, "failed") or _with_status(results, "unchecked") else 0
+
+
 def describe_cache() -> str:
     """The cached results of each GPU in one line, for `fastirt env`."""
     cache = read_cache()
@@ -227,3 +235,7 @@ def _listed(details: dict[str, str]) -> str:
     for name, detail in details.items():
         kernels.setdefault(detail, []).append(name)
     return "; ".join(f"{', '.join(names)}: {detail}" for detail, names in kernels.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
