@@ -28,7 +28,8 @@ def distinct(sources: Iterable[tuple[str, str]]) -> dict[str, str]:
 def spilling(sources: dict[str, str]) -> list[str]:
     """Kernels that keep values in local memory, in any configuration that their autotuner tries.
 
-    Local memory is read off the finished program.
+    Local memory is read off the finished program. Configurations that the autotuner derives from
+    the registers of a loaded program are not tried.
     """
     faults = []
     with (
@@ -39,8 +40,11 @@ def spilling(sources: dict[str, str]) -> list[str]:
         for name, source in sources.items():
             kernel = _loaded(name, source, Path(folder))
             for config in kernel.configs:
-                program = kernel._precompile_config(config).kernel.asm["cubin"]
-                used = _resources(program, Path(folder))
+                made = kernel._precompile_config(config).kernel
+                arch = made.metadata.target.arch
+                if arch != triton.runtime.driver.active.get_current_target().arch:
+                    faults.append(f"{name} is compiled for sm_{arch}")
+                used = _resources(made.asm["cubin"], Path(folder))
                 if used["STACK"] or used["LOCAL"]:
                     faults.append(f"{name} with {config} spills: {used['STACK'] + used['LOCAL']} bytes a thread")
     return faults
@@ -48,7 +52,7 @@ def spilling(sources: dict[str, str]) -> list[str]:
 
 def _loaded(name: str, source: str, folder: Path) -> Any:
     # Triton reads the source from its file.
-    path = folder / f"{name[:80]}.py"
+    path = folder / f"kernel_{len(list(folder.iterdir()))}.py"
     path.write_text(source)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
