@@ -7,6 +7,7 @@ is told of each operator and launch on fake tensors, and of what streams and the
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import sys
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from tests.fake_cuda.watch import Launch
 
 HOST = -1  # the host's accesses to page-locked memory are those of a stream
 MOMENT = -2  # an event
+NAMED = tuple(f"{streams.ROOT}/{path}" for path in ("fastirt/", "tests/fake_cuda/streams_proof.py"))
 WRITTEN = {"gather_kernel": {"out_ptr"}}  # arguments that a kernel writes
 Accesses = tuple[str, set[Any], set[Any]]  # what, memory read, memory written
 
@@ -63,18 +65,18 @@ class Order(TorchDispatchMode):
             self._users[tensor.untyped_storage()._cdata].add(stream.number)
             record_stream(tensor, stream)
 
-        self._patch = mock.patch.object(Tensor, "record_stream", recorded)
+        self._patches = contextlib.ExitStack()
+        self._patches.enter_context(mock.patch.object(Tensor, "record_stream", recorded))
         # The sanitizer keeps a stack for each access, which takes most of the time.
         stacks = SimpleNamespace(StackSummary=SimpleNamespace(extract=lambda *_, **__: []), walk_stack=lambda _: [])
-        self._no_stacks = mock.patch.object(_sanitizer, "traceback", stacks)
-        self._patch.start(), self._no_stacks.start()
+        self._patches.enter_context(mock.patch.object(_sanitizer, "traceback", stacks))
         streams.listeners.append(self._told)
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         streams.listeners.remove(self._told)
-        self._no_stacks.stop(), self._patch.stop()
+        self._patches.close()
 
     def add_cache(self, pixels: Tensor, starts: np.ndarray) -> None:
         """Tell the images of a decoded cache apart: steps read some while others are written."""
@@ -207,11 +209,8 @@ def _waits(args: Any, kwargs: dict[str, Any] | None, out: Tensor) -> bool:
 
 
 def _place() -> str:
-    """The project's innermost line: `file:line`. Cheaper than `streams.where`."""
+    """The innermost line of the project or the proof: `file:line`. Cheaper than `streams.where`."""
     frame = sys._getframe(1)
-    project = str(streams.ROOT / "fastirt")
-    while frame is not None and not frame.f_code.co_filename.startswith(project):
+    while not frame.f_code.co_filename.startswith(NAMED):
         frame = frame.f_back
-    if frame is None:
-        return "a test"
-    return f"{frame.f_code.co_filename.removeprefix(str(streams.ROOT) + '/')}:{frame.f_lineno}"
+    return f"{frame.f_code.co_filename.removeprefix(f'{streams.ROOT}/')}:{frame.f_lineno}"

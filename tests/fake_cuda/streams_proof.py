@@ -8,6 +8,7 @@ out one wait, which must be noticed.
 from __future__ import annotations
 
 import collections
+import contextlib
 import importlib
 import inspect
 import json
@@ -102,7 +103,7 @@ def _loader(place: str, folder: str) -> TrainLoader:
 def _watched_cache(loader: TrainLoader, order: Order) -> Any:
     """The images of a cache are accessed one by one; once `valid`, the host counts on them."""
     if not isinstance(loader.images, CachedImages):
-        return mock.patch.object(CachedImages, "views", CachedImages.views)  # changes nothing
+        return contextlib.nullcontext()
     cache, views, advance, counted = loader.images.cache, CachedImages.views, CachedImages._advance, set()
     order.add_cache(cache.pixels, cache._starts)
 
@@ -162,7 +163,7 @@ def main(arguments: list[str]) -> None:
         if name in CASES:
             races = prove(name, folder)
         else:
-            case, *change = LEFT_OUT[name]
+            case, *change, _ = LEFT_OUT[name]
             with without(*change):
                 races = prove(case, folder)
         print(json.dumps([name, races]), flush=True)
