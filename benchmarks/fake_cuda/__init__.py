@@ -18,7 +18,8 @@ the replaced parts and crash. Written for torch 2.11 and 2.12.
 | --- | --- |
 | `devices` | properties of an H200 and an A100 |
 | `driver` | `install`; CUDA's hooks in C++, and triton's driver |
-| `streams` | torch.cuda: streams, events, graphs, device functions |
+| `streams` | torch.cuda's streams, events and graphs |
+| `torch_cuda` | torch.cuda's functions, and what torch._C and dynamo answer from the driver |
 | `fake_tensors` | what FakeTensorMode lacks: copies, pinned memory, convolution, attention |
 """
 

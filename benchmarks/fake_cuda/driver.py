@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.fake_cuda import fake_tensors, streams
+from benchmarks.fake_cuda import fake_tensors, streams, torch_cuda
 from benchmarks.fake_cuda.devices import DEVICES
 
 _keep: list[Any] = []  # C++ points to these
@@ -42,7 +42,7 @@ def install(device: str = "H200", attention: str = "flash") -> None:
     # Else autograd runs the backward in a thread of the device, where the lines of the step that
     # led there are not on the stack: faults would not name them.
     torch.autograd.set_multithreading_enabled(False)
-    streams.replace(properties)
+    torch_cuda.replace(properties)
     fake_tensors.replace(attention)
     _replace_triton_driver(properties)
 

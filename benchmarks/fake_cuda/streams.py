@@ -1,4 +1,4 @@
-"""torch.cuda without a driver: streams, events and graphs write down what they are told."""
+"""Streams, events and graphs without a driver: they write down what they are told."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import contextlib
 import itertools
 import traceback
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Callable, Iterator
 
 import torch
-
-from benchmarks.fake_cuda import fake_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 _hidden = set(Path(__file__).resolve().parent.glob("*.py"))  # not named in `where`
 
 # (what, ...) in order: ("record", event, stream), ("wait", event, stream), ("wait_stream", waiting,
 # awaited), ("capture begins", stream), ("capture ends",), ("replay", graph), ("launch", kernel,
-# stream), and ("host waits", for what, where). Streams are numbers, 0 is the default stream; events
-# and graphs are ids.
+# stream), and ("host waits", for what, where, which). Streams are numbers, 0 is the default stream;
+# events and graphs are ids.
 events: list[tuple] = []
+listeners: list[Callable[[tuple], None]] = []  # called with each event
 _capturing: list[int] = []  # the stream that is captured now
 _numbers = itertools.count(1)
+
+
+def tell(*event: Any) -> None:
+    events.append(event)
+    for listener in listeners:
+        listener(event)
 
 
 def hide(file: str) -> None:
@@ -50,10 +54,10 @@ def host_waits() -> list[str]:
     return [f"the host waits for the {event[1]} at {event[2]}" for event in events if event[0] == "host waits"]
 
 
-def _wait_on_host(what: str) -> None:
+def wait_on_host(what: str, which: int | None = None) -> None:
     if _capturing:  # as CUDA does
         raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing (the host waits for {what})")
-    events.append(("host waits", what, where()))
+    tell("host waits", what, where(), which)
 
 
 class Event:
@@ -65,13 +69,13 @@ class Event:
 
     def record(self, stream: Any = None) -> None:
         self.stream = stream or current_stream()
-        events.append(("record", id(self), self.stream.number))
+        tell("record", id(self), self.stream.number)
 
     def wait(self, stream: Any = None) -> None:
-        events.append(("wait", id(self), (stream or current_stream()).number))
+        tell("wait", id(self), (stream or current_stream()).number)
 
     def synchronize(self) -> None:
-        _wait_on_host("event")
+        wait_on_host("event", id(self))
 
     def query(self) -> bool:
         return True
@@ -93,7 +97,7 @@ class Stream:
         self.cuda_stream = self.stream_id = self.number
 
     def wait_stream(self, other: "Stream") -> None:
-        events.append(("wait_stream", self.number, other.number))
+        tell("wait_stream", self.number, other.number)
 
     def wait_event(self, event: Event) -> None:
         event.wait(self)
@@ -104,7 +108,7 @@ class Stream:
         return event
 
     def synchronize(self) -> None:
-        _wait_on_host("stream")
+        wait_on_host("stream", self.number)
 
     def query(self) -> bool:
         return True
@@ -114,7 +118,7 @@ class Graph:
     """torch.cuda.CUDAGraph."""
 
     def replay(self) -> None:
-        events.append(("replay", id(self)))
+        tell("replay", id(self))
 
 
 class Device:
@@ -132,8 +136,31 @@ def current_stream(device: Any = None) -> Stream:
     return _current[-1]
 
 
+def default_stream(device: Any = None) -> Stream:
+    return _current[0]
+
+
+def set_stream(stream: Stream) -> None:
+    _current[-1] = stream
+
+
 @contextlib.contextmanager
-def _stream(of: Stream | None) -> Iterator[None]:
+def as_thread(current: list[Stream]) -> Iterator[None]:
+    """Work as a thread whose current stream is the last of a list."""
+    global _current
+    before, _current = _current, current
+    try:
+        yield
+    finally:
+        _current = before
+
+
+def is_capturing() -> bool:
+    return bool(_capturing)
+
+
+@contextlib.contextmanager
+def stream_context(of: Stream | None) -> Iterator[None]:
     _current.append(of if of is not None else _current[-1])
     try:
         yield
@@ -142,98 +169,15 @@ def _stream(of: Stream | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _graph(graph: Graph, pool: Any = None, stream: Any = None, capture_error_mode: str = "global") -> Iterator[None]:
+def graph_context(
+    graph: Graph, pool: Any = None, stream: Any = None, capture_error_mode: str = "global"
+) -> Iterator[None]:
     stream = stream or Stream()
-    events.append(("capture begins", stream.number))
+    tell("capture begins", stream.number)
     _capturing.append(stream.number)
     try:
-        with _stream(stream):
+        with stream_context(stream):
             yield
     finally:
         _capturing.pop()
-        events.append(("capture ends",))
-
-
-def _host_register(pointer: int, size: int, flags: int) -> int:
-    fake_tensors.lock(pointer)
-    return 0
-
-
-def replace(properties: SimpleNamespace) -> None:
-    """Put all of this into torch.cuda, torch._C and dynamo's table of devices."""
-    # dynamo makes tables of torch's functions when they are imported: they must be the true ones
-    import torch._dynamo.device_interface as interface
-    import torch._dynamo.trace_rules as rules
-
-    rules.get_torch_obj_rule_map()
-    functions = _functions(properties)
-    for name, value in functions.items():
-        setattr(torch.cuda, name, value)
-    # What C++ would answer from the driver. The last two are called where a capture fails.
-    bindings: Any = torch._C
-    bindings._cuda_getCurrentRawStream = lambda index: current_stream().number
-    bindings._cuda_getDeviceCount = lambda: 1
-    bindings._cuda_endAllocateToPool = lambda *_: None
-    bindings._cuda_releasePool = lambda *_: None
-    _replace_interface(interface, functions, properties)
-
-
-def _nothing() -> Callable[..., None]:
-    """A new function each time: dynamo's tables refuse one function under two names."""
-    return lambda *_, **__: None
-
-
-def _functions(properties: SimpleNamespace) -> dict[str, Any]:
-    state = torch.zeros(16, dtype=torch.uint8)
-    return dict(
-        # autocast("cuda") switches itself off without is_available, and FakeTensorMode would
-        # allocate a real tensor to initialize CUDA
-        is_available=lambda: True,
-        is_initialized=lambda: True,
-        init=_nothing(),
-        _lazy_init=_nothing(),
-        device_count=lambda: 1,
-        current_device=lambda: 0,
-        set_device=_nothing(),
-        device=Device,
-        _exchange_device=lambda *_: 0,
-        _maybe_exchange_device=lambda *_: 0,
-        get_device_properties=lambda *_: properties,
-        get_device_capability=lambda *_: (properties.major, properties.minor),
-        get_device_name=lambda *_: properties.name,
-        is_bf16_supported=lambda *_, **__: True,
-        mem_get_info=lambda *_: (properties.total_memory, properties.total_memory),
-        memory_allocated=lambda *_: 0,
-        empty_cache=_nothing(),
-        synchronize=lambda *_, **__: _wait_on_host("device"),
-        current_stream=current_stream,
-        default_stream=lambda *_: _current[0],
-        set_stream=lambda stream: _current.__setitem__(-1, stream),
-        stream=_stream,
-        Stream=Stream,
-        Event=Event,
-        CUDAGraph=Graph,
-        graph=_graph,
-        graph_pool_handle=lambda: (0, 1),
-        is_current_stream_capturing=lambda: bool(_capturing),
-        manual_seed=_nothing(),
-        manual_seed_all=_nothing(),
-        default_generators=(torch.Generator(),),
-        get_rng_state=lambda *_: state,
-        set_rng_state=_nothing(),
-        cudart=lambda: SimpleNamespace(cudaHostRegister=_host_register, cudaHostUnregister=fake_tensors.unlock),
-    )
-
-
-def _replace_interface(interface: Any, functions: dict[str, Any], properties: SimpleNamespace) -> None:
-    """Dynamo and inductor ask for devices through this class, which holds the true functions."""
-    found = interface.CudaInterface
-    for name in ("current_device", "set_device", "device_count", "stream", "current_stream", "set_stream"):
-        setattr(found, name, staticmethod(functions[name]))
-    for name in ("synchronize", "get_device_properties", "is_bf16_supported"):
-        setattr(found, name, staticmethod(functions[name]))
-    found.get_raw_stream = staticmethod(lambda index: current_stream().number)
-    found.exchange_device = found.maybe_exchange_device = staticmethod(lambda *_: 0)
-    found.Event, found.Stream, found.device = Event, Stream, Device
-    interface.caching_worker_device_properties["cuda"] = [properties]
-    interface.caching_worker_current_devices["cuda"] = 0
+        tell("capture ends")

@@ -45,3 +45,50 @@ PLANTED = {
     "new buffers each step": ("the body reads another address", "out.view(bits)"),
     "capture without a warm-up": ("1 bodies", ""),
 }
+
+# The waits of `streams_proof`: the case that must notice, the function, what is left out of it and
+# what takes its place, and the file of the access that another one then does not wait for.
+_WAIT = ("fastirt.loading.train_loader:TrainLoader._batch", "images.stream.wait()", "pass")
+_WARM_UP, _RECORDED = "fastirt.step.cuda_graph:Capture._warm_up", "fastirt.loading.prefetch:_recorded"
+LEFT_OUT = {
+    "the capture's stream does not wait for the batch": (
+        *("no cache", _WARM_UP, "self._stream.wait_stream(current)", "pass", "fastirt/step/step_input.py"),
+    ),
+    "the next batch does not wait for the capture's stream": (
+        *("no cache", _WARM_UP, "current.wait_stream(self._stream)", "pass", "fastirt/kernels/gather.py"),
+    ),
+    "a replay on the capture's stream": (
+        *("no cache", "fastirt.step.cuda_graph:Capture.__call__", "self._graph.replay()"),
+        *("with self.stream(): self._graph.replay()", "fastirt/kernels/gather.py"),
+    ),
+    "images are handed over before they are there": ("no cache", *_WAIT, "fastirt/loading/prefetch.py"),
+    "gathered images are handed over before they are there": ("host cache", *_WAIT, "fastirt/kernels/gather.py"),
+    "picks are handed over before they are there": ("device cache", *_WAIT, "fastirt/loading/prefetch.py"),
+    "an image is valid before it is in the cache": (
+        *("device cache", "fastirt.loading.cached_images:CachedImages._keep", "self.stream.wait()", "pass"),
+        "fastirt/loading/image_cache.py",
+    ),
+    "an evaluation batch is handed over before it is there": (
+        *("evaluation", "fastirt.loading.eval_loader:EvalLoader._padded", "stream.wait()", "pass"),
+        "fastirt/loading/prefetch.py",
+    ),
+    **{
+        f"the allocator does not know who reads {tensor}": ("each tensor read", _RECORDED, code, "", reader)
+        for tensor, code, reader in (
+            ("labels", "batch.labels, ", "tests/fake_cuda/streams_proof.py"),
+            ("starts", "views.starts, ", "fastirt/kernels/gather.py"),
+            ("widths", "views.widths, ", "fastirt/kernels/gather.py"),
+            ("picks", "views.picks, ", "fastirt/kernels/gather.py"),
+            ("images", ", views.per_batch", "fastirt/kernels/gather.py"),
+        )
+    },
+}
+# Waits of the same modules that order nothing between streams, or that a fake GPU cannot show.
+OTHER_WAITS = [
+    # before a capture, where torch.cuda.graph waits once more; and before a graph is freed
+    *[("fastirt.step.cuda_graph", "torch.cuda.synchronize(self.device)")] * 2,
+    # DeviceStream.wait itself: its three callers are left out above
+    ("fastirt.loading.prefetch", "self._stream.synchronize()"),
+    # for five tensors, which are left out above
+    ("fastirt.loading.prefetch", "tensor.record_stream(torch.cuda.current_stream(tensor.device))"),
+]

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import MockTensor
 
 from benchmarks.fake_cuda.fake_tensors import address, is_locked, lock, tensors_of
-from benchmarks.fake_cuda.streams import events, hide, where
+from benchmarks.fake_cuda.streams import hide, tell, where
 
 hide(__file__)
 COPIES = ("aten._to_copy.default", "aten.copy_.default")
@@ -170,7 +170,7 @@ def record_launches() -> list[Launch]:
         if warmup:
             return compile_only(self, *args, grid=grid, warmup=True, **options)
         launches.append(Launch(self, grid, args, options))
-        events.append(("launch", self.__name__, torch.cuda.current_stream().number))
+        tell("launch", self.__name__, torch.cuda.current_stream().number)
 
     triton.runtime.jit.JITFunction.run = run
     return launches
