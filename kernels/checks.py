@@ -109,7 +109,12 @@ def resolve_precision(precision: str, *vectors: Optional[Tensor]) -> str:
         return "tf32"
     if torch.bfloat16 in dtypes:
         return "bf16"
-    return {"highest": "fp32", "high": "tf32", "medium": "bf16"}[torch.get_float32_matmul_precision()]
+    return {"highest": "fp32", "high": "tf32", "medium": "bf16"}[_float32_matmul_precision()]
+
+
+@torch.compiler.assume_constant_result
+def _float32_matmul_precision() -> str:
+    return torch.get_float32_matmul_precision()  # torch.compile cannot trace a call that gives a string
 
 
 def _describe(tensor: Tensor) -> str:
