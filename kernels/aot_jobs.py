@@ -75,15 +75,15 @@ def jobs(archs: tuple[int, ...] = ARCHS, every: bool = False) -> list[Job]:
     """What the command line can reach: precision x dtype of the memory x D x reduction x flags.
 
     Rows come in the dtype of the products. every: all combinations. Otherwise each tile of the
-    table at its largest and smallest of `DIMS` as training uses it, the reductions in turn, and
-    each other use once for each precision and dtype.
+    table at D = 384 or 1024 as training uses it, and one of the other uses and D for each
+    precision and dtype; the reductions take turns.
     """
     todo = []
     for arch in archs:
         cells = itertools.product(("stats", "grad"), PRECISIONS, COLUMNS)
         for number, (kind, precision, columns) in enumerate(cells):
             full = itertools.product(DIMS, ROWS, (True, False), USES[kind])
-            for dim, rows, nonzero, use in full if every else _covering(kind, number):
+            for dim, rows, nonzero, use in full if every else _covering(arch, kind, precision, columns, number):
                 dtype = columns if use.memory else product_dtype(precision)
                 tile = lookup(kind, arch, precision, dtype, dim, rows)
                 todo.append(Job(kind, arch, precision, dim, tile, nonzero, dtype, use))
@@ -92,13 +92,15 @@ def jobs(archs: tuple[int, ...] = ARCHS, every: bool = False) -> list[Job]:
     return list(dict.fromkeys(todo))
 
 
-def _covering(kind: str, number: int) -> Iterator[tuple[int, int, bool, Use]]:
+def _covering(arch: int, kind: str, precision: str, columns: str, number: int) -> Iterator[tuple[int, int, bool, Use]]:
     """(D, rows, nonzero, use): a few that take turns with `number`."""
     nonzero, others = bool(number % 2), USES[kind][1:]
     yield 384, ROWS[0], nonzero, WHOLE
-    yield 384, ROWS[1], not nonzero, WHOLE
+    tiles = [lookup(kind, arch, precision, columns, 384, rows) for rows in ROWS]
+    if tiles[0] != tiles[1]:
+        yield 384, ROWS[1], not nonzero, WHOLE
     yield 1024, ROWS[0], nonzero, WHOLE
-    yield (768, 192)[number % 2], ROWS[0], not nonzero, others[number // 2 % len(others)]
+    yield (768, 192)[number % 2], ROWS[0], not nonzero, others[number % len(others)]
 
 
 def source(job: Job) -> tuple[Any, Callable[[str], str], dict[str, Any], dict[str, int]]:
