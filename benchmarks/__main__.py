@@ -1,4 +1,4 @@
-"""python -m benchmarks step|loss|cache|input|attention|train|retrieval|scaling|all|report|compare
+"""python -m benchmarks PART [PART ...], or all, report or compare. PARTS lists the parts.
 
 Several parts may be named: they run in one process, the ceilings are measured once, and each flag
 goes to the parts that have it.
@@ -30,7 +30,9 @@ PARTS = {
     "train": "whole runs, from image files to updated weights",
     "retrieval": "exact nearest neighbours: FAISS, plain torch",
     "scaling": "the step on as many ranks as this machine has, and a model of more ranks",
+    "predict": "the step's kernels, and a model of their time on a GPU; needs none",
 }
+WITHOUT_CEILINGS = {"predict"}  # they measure nothing
 UNITS = {"GB/s": "GB/s", "h2d GB/s": "GB/s", "bf16": "TFLOP/s", "tf32": "TFLOP/s", "fp32": "TFLOP/s"}
 
 
@@ -62,12 +64,13 @@ def _measure(args: argparse.Namespace, flags: dict[str, argparse.Namespace]) -> 
             return 2
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
-    else:
+    elif set(flags) - WITHOUT_CEILINGS:
         print("no GPU: small sizes and CPU figures; the kernels are left out, their interpreter is too slow")
     path = None if args.no_save else args.out or default_path(device)
     results = Results(path, device, {})
     try:
-        _measure_ceilings(device, args.quick, results)
+        if set(flags) - WITHOUT_CEILINGS:
+            _measure_ceilings(device, args.quick, results)
     except OSError as error:
         print(f"benchmarks: error: {error}", file=sys.stderr)
         return 2

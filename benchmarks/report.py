@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.predict import tables as predicted_tables
 from benchmarks.results import FOLDER, key, read
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
@@ -54,7 +55,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines = sorted({f"- {row['part']}, {row['name']} ({row['device']}): {row['not_run']}" for row in not_run})
         blocks.append(_folded("Not measured", "\n".join(lines)))
     if modelled:
-        blocks += ["## Model, not measured", MODEL_NOTE, _rows(modelled)]
+        steps = [row for row in modelled if row["part"] == "predict"]
+        others = [row for row in modelled if row["part"] != "predict"]
+        blocks.append("## Model, not measured")
+        blocks += [predicted_tables.tables(steps, figures, f"{MODEL}, ")] if steps else []
+        blocks += [MODEL_NOTE, _rows(others)] if others else []
     return "\n\n".join(blocks) + "\n"
 
 

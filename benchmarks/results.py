@@ -97,7 +97,8 @@ def line(figure: Figure) -> str:
     text = f"{figure.part:10} {figure.name:26} {figure.p50:11.4g} {figure.unit} ({figure.p20:.4g}-{figure.p80:.4g})"
     if figure.share_of_limit is not None:
         text += f"  {100 * figure.share_of_limit:5.1f} % of {figure.limit:.4g} ({figure.limit_name})"
-    more = "  ".join(f"{name} {_short(value)}" for name, value in figure.extra.items() if value is not None)
+    shown = {name: value for name, value in figure.extra.items() if value is not None and not isinstance(value, dict)}
+    more = "  ".join(f"{name} {_short(value)}" for name, value in shown.items())
     return f"{text}  {more}  [{sizes}]"
 
 

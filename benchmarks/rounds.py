@@ -64,10 +64,11 @@ def _repeat(step: Callable[[], Any], steps: int) -> None:
         step()
 
 
-def launches(step: Callable[[], Any], device: torch.device) -> dict[str, int]:
-    """The host's launches in one step, and the device's work: {"launches", "kernels", "copies"}.
+def profiled(step: Callable[[], Any], device: torch.device) -> tuple[dict[str, int], dict[str, float]]:
+    """Of one step: (the host's launches and the device's work, {"launches", "kernels", "copies"};
+    the device's microseconds by kernel).
 
-    On a CPU {"operators"}.
+    On a CPU ({"operators"}, {}).
     """
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
@@ -76,16 +77,30 @@ def launches(step: Callable[[], Any], device: torch.device) -> dict[str, int]:
         step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-    return counted(profile.key_averages(), device)
+    averages = list(profile.key_averages())
+    return counted(averages, device), kernel_us(averages)
+
+
+def kernel_us(events: Iterable[Any]) -> dict[str, float]:
+    """Microseconds on the device by the kernel's name, without named spans."""
+    cuda = torch.profiler.DeviceType.CUDA
+    kernels = [event for event in events if event.device_type == cuda and not _is_span(event)]
+    return {event.key: float(event.self_device_time_total) for event in kernels}
 
 
 def counted(events: Iterable[Any], device: torch.device) -> dict[str, int]:
-    """`launches`, from a profiler's averages. Named spans (`record_function`, `Optimizer.step`) are
-    left out: they are not kernels."""
-    events = [event for event in events if not getattr(event, "is_user_annotation", False)]
+    """The counts of `profiled`, from a profiler's averages.
+
+    Named spans (`record_function`, `Optimizer.step`) are left out: they are not kernels.
+    """
+    events = [event for event in events if not _is_span(event)]
     if device.type != "cuda":
         return {"operators": sum(event.count for event in events if event.key.startswith("aten::"))}
     host = sum(e.count for e in events if e.key.startswith(("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")))
     on_device = [event for event in events if event.device_type == torch.profiler.DeviceType.CUDA]
     copies = sum(event.count for event in on_device if event.key.startswith(("Memcpy", "Memset")))
     return {"launches": host, "kernels": sum(event.count for event in on_device) - copies, "copies": copies}
+
+
+def _is_span(event: Any) -> bool:
+    return bool(getattr(event, "is_user_annotation", False))

@@ -22,6 +22,7 @@ from fastirt.model.encoder import Encoder, normalization_constants
 from fastirt.model.save import save_model
 from fastirt.model.weights.timm_line import NO_LINE, loading_line
 from fastirt.objective.cross_batch_memory import memory_size
+from fastirt.objective.self_check import replace_faulty_kernels
 from fastirt.retrieval.evaluate import evaluate
 from fastirt.retrieval.report import table, write_metrics
 from fastirt.run_config import described_by_file, finalized, fresh_config, plan_training, with_flags
@@ -32,7 +33,7 @@ from fastirt.training.trainer import Trainer
 log = logging.getLogger("fastirt")
 
 # Options that do not change an evaluation's figures.
-RESULT_NEUTRAL_OPTIONS = {"device", "num_workers", "pin_mem", "eval_batch_size", "search"}
+RESULT_NEUTRAL_OPTIONS = {"device", "num_workers", "pin_mem", "eval_batch_size", "search", "self_check"}
 
 
 class Data(NamedTuple):
@@ -162,6 +163,7 @@ def _build_encoder(config: Config, data: Data, folder: RunFolder, ranks: Ranks, 
     model = config.model if pretrained else dataclasses.replace(config.model, weights="scratch")
     encoder = build_encoder(model, config.input.input_size)
     check_same_setup(ranks, config, data.catalog, encoder)
+    replace_faulty_kernels(config, ranks)
     log.info("%s", summary(config, data.catalog, encoder, folder.path))
     return encoder
 

@@ -39,6 +39,7 @@ def report() -> str:
         ("numpy", lambda: _version("numpy")),
         ("Pillow", lambda: _version("pillow")),
         ("apex", _apex),
+        ("self-check", _self_check),
     ]
     lines = []
     for name, value in items:
@@ -128,6 +129,15 @@ def _apex() -> str:
         return f"{_version('apex')}, not NVIDIA's"
     extensions = "with" if importlib.util.find_spec("amp_C") else "without"
     return f"{_version('apex')}, {extensions} its CUDA extensions"
+
+
+def _self_check() -> str:
+    """What the self-check of the kernels found on this machine's GPUs."""
+    if importlib.util.find_spec("torch") is None:
+        return ABSENT
+    if not importlib.import_module("torch").cuda.is_available():
+        return "no GPU"
+    return importlib.import_module("fastirt.objective.self_check").describe_cache()
 
 
 def _version(package: str) -> str:

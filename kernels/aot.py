@@ -134,7 +134,7 @@ def main() -> int:
     )
     parser.add_argument("--all", action="store_true", help="every combination, not a choice that covers them")
     args = parser.parse_args()
-    if INTERPRETED:  # at import the kernels were made for the interpreter: start anew without it
+    if INTERPRETED:  # at import the kernels were made for the interpreter: restart without it
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         os.execve(sys.executable, [sys.executable, "-m", "fastirt.kernels.aot", *sys.argv[1:]], environment)
     rows = reports(tuple(args.arch), args.kernel, every=args.all)

@@ -20,7 +20,7 @@ if [ ! -x .venv/bin/python ]; then
 fi
 stamp=$(cksum < setup.py)
 if [ "$(cat .venv/.installed 2>/dev/null)" != "$stamp" ]; then
-    echo "installing fastirt and its dependencies (about 6 GB, a few minutes)"
+    echo "installing fastirt and its dependencies (about 8 GB, a few minutes)"
     # --use-pep517: if `wheel` is installed, pip would otherwise link the folder, hiding kernels/
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable ".[dev]"
     echo "$stamp" > .venv/.installed

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Run the tests in the project's virtual environment: bash scripts/test.sh [quick] [PYTEST_FLAGS]
 # `quick`: without the tests that need Triton's interpreter, several ranks or the compiler.
-# Without arguments two processes share the files of all tests.
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
 if [ "${1:-}" = quick ]; then
@@ -9,6 +8,10 @@ if [ "${1:-}" = quick ]; then
     export OMP_NUM_THREADS=1 # two processes on two cores
     set -- -n 2 --dist loadfile -m "not (interpreter or ranks or compile or slow or sweep)" "$@"
 elif [ $# = 0 ]; then
-    set -- -n 2 --dist loadfile
+    # Two processes, but one for the tests that start several themselves or compare times.
+    failed=0
+    python -m pytest -n 2 --dist loadfile --ignore tests/distributed --ignore tests/benchmarks || failed=1
+    python -m pytest tests/distributed tests/benchmarks || failed=1
+    exit $failed
 fi
 exec python -m pytest "$@"

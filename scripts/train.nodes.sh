@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on several nodes: run this on each node with the same arguments, in any order.
 #   NODES=2 HEAD=host-of-the-first:29500 bash scripts/train.nodes.sh \
-#       --dataset sop --data-path /data/SOP --output-dir /shared/run --resume
+#       --method irt-r --dataset sop --data-path /data/SOP --output-dir /shared/run --resume
 # NODES     number of nodes
 # HEAD      host:port of one node, for the rendezvous
 # RANKS     processes per node (default: one per GPU)

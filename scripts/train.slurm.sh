@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A SLURM job:
 #   sbatch --nodes=4 scripts/train.slurm.sh \
-#       --dataset sop --data-path /data/SOP --output-dir /shared/run
+#       --method irt-r --dataset sop --data-path /data/SOP --output-dir /shared/run
 # SLURM starts one task per node, torchrun one rank per GPU. Before the time limit or a preemption
 # SLURM sends SIGTERM and the ranks save a checkpoint. The job continues from it when SLURM requeues
 # it or when it is submitted again with the same command.

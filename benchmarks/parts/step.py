@@ -14,8 +14,9 @@ import torch
 from benchmarks.contenders import public_recipe
 from benchmarks.contenders.float8 import float8_blocks
 from benchmarks.contenders.model_variants import patch_matmul
+from benchmarks.predict.measured import us_by_category
 from benchmarks.results import Results, figure_of
-from benchmarks.rounds import Rounds, launches, run_interleaved
+from benchmarks.rounds import Rounds, profiled, run_interleaved
 from benchmarks.timing import reason, release
 from fastirt.config.options import Config
 from fastirt.loading.batch import Batch, ImageViews
@@ -219,7 +220,10 @@ def _write(
     limit = results.limits[precision] * 1e12 / flops if flops else None
     extra["MFU"] = statistics.median(rates) / limit if limit else None
     try:
-        extra |= launches(call, results.device)
+        counts, kernel_us = profiled(call, results.device)
+        extra |= counts
+        if by_category := us_by_category(kernel_us, name, sizes):
+            extra["us_by_category"] = by_category
     except Exception as error:  # the profiler failed: the figure stands without it
         print(f"step, {name}: no profile: {reason(error)}", flush=True)
     results.add(

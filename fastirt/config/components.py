@@ -174,4 +174,9 @@ class RunConfig:
     )
     profile: int = option(0, "trace this many steps with torch's profiler and print a summary")
     device: Optional[str] = option(None, "cuda, cuda:1 or cpu; default: a GPU if there is one")
+    self_check: str = option(
+        "on",
+        "once a machine: run the custom kernels beside plain PyTorch, which replaces those that fail; never on a CPU",
+        ("on", "off"),
+    )
     seed: int = option(0, "seed of all random numbers")

@@ -7,8 +7,7 @@ import logging
 import torch
 import torch.distributed as dist
 
-from fastirt.distributed.failures import ReportedByMainRank
-from fastirt.errors import UserError
+from fastirt.distributed.failures import shared_error
 
 log = logging.getLogger("fastirt")
 
@@ -21,10 +20,10 @@ def choose_backend(store: dist.Store, rank: int, world_size: int, device: torch.
     if not any(gpus):
         return "gloo"
     if without:
-        message = (
-            f"rank {', '.join(without)} runs on a CPU, others on GPUs: mend its node's driver, or pass --device cpu"
+        raise shared_error(
+            f"rank {', '.join(without)} runs on a CPU, others on GPUs: mend its node's driver, or pass --device cpu",
+            rank,
         )
-        raise UserError(message) if rank == 0 else ReportedByMainRank(message)
     if len(set(gpus)) < world_size:
         if rank == 0:
             log.warning("%d ranks share %d GPUs: gloo instead of NCCL, slowly", world_size, len(set(gpus)))

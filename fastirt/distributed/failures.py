@@ -25,6 +25,11 @@ class ReportedByMainRank(UserError):
     """Raised on other ranks when rank 0 reports the error."""
 
 
+def shared_error(message: str, rank: int) -> UserError:
+    """An error that every rank raises and only rank 0 prints."""
+    return UserError(message) if rank == 0 else ReportedByMainRank(message)
+
+
 def as_peer_lost(error: BaseException, rank: int, peers: Sequence[dict[str, Any]]) -> Optional[PeerLost]:
     """The lost rank behind an exception of a collective; None for any other exception.
 

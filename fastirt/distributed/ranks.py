@@ -83,7 +83,7 @@ class Ranks:
 
     def shared_error(self, message: str) -> UserError:
         """An error that every rank raises and only rank 0 prints."""
-        return UserError(message) if self.is_main else failures.ReportedByMainRank(message)
+        return failures.shared_error(message, self.rank)
 
     def as_peer_lost(self, error: BaseException) -> Optional[failures.PeerLost]:
         """The lost rank behind an exception of a collective; None for any other exception."""

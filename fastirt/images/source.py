@@ -22,12 +22,12 @@ class ImageSource(Protocol):
     def read(self, row: int) -> np.ndarray:
         """(length,) uint8, the encoded image, not checked.
 
-        Raises BadImage if it cannot be read, and UserError if the whole source is gone.
+        Raises BadImage if it cannot be read, and UserError if the whole source has disappeared.
         """
 
 
 class FileSource:
-    """One file per image. `root` is their common folder: if it is gone, the run stops."""
+    """One file per image. `root` is their common folder: if it disappears, the run stops."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._paths = paths

@@ -82,7 +82,7 @@ _NAMES = {"device": "the device's", "host": "the host's"}
 
 def _say_none(needed: int, room: dict[str, int]) -> None:
     free = ", ".join(f"{_NAMES[place]} has {bytes / 2**30:.1f} GiB free" for place, bytes in room.items())
-    log.info("cache: none, %.1f GiB of images are too much (%s): every epoch decodes anew", needed / 2**30, free)
+    log.info("cache: none, %.1f GiB of images are too much (%s): every epoch decodes them again", needed / 2**30, free)
 
 
 def free_memory(place: str, device: torch.device) -> int:

@@ -133,7 +133,7 @@ class ImageDecoder:
 
 
 class DecodedImages:
-    """Images that are decoded anew for each batch. `CachedImages` keeps them instead."""
+    """Images that are decoded for each batch. `CachedImages` keeps them instead."""
 
     def __init__(self, reader: ImageReader, decoder: ImageDecoder, bad: BadRows, stream: DeviceStream) -> None:
         self.reader, self.decoder, self.bad, self.stream = reader, decoder, bad, stream

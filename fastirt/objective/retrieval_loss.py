@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastirt.config.options import Config
 from fastirt.errors import UserError
 from fastirt.kernels import REDUCTIONS, contrastive_koleo
-from fastirt.kernels.checks import IMPLEMENTATIONS, PRECISIONS, check_choice, choose_impl
+from fastirt.kernels.checks import IMPLEMENTATIONS, PRECISIONS, REPLACED, check_choice, choose_impl
 from fastirt.kernels.rounding import columns_for_products, drops_bits
 
 
@@ -111,6 +111,8 @@ def build_objective(config: Config, dim: int, dtype: torch.dtype, device: torch.
 
     dtype: the encoder's; `--loss-precision auto` is fp32 unless it is bfloat16, then tf32, or bf16
         if the memory is: its numbers have 8 bits, so that tf32 would cost twice the time for none.
+
+    Plain PyTorch if one of the objective's kernels failed the self-check on this machine.
     Raises UserError if `--loss-impl` cannot run on `device`.
     """
     objective = config.objective
@@ -119,10 +121,11 @@ def build_objective(config: Config, dim: int, dtype: torch.dtype, device: torch.
         precision = "fp32"
         if dtype == torch.bfloat16:
             precision = "bf16" if config.memory.memory_dtype == "bf16" else "tf32"
+    impl = "reference" if REPLACED - {"gather_views"} else objective.loss_impl
     try:
-        choose_impl(objective.loss_impl, torch.empty(0, dim, device=device))
+        choose_impl(impl, torch.empty(0, dim, device=device))
     except ValueError as error:
         raise UserError(f"--loss-impl: {error}") from None
     return RetrievalLoss(
-        objective.margin, objective.contrastive, objective.lambda_reg, objective.loss_impl, precision, normalize=False
+        objective.margin, objective.contrastive, objective.lambda_reg, impl, precision, normalize=False
     )

@@ -33,6 +33,6 @@ class StepCounters:
         self.sums += torch.stack([*losses, norm]).double()
 
     def start_sums(self) -> None:
-        """Sum up anew from the next step on."""
+        """Restart the sums at the next step."""
         self.sums.zero_()
         self.steps_summed = 0

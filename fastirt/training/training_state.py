@@ -21,7 +21,7 @@ log = logging.getLogger("fastirt")
 MAY_CHANGE_ON_RESUME = set(
     "output_dir log_dir logging_freq save_freq keep resume device num_workers pin_mem max_bad data_path "
     "rank eval_split eval_freq eval_batch_size search weights eval_descriptor engine cache profile "
-    "memory_sharded check_freq".split()
+    "memory_sharded check_freq self_check".split()
 )
 
 

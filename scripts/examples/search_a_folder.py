@@ -1,8 +1,9 @@
-"""The nearest images of each image in a folder of class folders.
+"""The nearest images of each test image of a data set in folders (`--dataset folder`).
 
 python scripts/examples/search_a_folder.py FOLDER [RUN]
 
-RUN: the folder of a run, whose model embeds the images; default: timm's DeiT-S, to be downloaded.
+RUN: the folder of a run, whose model embeds the images; default: the defaults of `Config`, a
+distilled DeiT-S that timm downloads.
 """
 
 import sys

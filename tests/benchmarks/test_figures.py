@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.parts import loss, scaling
 from benchmarks.results import figure_of
-from benchmarks.rounds import counted, run_interleaved
+from benchmarks.rounds import counted, kernel_us, run_interleaved
 from benchmarks.timing import time_interleaved
 from tests.helpers import CPU
 
@@ -66,7 +66,9 @@ def test_a_call_that_fails_is_reported_and_the_others_go_on(error, words, after)
 def test_launches_count_neither_spans_nor_copies_as_kernels():
     def event(key, count, device="CPU", span=False):
         kind = getattr(torch.profiler.DeviceType, device)
-        return SimpleNamespace(key=key, count=count, device_type=kind, is_user_annotation=span)
+        return SimpleNamespace(
+            key=key, count=count, device_type=kind, is_user_annotation=span, self_device_time_total=10 * count
+        )
 
     host = {"cudaLaunchKernelExC": 3, "cuLaunchKernel": 2, "cudaGraphLaunch": 1, "aten::mm": 7}
     events = [event(key, count) for key, count in host.items()]
@@ -74,6 +76,7 @@ def test_launches_count_neither_spans_nor_copies_as_kernels():
     events += [event("Memset (Device)", 1, "CUDA"), event("Optimizer.step#AdamW.step", 1, "CUDA", span=True)]
     assert counted(events, torch.device("cuda")) == {"launches": 6, "kernels": 5, "copies": 3}
     assert counted(events, CPU) == {"operators": 7}
+    assert kernel_us(events) == {"some kernel": 50, "Memcpy HtoD (Pinned -> Device)": 20, "Memset (Device)": 10}
 
 
 def test_quantiles_and_shares():

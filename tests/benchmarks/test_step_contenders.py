@@ -70,7 +70,7 @@ def test_contenders_of_the_step_are_written_by_group_and_let_go(monkeypatch, tmp
     monkeypatch.setattr(step, "contenders", lambda device: contenders)
     monkeypatch.setattr(step, "ours", ours)
     monkeypatch.setattr(step, "peer", lambda sizes, device: Call("public recipe"))
-    monkeypatch.setattr(step, "launches", lambda call, device: {})
+    monkeypatch.setattr(step, "profiled", lambda call, device: ({}, {}))
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--repeats", type=int, default=2)

@@ -14,7 +14,7 @@ NAMES = ("step", "lr", "loss", "contrastive_batch", "contrastive_memory", "koleo
 
 def arguments(data: Path, out: Path, *more: str, steps: int = 20) -> list[str]:
     flags = (
-        f"--recipe unofficial --max-iter {steps} --batch-size 8 --m-per-class 2 --opt sgd --lr 1e-3 --rank 1 "
+        f"--recipe unofficial --max-iter {steps} --batch-size 8 --m-per-class 2 --opt sgd --lr 3e-4 --rank 1 "
         "--logging-freq 2 --save-freq 5 --encoder-momentum 0.9 --memory-start 3 --eval-batch-size 5"
     )
     return ["train", *folder_flags(data), "--output-dir", str(out), *TINY, *flags.split(), *more]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastirt.kernels.gather import gather_views
+from fastirt.kernels.gather import gather_views, gather_views_indexed
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # there in the interpreter
 
@@ -49,6 +49,8 @@ def test_bits_equal_slicing(dtype, size):
         out = torch.empty(len(picks), size, size, 3, dtype=dtype, device=DEVICE)
         assert gather_views(out, pixels, starts, widths, picks, table, impl=impl) is out
         assert torch.equal(out.cpu().view(torch.uint8), expected.view(torch.uint8))
+    out = gather_views_indexed(torch.empty_like(out), pixels, starts, widths, picks, table)
+    assert torch.equal(out.cpu().view(torch.uint8), expected.view(torch.uint8))
 
 
 def test_special_entries_keep_their_bits():

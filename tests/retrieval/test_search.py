@@ -183,7 +183,7 @@ def test_a_faiss_that_fails_during_the_search_is_replaced(after, monkeypatch, ca
     pytest.importorskip("faiss")
     monkeypatch.setattr(search_module, "CHUNK_VALUES", 100)
     gallery, calls = vectors(50), []
-    expected = neighbours(gallery, gallery, 7, exclude_self=True, backend="torch")
+    expected = neighbors(gallery, gallery, 7, exclude_self=True, backend="torch")
     whole = search_module._Faiss.__call__
 
     def failing(self, part, k):
@@ -193,7 +193,7 @@ def test_a_faiss_that_fails_during_the_search_is_replaced(after, monkeypatch, ca
         return whole(self, part, k)
 
     monkeypatch.setattr(search_module._Faiss, "__call__", failing)
-    found = neighbours(gallery, gallery, 7, exclude_self=True, backend="faiss")
+    found = neighbors(gallery, gallery, 7, exclude_self=True, backend="faiss")
     assert torch.equal(found[1], expected[1])
     torch.testing.assert_close(found[0], expected[0])
     assert len(calls) == after + 1

@@ -1,0 +1,1 @@
+"""What a training step should take on a GPU: lists of its kernels, and a model that prices them."""
