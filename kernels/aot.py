@@ -22,8 +22,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastirt.kernels.aot_jobs import ARCHS, Job, jobs, source
 from fastirt.kernels.passes.tiles import INTERPRETED
+from fastirt.kernels.variants.jobs import ARCHS, Job, jobs, source
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of shared memory a program
 INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastirt.kernels.passes.tiles import INTERPRETED
 from fastirt.kernels.plan import machine
 from fastirt.kernels.reference import REDUCTIONS, PairOptions
-from fastirt.kernels.tile_table import has_tiles
+from fastirt.kernels.variants.tile_table import has_tiles
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64)

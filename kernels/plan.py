@@ -9,7 +9,7 @@ from typing import Optional
 import torch
 
 from fastirt.kernels.passes.tiles import INTERPRETED
-from fastirt.kernels.tile_table import Tile, lookup
+from fastirt.kernels.variants.tile_table import Tile, lookup
 
 INTERPRETER_PROGRAMS = 6  # enough to have several splits, few enough to be quick
 

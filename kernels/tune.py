@@ -22,7 +22,7 @@ from fastirt.kernels.passes.tiles import INTERPRETED
 from fastirt.kernels.plan import cdiv, machine
 from fastirt.kernels.reference import PairOptions
 from fastirt.kernels.rounding import product_operand
-from fastirt.kernels.tile_table import Tile, product_dtype
+from fastirt.kernels.variants.tile_table import Tile, product_dtype
 
 PRECISIONS = ("bf16", "tf32", "fp32")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

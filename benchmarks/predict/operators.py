@@ -12,7 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.predict.categories import eager_category, own_category
 from fastirt.kernels import gather, operators
+from fastirt.kernels.checks import resolve_precision
 from fastirt.kernels.passes import launch
+from fastirt.kernels.rounding import product_operand
 from fastirt.step.train_step import TrainStep
 
 OWN_KERNELS = ("stats_kernel", "rows_kernel", "totals_kernel", "grad_kernel", "combine_kernel")
@@ -113,8 +115,9 @@ def own_kernels(step: TrainStep, batch_size: int, gathered: RecordedKernel) -> l
     labels = torch.empty(batch_size, dtype=torch.int64, device=step.device)
     memory, objective = step.memory, step.forward_pass.objective
     slots = None if step.networks.momentum_encoder is not None else labels
-    inputs = (z, labels, memory.embeddings, memory.labels, slots)
-    options = (objective.margin, objective.contrastive, 1e-8, 1e-6, objective.precision)
+    precision = resolve_precision(objective.precision, z, memory.embeddings)
+    inputs = (z, product_operand(z, precision), labels, memory.embeddings, memory.labels, slots)
+    options = (objective.margin, objective.contrastive, 1e-8, 1e-6, precision)
     result = operators.contrastive_koleo._init_fn(*inputs, *options)
     operators.contrastive_koleo_backward._init_fn(*result[:3], *inputs, *result[3:], *options)
     recorded["gather_kernel"] = gathered

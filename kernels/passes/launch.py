@@ -15,7 +15,7 @@ from fastirt.kernels.passes.losses import rows_kernel, totals_kernel
 from fastirt.kernels.passes.tiles import INTERPRETED
 from fastirt.kernels.plan import Plan, cdiv, plan
 from fastirt.kernels.reference import PairOptions
-from fastirt.kernels.tile_table import Tile, product_dtype
+from fastirt.kernels.variants.tile_table import Tile, product_dtype
 
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 

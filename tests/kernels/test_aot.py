@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from fastirt.kernels.aot import FLOAT_ATOMIC, Job, Report, _judge
-from fastirt.kernels.aot_jobs import ARCHS, COLUMNS, DIMS, PRECISIONS, USES, jobs
-from fastirt.kernels.tile_table import TABLE, Tile
+from fastirt.kernels.variants.jobs import ARCHS, COLUMNS, DIMS, PRECISIONS, USES, jobs
+from fastirt.kernels.variants.tile_table import TABLE, Tile
 
 
 def run_aot(*flags, timeout):

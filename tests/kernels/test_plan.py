@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastirt.kernels import plan as module
-from fastirt.kernels.tile_table import ANY, TABLE, has_tiles, lookup
+from fastirt.kernels.variants.tile_table import ANY, TABLE, has_tiles, lookup
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from fastirt.distributed.ranks import SINGLE_PROCESS
 from fastirt.kernels import contrastive_koleo, pair_stats
 from fastirt.kernels.passes import launch
 from fastirt.kernels.rounding import product_operand, round_to_tf32
-from fastirt.kernels.tile_table import lookup
+from fastirt.kernels.variants.tile_table import lookup
 from fastirt.objective.cross_batch_memory import CrossBatchMemory, build_memory
 from fastirt.objective.global_loss import GlobalLoss, MemoryShard
 from fastirt.objective.retrieval_loss import RetrievalLoss, build_objective

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from fastirt.kernels import contrastive_koleo, operators
 from fastirt.kernels.passes import launch
 from fastirt.kernels.reference import PairOptions
-from fastirt.kernels.tile_table import Tile
+from fastirt.kernels.variants.tile_table import Tile
 from tests.kernels.cases import DEVICE, REDUCTIONS, make
 
 needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastirt.kernels import tune
-from fastirt.kernels.tile_table import Tile, TileRow
+from fastirt.kernels.variants.tile_table import Tile, TileRow
 
 
 def test_the_tuner_prints_rows_of_the_table():

@@ -9,7 +9,7 @@ from typing import Any, Callable, Iterator, Optional
 from fastirt.kernels import gather
 from fastirt.kernels.passes import backward, forward, losses
 from fastirt.kernels.plan import cdiv, chunk
-from fastirt.kernels.tile_table import Tile, lookup, product_dtype
+from fastirt.kernels.variants.tile_table import Tile, lookup, product_dtype
 
 ARCHS = (80, 90, 100)
 PRECISIONS = ("bf16", "tf32", "fp32")
