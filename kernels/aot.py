@@ -113,14 +113,14 @@ def reports(
     path = Path(triton.knobs.cache.dir) / f"fastirt-aot-{digest}.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     missing = [job for job in todo if job.name not in known]
+    path.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        for job, report in zip(missing, pool.map(compile_job, missing)):
+        for done, (job, report) in enumerate(zip(missing, pool.map(compile_job, missing)), start=1):
             known[job.name] = asdict(report)
-    if missing:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(known))
-        temporary.replace(path)
+            if done % 20 == 0 or done == len(missing):  # a sweep that is ended goes on from here
+                temporary = path.with_suffix(f".{os.getpid()}")
+                temporary.write_text(json.dumps(known))
+                temporary.replace(path)
     return [Report(**known[job.name]) for job in todo]
 
 
@@ -132,7 +132,7 @@ def main() -> int:
     parser.add_argument(
         "--kernel", choices=("stats", "grad", "rows", "totals", "combine", "gather"), help="only this one"
     )
-    parser.add_argument("--all", action="store_true", help="every combination, not a choice that covers them")
+    parser.add_argument("--all", action="store_true", help="all combinations: an hour on two cores")
     args = parser.parse_args()
     if INTERPRETED:  # at import the kernels were made for the interpreter: restart without it
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -34,16 +34,17 @@ class Use:
 
 
 WHOLE = Use(True, True, True)  # contrastive_koleo as in training
+MEMORY = Use(False, True, True)  # pair_stats and pair_grad of the memory
 USES = {
     "stats": (
         WHOLE,
         Use(True, True, False),  # a momentum encoder: no row is its own slot
         Use(True, False, False),  # without a memory
-        Use(False, True, True),  # pair_stats
+        MEMORY,
         Use(False, True, False),
         Use(True, False, False, pairs=False),  # nearest
     ),
-    "grad": (WHOLE, Use(True, True, False), Use(True, False, False), Use(False, True, True), Use(False, True, False)),
+    "grad": (WHOLE, Use(True, True, False), Use(True, False, False), MEMORY, Use(False, True, False)),
 }
 
 
@@ -74,33 +75,47 @@ class Job:
 def jobs(archs: tuple[int, ...] = ARCHS, every: bool = False) -> list[Job]:
     """What the command line can reach: precision x dtype of the memory x D x reduction x flags.
 
-    Rows come in the dtype of the products. every: all combinations. Otherwise each tile of the
-    table at D = 384 or 1024 as training uses it, and one of the other uses and D for each
-    precision and dtype; the reductions take turns.
+    Rows come in the dtype of the products. every: all combinations. Otherwise each tile of each
+    precision and dtype once, and each use once for each kernel and GPU; reductions take turns.
     """
     todo = []
     for arch in archs:
-        cells = itertools.product(("stats", "grad"), PRECISIONS, COLUMNS)
-        for number, (kind, precision, columns) in enumerate(cells):
-            full = itertools.product(DIMS, ROWS, (True, False), USES[kind])
-            for dim, rows, nonzero, use in full if every else _covering(arch, kind, precision, columns, number):
-                dtype = columns if use.memory else product_dtype(precision)
-                tile = lookup(kind, arch, precision, dtype, dim, rows)
-                todo.append(Job(kind, arch, precision, dim, tile, nonzero, dtype, use))
+        for kind in ("stats", "grad"):
+            for precision, columns in itertools.product(PRECISIONS, COLUMNS):
+                full = itertools.product(DIMS, ROWS, (True, False), USES[kind])
+                todo += [
+                    _pairs_job(kind, arch, precision, columns, *rest)
+                    for rest in (full if every else _each_tile(kind, arch, precision, columns))
+                ]
+            todo += [] if every else _each_use(kind, arch)
         todo += [Job(name, arch, "fp32", 384) for name in ("rows", "totals", "combine", "combine few")]
         todo.append(Job("gather", arch, "bf16", 224))
     return list(dict.fromkeys(todo))
 
 
-def _covering(arch: int, kind: str, precision: str, columns: str, number: int) -> Iterator[tuple[int, int, bool, Use]]:
-    """(D, rows, nonzero, use): a few that take turns with `number`."""
-    nonzero, others = bool(number % 2), USES[kind][1:]
-    yield 384, ROWS[0], nonzero, WHOLE
-    tiles = [lookup(kind, arch, precision, columns, 384, rows) for rows in ROWS]
-    if tiles[0] != tiles[1]:
-        yield 384, ROWS[1], not nonzero, WHOLE
-    yield 1024, ROWS[0], nonzero, WHOLE
-    yield (768, 192)[number % 2], ROWS[0], not nonzero, others[number % len(others)]
+def _pairs_job(kind: str, arch: int, precision: str, columns: str, dim: int, rows: int, nonzero: bool, use: Use) -> Job:
+    dtype = columns if use.memory else product_dtype(precision)
+    return Job(kind, arch, precision, dim, lookup(kind, arch, precision, dtype, dim, rows), nonzero, dtype, use)
+
+
+def _each_tile(kind: str, arch: int, precision: str, columns: str) -> Iterator[tuple[int, int, bool, Use]]:
+    """(D, rows, nonzero, use) of each tile at the first of its D; fp32 at large D without batch.
+
+    That job alone would take as long as ten others.
+    """
+    found: dict[Tile, tuple[int, int]] = {}
+    for dim, rows in itertools.product((384, 1024, 192, 768), ROWS):
+        found.setdefault(lookup(kind, arch, precision, columns, dim, rows), (dim, rows))
+    for turn, (dim, rows) in enumerate(found.values()):
+        nonzero = bool((turn + COLUMNS.index(columns)) % 2)
+        yield dim, rows, nonzero, WHOLE if precision != "fp32" or dim == 384 and columns == "fp32" else MEMORY
+
+
+def _each_use(kind: str, arch: int) -> Iterator[Job]:
+    """Each use besides `WHOLE` at D = 384, with bf16 and tf32 products and both dtypes in turn."""
+    for number, use in enumerate(USES[kind][1:]):
+        precision, columns = PRECISIONS[number % 2], COLUMNS[number // 2 % 2]
+        yield _pairs_job(kind, arch, precision, columns, 384, ROWS[0], bool(number % 2), use)
 
 
 def source(job: Job) -> tuple[Any, Callable[[str], str], dict[str, Any], dict[str, int]]:
