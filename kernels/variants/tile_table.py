@@ -40,6 +40,7 @@ class TileRow:
 
 ANY = 1 << 40
 BF16, NOT_BF16, ANY_DTYPE = ("bf16",), ("fp32", "fp16"), ("bf16", "fp16", "fp32")
+SIXTEEN_BITS, FP32 = ("bf16", "fp16"), ("fp32",)
 # Triton 3.6 spills 160 bytes with the first, 3.7 none.
 _FEW_ROWS = Tile(64, 64, 128, 8, 2, grad_chunks=3)
 _FEW_ROWS_36 = Tile(64, 32, 128, 8, 2, grad_chunks=3)
@@ -76,8 +77,8 @@ TABLE = [
     TileRow("stats", HOPPER, "tf32", ANY_DTYPE, 1024, ANY, Tile(32, 16, 256, 4, 2)),
     TileRow("stats", BLACKWELL, "tf32", ANY_DTYPE, 1024, ANY, Tile(32, 16, 64, 4, 2)),
     TileRow("stats", A100, "tf32", ANY_DTYPE, 1024, ANY, Tile(16, 16, 64, 4, 2)),
-    TileRow("grad", A100, "tf32", NOT_BF16, 384, ANY, Tile(64, 32, 128, 8, 2, grad_chunks=3)),
-    TileRow("grad", A100, "tf32", BF16, 384, ANY, Tile(32, 32, 128, 8, 2, grad_chunks=3)),
+    TileRow("grad", A100, "tf32", FP32, 384, ANY, Tile(64, 32, 128, 8, 2, grad_chunks=3)),
+    TileRow("grad", A100, "tf32", SIXTEEN_BITS, 384, ANY, Tile(32, 32, 128, 8, 2, grad_chunks=3)),
     TileRow("grad", HOPPER, "tf32", ANY_DTYPE, 192, ANY, Tile(32, 32, 64, 8, 2, grad_chunks=3)),
     TileRow("grad", HOPPER, "tf32", ANY_DTYPE, 384, ANY, Tile(32, 32, 128, 8, 2, grad_chunks=3)),
     TileRow("grad", BLACKWELL, "tf32", ANY_DTYPE, 384, ANY, Tile(64, 16, 64, 8, 2, grad_chunks=6)),
