@@ -1,6 +1,6 @@
-"""Compiles every kernel in every default configuration without a GPU and reports on the results.
+"""Compiles every kernel as the command line can launch it, without a GPU, and reports on it.
 
-python -m fastirt.kernels.aot [--arch 80 90 100] [--kernel NAME]    exit code 1 if a row has a fault
+python -m fastirt.kernels.aot [--arch 80 90 100] [--kernel NAME] [--all]    exit code 1: a fault
 """
 
 from __future__ import annotations
@@ -22,40 +22,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastirt.kernels import gather
-from fastirt.kernels.passes import backward, forward, losses
 from fastirt.kernels.passes.tiles import INTERPRETED
-from fastirt.kernels.plan import cdiv, chunk
-from fastirt.kernels.tile_table import TABLE, Tile, lookup
+from fastirt.kernels.variants.jobs import ARCHS, Job, jobs, source
 
-ARCHS = (80, 90, 100)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of shared memory a program
 INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 FP32_SPILL_LIMIT = 4096  # bytes; without matrix instructions, products are computed in registers
 FLOAT_ATOMIC = re.compile(r"\b(?:atom|red)\.[\w.]*\.f(?:16|32|64)")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One kernel with one set of constants for one target."""
-
-    kernel: str
-    arch: int
-    precision: str
-    dim: int
-    tile: Optional[Tile] = None
-    nonzero: bool = True
-
-    @property
-    def name(self) -> str:
-        t = self.tile
-        tile = (
-            f" {t.bm}x{t.bn}x{t.bd} warps={t.warps} stages={t.stages} out={t.grad_chunks} skip={int(t.skip_inactive)}"
-            if t
-            else ""
-        )
-        reduction = "nonzero_mean" if self.nonzero else "anchor_sum"
-        return f"{self.kernel} sm_{self.arch} {self.precision} D={self.dim}{tile} {reduction}"
 
 
 @dataclass
@@ -68,31 +41,13 @@ class Report:
     faults: list[str] = field(default_factory=list)
 
 
-def jobs(archs: tuple[int, ...] = ARCHS) -> list[Job]:
-    """Every row of the table at its largest D, and the kernels without a tile.
-
-    bf16 rows for D = 1024 also at 768, the D of ViT-B.
-    """
-    todo = []
-    for arch in archs:
-        for row in TABLE:
-            if arch in row.arch:
-                dims = {row.dim, 768} if row.dim == 1024 and row.precision == "bf16" else {row.dim}
-                for dim in sorted(dims):
-                    if lookup(row.kind, arch, row.precision, dim, row.rows) == row.tile:
-                        todo.append(Job(row.kind, arch, row.precision, dim, row.tile))
-        todo += [Job(name, arch, "fp32", 384) for name in ("rows", "totals", "combine", "combine few")]
-        todo.append(Job("gather", arch, "bf16", 224))
-    return list(dict.fromkeys(todo))
-
-
 def compile_job(job: Job) -> Report:
     """Compile one job and read registers, spills, shared memory and instructions.
 
     A compiler error is a fault in the report.
     """
     report = Report(job.name)
-    kernel, types, constants, options = _source(job)
+    kernel, types, constants, options = source(job)
     names = [p.name for p in kernel.params]
     signature = {name: "constexpr" if name in constants else types(name) for name in names}
     aligned = {
@@ -101,8 +56,8 @@ def compile_job(job: Job) -> Report:
         if signature[name].startswith("*") or name.endswith("_stride")
     }
     try:
-        source = ASTSource(kernel, signature, constants, aligned)
-        compiled = triton.compile(source, target=GPUTarget("cuda", job.arch, 32), options=options)
+        ast = ASTSource(kernel, signature, constants, aligned)
+        compiled = triton.compile(ast, target=GPUTarget("cuda", job.arch, 32), options=options)
     except Exception as error:  # the report is about whatever the compiler raises
         report.faults.append(f"does not compile: {' '.join(str(error).split())[:200]}")
         return report
@@ -132,57 +87,6 @@ def _judge(job: Job, report: Report, ptx: str, log: str) -> None:
         report.faults.append("floating-point atomic")
 
 
-def _source(job: Job):
-    """(kernel, type of an argument by name, constants, options)."""
-    tile = job.tile
-    has = {"HAS_BATCH": True, "HAS_MEMORY": True}
-    if job.kernel in ("stats", "grad"):
-        bd = chunk(tile, job.dim)
-        constants = dict(
-            D=job.dim, BM=tile.bm, BN=tile.bn, BD=bd, CHUNKS=cdiv(job.dim, bd), NONZERO=job.nonzero,
-            HAS_SELF_INDEX=True, PRECISION="bf16" if job.precision == "mixed" else job.precision, **has,
-        )  # fmt: skip
-        if job.kernel == "stats":
-            constants["PAIRS"] = True
-        else:
-            slices = cdiv(constants["CHUNKS"], tile.grad_chunks)
-            constants.update(GRAD_CHUNKS=cdiv(constants["CHUNKS"], slices), SKIP_INACTIVE=tile.skip_inactive)
-        kernel = forward.stats_kernel if job.kernel == "stats" else backward.grad_kernel
-        options = {"num_warps": tile.warps, "num_stages": tile.stages}
-    elif job.kernel == "rows":
-        kernel, options = losses.rows_kernel, {}
-        constants = dict(D=job.dim, BD=128, BR=8, BS=32, PAIRS=True, **has)
-    elif job.kernel == "totals":
-        kernel, options = losses.totals_kernel, {}
-        constants = dict(NONZERO=True, BT=256, **has)
-    elif job.kernel == "gather":
-        kernel, options, constants = gather.gather_kernel, {"num_warps": 8}, dict(S=job.dim, BLOCK=gather.BLOCK)
-    else:
-        kernel, options = backward.combine_kernel, {}
-        rows, splits = (1, 16) if job.kernel == "combine few" else (8, 4)
-        constants = dict(D=job.dim, BR=rows, BD=128, BI=128, BS=splits, HAS_KOLEO=True)
-    vector = "*bf16" if job.precision == "bf16" else "*fp32"
-
-    def types(name: str) -> str:
-        if job.kernel == "gather":
-            return {"out_ptr": "*i16", "table_ptr": "*i16", "pixels_ptr": "*u8"}.get(name, "*i64")
-        if name in ("rows_ptr", "cols_ptr", "memory_ptr"):
-            return vector
-        if name in ("tile_sums_ptr",) or (name == "sums_ptr" and job.kernel == "totals"):
-            return "*fp64"
-        if name == "counts_ptr":
-            return "*i64" if job.kernel == "totals" else "*i32"
-        if name in ("best_col_ptr",):
-            return "*i32"
-        if "labels" in name or name in ("self_index_ptr", "index_ptr", "tile_counts_ptr"):
-            return "*i64"
-        if name.endswith("_ptr"):
-            return "*fp32"
-        return "fp32" if name in ("margin", "koleo_eps", "distance_eps") else "i32"
-
-    return kernel, types, constants, options
-
-
 def _assemble(ptx: str, arch: int) -> str:
     """What ptxas prints about a kernel."""
     nvidia = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -198,23 +102,25 @@ def _assemble(ptx: str, arch: int) -> str:
     return done.stdout + done.stderr
 
 
-def reports(archs: tuple[int, ...] = ARCHS, only: Optional[str] = None, workers: Optional[int] = None) -> list[Report]:
-    """All reports; those of unchanged sources come from Triton's cache folder."""
-    todo = [job for job in jobs(archs) if only is None or job.kernel.split()[0] == only]
+def reports(
+    archs: tuple[int, ...] = ARCHS, only: Optional[str] = None, workers: Optional[int] = None, every: bool = False
+) -> list[Report]:
+    """All reports of `jobs`; those of unchanged sources come from Triton's cache folder."""
+    todo = [job for job in jobs(archs, every) if only is None or job.kernel.split()[0] == only]
     folder = Path(__file__).parent
     text = "".join(path.read_text() for path in sorted(folder.rglob("*.py")))
-    source = hashlib.sha256((text + triton.__version__).encode()).hexdigest()[:16]
-    path = Path(triton.knobs.cache.dir) / f"fastirt-aot-{source}.json"
+    digest = hashlib.sha256((text + triton.__version__).encode()).hexdigest()[:16]
+    path = Path(triton.knobs.cache.dir) / f"fastirt-aot-{digest}.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     missing = [job for job in todo if job.name not in known]
+    path.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        for job, report in zip(missing, pool.map(compile_job, missing)):
+        for done, (job, report) in enumerate(zip(missing, pool.map(compile_job, missing)), start=1):
             known[job.name] = asdict(report)
-    if missing:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(known))
-        temporary.replace(path)
+            if done % 20 == 0 or done == len(missing):  # a sweep that is ended goes on from here
+                temporary = path.with_suffix(f".{os.getpid()}")
+                temporary.write_text(json.dumps(known))
+                temporary.replace(path)
     return [Report(**known[job.name]) for job in todo]
 
 
@@ -226,11 +132,12 @@ def main() -> int:
     parser.add_argument(
         "--kernel", choices=("stats", "grad", "rows", "totals", "combine", "gather"), help="only this one"
     )
+    parser.add_argument("--all", action="store_true", help="all combinations: an hour on two cores")
     args = parser.parse_args()
     if INTERPRETED:  # at import the kernels were made for the interpreter: restart without it
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         os.execve(sys.executable, [sys.executable, "-m", "fastirt.kernels.aot", *sys.argv[1:]], environment)
-    rows = reports(tuple(args.arch), args.kernel)
+    rows = reports(tuple(args.arch), args.kernel, every=args.all)
     width = max(len(report.job) for report in rows)
     print(f"{'kernel':{width}}  registers  spill B  shared KiB  matrix instructions")
     for r in rows:

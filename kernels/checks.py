@@ -10,7 +10,7 @@ from torch import Tensor
 from fastirt.kernels.passes.tiles import INTERPRETED
 from fastirt.kernels.plan import machine
 from fastirt.kernels.reference import REDUCTIONS, PairOptions
-from fastirt.kernels.tile_table import has_tiles
+from fastirt.kernels.variants.tile_table import has_tiles
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64)
@@ -112,7 +112,12 @@ def resolve_precision(precision: str, *vectors: Optional[Tensor]) -> str:
         return "tf32"
     if torch.bfloat16 in dtypes:
         return "bf16"
-    return {"highest": "fp32", "high": "tf32", "medium": "bf16"}[torch.get_float32_matmul_precision()]
+    return {"highest": "fp32", "high": "tf32", "medium": "bf16"}[_float32_matmul_precision()]
+
+
+@torch.compiler.assume_constant_result
+def _float32_matmul_precision() -> str:
+    return torch.get_float32_matmul_precision()  # torch.compile cannot trace a call that gives a string
 
 
 def _describe(tensor: Tensor) -> str:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from fastirt.kernels import operators, reference
-from fastirt.kernels.checks import check_integers, check_options, check_vectors, choose_impl
+from fastirt.kernels.checks import check_integers, check_options, check_vectors, choose_impl, resolve_precision
 from fastirt.kernels.reference import KOLEO_DISTANCE_EPS, KOLEO_EPS, ContrastiveKoLeo, PairOptions
+from fastirt.kernels.rounding import product_operand
 
 
 def contrastive_koleo(
@@ -44,7 +45,9 @@ def contrastive_koleo(
     koleo_eps: added to the distance inside KoLeo's logarithm.
     koleo_distance_eps: added to each component of the difference inside the norm.
     precision: of the matrix products, `bf16`, `tf32` or `fp32`; `auto` follows 16-bit inputs, and
-        torch.get_float32_matmul_precision() for float32 ones. The reference takes float32.
+        torch.get_float32_matmul_precision() for float32 ones. `tf32` rounds z, but cuts off the
+        last bits of a float32 memory: round it before, once (`rounding.round_to_tf32`). The
+        reference takes float32.
     impl: `triton`, `reference` (plain PyTorch) or `auto`: Triton where the device and D allow it.
     check: also check the values of memory_labels and memory_self, which waits for the device.
 
@@ -72,7 +75,11 @@ def contrastive_koleo(
     if choose_impl(impl, z) == "reference":
         return reference.contrastive_koleo(z, labels, memory, memory_labels, memory_self, options)
     memory = None if memory is None else memory.detach()
-    batch, memory_loss, koleo, *_ = operators.contrastive_koleo(z, labels, memory, memory_labels, memory_self, *options)
+    precision = resolve_precision(precision, z, memory)
+    batch, memory_loss, koleo, *_ = operators.contrastive_koleo(
+        z, product_operand(z, precision), labels, memory, memory_labels, memory_self, margin, reduction,
+        koleo_eps, koleo_distance_eps, precision,
+    )  # fmt: skip
     return ContrastiveKoLeo(batch, memory_loss, koleo)
 
 

@@ -1,7 +1,8 @@
 """The torch operators under the public functions: scalars in the schemas, `PairOptions` inside.
 
 `contrastive_koleo` is differentiable in its rows; the other operators have no gradient. All expect
-arguments that the public functions have checked.
+arguments that the public functions have checked: a resolved precision, and the vectors' products as
+`rounding.product_operand` gives them.
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from fastirt.kernels.checks import resolve_precision
 from fastirt.kernels.passes import launch
 from fastirt.kernels.reference import PairOptions
 
 
-def _columns(z: Tensor, labels: Tensor, memory, memory_labels, memory_self):
+def _columns(z: Tensor, products: Tensor, labels: Tensor, memory, memory_labels, memory_self):
     """The rows, their labels, and both sets of columns, with stride 1 along D."""
     z, labels = launch.dense(z), labels.contiguous()
-    batch = launch.Columns(z, labels)
+    batch = launch.Columns(z, labels, products=launch.dense(products))
     if memory is None:
         return z, labels, batch, None
     return z, labels, batch, launch.columns(memory, memory_labels, memory_self)
@@ -28,6 +28,7 @@ def _columns(z: Tensor, labels: Tensor, memory, memory_labels, memory_self):
 @torch.library.custom_op("fastirt::contrastive_koleo", mutates_args=())
 def contrastive_koleo(
     z: Tensor,
+    products: Tensor,
     labels: Tensor,
     memory: Optional[Tensor],
     memory_labels: Optional[Tensor],
@@ -39,9 +40,9 @@ def contrastive_koleo(
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(batch, memory, koleo, scales, rho, index); the last three are for the backward."""
-    precision = resolve_precision(precision, z, memory)
     options = PairOptions(margin, reduction, koleo_eps, distance_eps, precision)
-    result = launch.forward(*_columns(z, labels, memory, memory_labels, memory_self), options)
+    rows, labels, batch, columns = _columns(z, products, labels, memory, memory_labels, memory_self)
+    result = launch.forward(rows, labels, batch, columns, options, products=batch.products)
     return tuple(result[:6])
 
 
@@ -59,6 +60,7 @@ def contrastive_koleo_backward(
     grad_memory: Tensor,
     grad_koleo: Tensor,
     z: Tensor,
+    products: Tensor,
     labels: Tensor,
     memory: Optional[Tensor],
     memory_labels: Optional[Tensor],
@@ -73,11 +75,11 @@ def contrastive_koleo_backward(
     precision: str,
 ) -> Tensor:
     """(N, D) in the dtype of z: the gradient of the losses, each times its 0-d float32 grad_*."""
-    precision = resolve_precision(precision, z, memory)
     options = PairOptions(margin, reduction, koleo_eps, distance_eps, precision)
+    rows, labels, batch, columns = _columns(z, products, labels, memory, memory_labels, memory_self)
     return launch.backward(
-        *_columns(z, labels, memory, memory_labels, memory_self), options, scales=scales,
-        grads=(grad_batch, grad_memory, grad_koleo), rho=rho, index=index,
+        rows, labels, batch, columns, options, scales=scales, grads=(grad_batch, grad_memory, grad_koleo),
+        rho=rho, index=index, products=batch.products,
     )  # fmt: skip
 
 
@@ -87,8 +89,8 @@ def _(grad_batch, grad_memory, grad_koleo, z, *_):
 
 
 def _save(ctx, inputs, output) -> None:
-    z, labels, memory, memory_labels, memory_self, *ctx.options = inputs
-    ctx.save_for_backward(z, labels, memory, memory_labels, memory_self, *output[3:])
+    tensors, ctx.options = inputs[:6], inputs[6:]
+    ctx.save_for_backward(*tensors, *output[3:])
     ctx.set_materialize_grads(False)
 
 
@@ -102,7 +104,7 @@ def _differentiate(ctx, grad_batch, grad_memory, grad_koleo, *_):
             grad = zero
         grads.append(grad)
     gradient = contrastive_koleo_backward(*grads, *saved, *ctx.options)
-    return (gradient, *[None] * 9)
+    return (gradient, *[None] * 10)
 
 
 def _refuse(ctx, *_):
@@ -118,8 +120,8 @@ def pair_stats(
     rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, self_index: Optional[Tensor], margin: float,
     reduction: str, precision: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """((pos_sum, neg_sum) float64, (pos_count, neg_count) int64)."""
-    options = PairOptions(margin, reduction, precision=resolve_precision(precision, rows, cols))
+    """((pos_sum, neg_sum) float64, (pos_count, neg_count) int64); rows: their products only."""
+    options = PairOptions(margin, reduction, precision=precision)
     memory = launch.columns(cols, col_labels, self_index)
     result = launch.forward(launch.dense(rows), row_labels.contiguous(), None, memory, options)
     return result.sums[2:4].clone(), result.counts[2:4].clone()
@@ -132,15 +134,16 @@ def _(rows, *_):
 
 @torch.library.custom_op("fastirt::pair_grad", mutates_args=())
 def pair_grad(
-    rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, self_index: Optional[Tensor], scales: Tensor,
-    margin: float, reduction: str, precision: str,
+    rows: Tensor, products: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor,
+    self_index: Optional[Tensor], scales: Tensor, margin: float, reduction: str, precision: str,
 ) -> Tensor:  # fmt: skip
     """(N, D) in the rows' dtype; scales (2,) float32: weights of positive and negative pairs."""
-    options = PairOptions(margin, reduction, precision=resolve_precision(precision, rows, cols))
+    options = PairOptions(margin, reduction, precision=precision)
     one = scales.new_ones(())
     return launch.backward(
         launch.dense(rows), row_labels.contiguous(), None, launch.columns(cols, col_labels, self_index), options,
-        scales=torch.cat([scales, scales]), grads=(one, one, one), rho=one, index=row_labels, koleo=False,
+        scales=torch.cat([scales, scales]), grads=(one, one, one), rho=one, index=row_labels,
+        products=launch.dense(products), koleo=False,
     )  # fmt: skip
 
 
@@ -151,13 +154,15 @@ def _(rows, *_):
 
 @torch.library.custom_op("fastirt::nearest", mutates_args=())
 def nearest(
-    rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, row_offset: int, distance_eps: float,
-    precision: str,
+    rows: Tensor, products: Tensor, row_labels: Tensor, cols: Tensor, col_products: Tensor, col_labels: Tensor,
+    row_offset: int, distance_eps: float, precision: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(rho (N,) float32, index (N,) int64)."""
-    options = PairOptions(distance_eps=distance_eps, precision=resolve_precision(precision, rows, cols))
-    batch = launch.columns(cols, col_labels, row_offset=row_offset)
-    result = launch.forward(launch.dense(rows), row_labels.contiguous(), batch, None, options, pairs=False)
+    options = PairOptions(distance_eps=distance_eps, precision=precision)
+    batch = launch.columns(cols, col_labels, row_offset=row_offset)._replace(products=launch.dense(col_products))
+    result = launch.forward(
+        launch.dense(rows), row_labels.contiguous(), batch, None, options, products=launch.dense(products), pairs=False
+    )
     return result.rho, result.index
 
 

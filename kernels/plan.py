@@ -9,7 +9,7 @@ from typing import Optional
 import torch
 
 from fastirt.kernels.passes.tiles import INTERPRETED
-from fastirt.kernels.tile_table import Tile, lookup
+from fastirt.kernels.variants.tile_table import Tile, lookup
 
 INTERPRETER_PROGRAMS = 6  # enough to have several splits, few enough to be quick
 
@@ -92,6 +92,7 @@ class Plan:
 def plan(
     kind: str,
     precision: str,
+    columns: str,
     rows: int,
     batch: int,
     memory: int,
@@ -102,13 +103,13 @@ def plan(
     """The plan of one pass; splits are in proportion to the columns.
 
     kind: "stats" (forward) or "grad" (backward).
-    precision: as in `TileRow`.
+    precision: of the products. columns: dtype of the memory, as in `TileRow`.
     rows, batch, memory: N, C and M; C and M may be 0.
     dim: D.
     tile: by default the tile of the table.
     """
     arch, processors = machine(device)
-    tile = tile or lookup(kind, arch, precision, dim, rows)
+    tile = tile or lookup(kind, arch, precision, columns, dim, rows)
     row_tiles = max(1, cdiv(rows, tile.bm))
     batch_cols, memory_cols = cdiv(batch, tile.bn), cdiv(memory, tile.bn)
     slices = 1

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from fastirt.kernels import operators, reference
-from fastirt.kernels.checks import check_integers, check_options, check_vectors, choose_impl
+from fastirt.kernels.checks import check_integers, check_options, check_vectors, choose_impl, resolve_precision
 from fastirt.kernels.reference import KOLEO_DISTANCE_EPS, KOLEO_EPS, PairOptions
+from fastirt.kernels.rounding import product_operand
 
 
 class PairStats(NamedTuple):
@@ -62,7 +63,8 @@ def pair_stats(
     row_offset: row i is column i + row_offset, which is no pair.
     self_slots: (N,) int64, instead of row_offset: row i is column self_slots[i], -1 for none.
         With neither, all pairs count.
-    margin, reduction, precision, impl: as in `contrastive_koleo`.
+    margin, reduction, precision, impl: as in `contrastive_koleo`; the columns are taken as its
+        memory is.
 
     A value that is not finite makes pos_sum NaN.
     Raises ValueError for a wrong shape, dtype, device or option.
@@ -72,7 +74,11 @@ def pair_stats(
     check_options(options)
     if choose_impl(impl, rows) == "reference":
         return PairStats(*reference.pair_stats(rows, row_labels, cols, col_labels, self_index, options))
-    sums, counts = operators.pair_stats(rows, row_labels, cols, col_labels, self_index, margin, reduction, precision)
+    precision = resolve_precision(precision, rows, cols)
+    products = product_operand(rows, precision)
+    sums, counts = operators.pair_stats(
+        products, row_labels, cols, col_labels, self_index, margin, reduction, precision
+    )
     return PairStats(sums[0], counts[0], sums[1], counts[1])
 
 
@@ -110,7 +116,11 @@ def pair_grad(
             rows, row_labels, cols, col_labels, self_index, options, scale_pos=scale_pos, scale_neg=scale_neg
         )
     scales = torch.stack([scale_pos.float(), scale_neg.float()])
-    return operators.pair_grad(rows, row_labels, cols, col_labels, self_index, scales, margin, reduction, precision)
+    precision = resolve_precision(precision, rows, cols)
+    products = product_operand(rows, precision)
+    return operators.pair_grad(
+        rows, products, row_labels, cols, col_labels, self_index, scales, margin, reduction, precision
+    )
 
 
 def nearest(
@@ -149,7 +159,13 @@ def nearest(
                 rows, row_labels, cols, col_labels, row_offset=row_offset, distance_eps=distance_eps
             )
         return Nearest(*neighbors)
-    return Nearest(*operators.nearest(rows, row_labels, cols, col_labels, row_offset, distance_eps, precision))
+    precision = resolve_precision(precision, rows, cols)
+    products, col_products = product_operand(rows, precision), product_operand(cols, precision)
+    return Nearest(
+        *operators.nearest(
+            rows, products, row_labels, cols, col_products, col_labels, row_offset, distance_eps, precision
+        )
+    )
 
 
 def koleo_grad(

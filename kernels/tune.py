@@ -1,6 +1,6 @@
 """Measures tiles on this machine's GPU and prints the fastest as a row of `tile_table.TABLE`.
 
-python -m fastirt.kernels.tune --rows 64 --slots 59551 --dim 384 --precision bf16 --kind stats grad
+python -m fastirt.kernels.tune --rows 64 --slots 59551 --dim 384 --precision bf16 --columns bf16
 """
 
 from __future__ import annotations
@@ -21,22 +21,25 @@ from fastirt.kernels.passes import launch
 from fastirt.kernels.passes.tiles import INTERPRETED
 from fastirt.kernels.plan import cdiv, machine
 from fastirt.kernels.reference import PairOptions
-from fastirt.kernels.tile_table import Tile
+from fastirt.kernels.rounding import product_operand
+from fastirt.kernels.variants.tile_table import Tile, product_dtype
 
-BYTES = {"bf16": 2, "mixed": 4, "tf32": 4, "fp32": 4}  # of one number of a vector
+PRECISIONS = ("bf16", "tf32", "fp32")
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 # Fits every GPU: the forward pass whose results the backward needs.
 SAFE = Tile(16, 16, 64, 4, 1, grad_chunks=1)
 # Registers of a thread's 255 that the sums of a tile may take; with more they would spill.
 PER_THREAD = 128
 
 
-def candidates(kind: str, precision: str, dim: int, shared: int) -> Iterator[Tile]:
+def candidates(kind: str, precision: str, columns: str, dim: int, shared: int) -> Iterator[Tile]:
     """Tiles to try on a GPU with `shared` bytes of shared memory a program; some may not fit."""
     for bm, bn, bd, warps, stages, waves in itertools.product(
         (32, 64, 128), (16, 32, 64, 128), (64, 128), (4, 8), (2, 3), (1, 2)
     ):
         chunks = cdiv(dim, bd)
-        if (bm + bn * (stages - 1)) * chunks * bd * BYTES[precision] > shared:
+        row_bytes, column_bytes = DTYPES[product_dtype(precision)].itemsize, DTYPES[columns].itemsize
+        if (bm * row_bytes + bn * (stages - 1) * column_bytes) * chunks * bd > shared:
             continue
         for grad_chunks in {chunks, chunks // 2 if chunks % 2 == 0 else chunks} if kind == "grad" else (0,):
             if bm * max(bn, grad_chunks * bd) > PER_THREAD * 32 * warps:
@@ -53,9 +56,10 @@ def tile_arguments(tile: Tile) -> str:
     return ", ".join([*map(str, sizes), *named])
 
 
-def row(kind: str, arch: int, precision: str, dim: int, rows: int, tile: Tile, gpu: str) -> str:
+def row(kind: str, arch: int, precision: str, columns: str, dim: int, rows: int, tile: Tile, gpu: str) -> str:
     """A line of `tile_table.TABLE`."""
-    return f'TileRow("{kind}", ({arch},), "{precision}", {dim}, {rows}, Tile({tile_arguments(tile)}, source="{gpu}")),'
+    key = f'"{kind}", ({arch},), "{precision}", ("{columns}",), {dim}, {rows}'
+    return f'TileRow({key}, Tile({tile_arguments(tile)}, source="{gpu}")),'
 
 
 def milliseconds(call: Callable[[], object]) -> float:
@@ -73,7 +77,8 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=64, help="N")
     parser.add_argument("--slots", type=int, default=59551, help="M")
     parser.add_argument("--dim", type=int, default=384, help="D")
-    parser.add_argument("--precision", choices=BYTES, default="bf16", help="mixed: bf16 products of float32 vectors")
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="of the products")
+    parser.add_argument("--columns", choices=DTYPES, default="bf16", help="dtype of the memory")
     parser.add_argument("--kind", choices=("stats", "grad"), nargs="+", default=["stats", "grad"])
     parser.add_argument("--margin", type=float, default=0.5, help="-2: every pair costs, as early in training")
     args = parser.parse_args()
@@ -85,7 +90,7 @@ def main() -> int:
     shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
     for kind in args.kind:
         best, tried, failed = None, 0, 0
-        for tile in candidates(kind, args.precision, args.dim, shared):
+        for tile in candidates(kind, args.precision, args.columns, args.dim, shared):
             tried += 1
             try:
                 time = milliseconds(functools.partial(call, kind, tile))
@@ -103,7 +108,8 @@ def main() -> int:
             f"at N = {args.rows}, M = {args.slots}, margin {args.margin}"
         )
         gpu = torch.cuda.get_device_name(device)
-        print(row(kind, machine(device)[0], args.precision, args.dim, args.rows, best[1], gpu))
+        key = (kind, machine(device)[0], args.precision, args.columns, args.dim, args.rows)
+        print(row(*key, best[1], gpu))
     return 0
 
 
@@ -112,12 +118,11 @@ def problem(args: argparse.Namespace, device: torch.device) -> Callable[[str, Ti
 
     Each class has two rows and five slots; the slots are in random order.
     """
-    dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
-    z, memory = (F.normalize(torch.randn(n, args.dim, device=device), dim=1).to(dtype) for n in (args.rows, args.slots))
+    z, memory = (F.normalize(torch.randn(n, args.dim, device=device), dim=1) for n in (args.rows, args.slots))
+    z, memory = product_operand(z, args.precision), memory.to(DTYPES[args.columns])
     labels = torch.arange(args.rows, device=device) // 2
     memory_labels = torch.randperm(args.slots, device=device) // 5
-    precision = "bf16" if args.precision == "mixed" else args.precision
-    options = PairOptions(args.margin, "nonzero_mean", precision=precision)
+    options = PairOptions(args.margin, "nonzero_mean", precision=args.precision)
     arguments = (z, labels, launch.Columns(z, labels), launch.Columns(memory, memory_labels), options)
     stats = launch.forward(*arguments, tile=SAFE)
     one = torch.ones((), device=device)

@@ -14,7 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.predict.categories import eager_category, own_category
 from fastirt.kernels import gather, operators
+from fastirt.kernels.checks import resolve_precision
 from fastirt.kernels.passes import launch
+from fastirt.kernels.rounding import product_operand
 from fastirt.step.train_step import TrainStep
 
 OWN_KERNELS = ("stats_kernel", "rows_kernel", "totals_kernel", "grad_kernel", "combine_kernel")
@@ -111,10 +113,12 @@ def own_kernels(step: TrainStep, batch_size: int, gathered: RecordedKernel) -> l
     recorded = {name: RecordedKernel(getattr(launch, name)) for name in OWN_KERNELS}
     z = torch.empty(batch_size, step.encoder.embed_dim, device=step.device)
     labels = torch.empty(batch_size, dtype=torch.int64, device=step.device)
-    memory, objective = step.memory, step.forward_pass.objective
+    memory: Any = step.memory
+    objective = step.forward_pass.objective
     slots = None if step.networks.momentum_encoder is not None else labels
-    inputs = (z, labels, memory.embeddings, memory.labels, slots)
-    options = (objective.margin, objective.contrastive, 1e-8, 1e-6, objective.precision)
+    precision = resolve_precision(objective.precision, z, memory.embeddings)
+    inputs = (z, product_operand(z, precision), labels, memory.embeddings, memory.labels, slots)
+    options = (objective.margin, objective.contrastive, 1e-8, 1e-6, precision)
     with contextlib.ExitStack() as stack:
         for name, kernel in recorded.items():
             stack.enter_context(mock.patch.object(launch, name, kernel))

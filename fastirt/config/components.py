@@ -97,7 +97,7 @@ class ObjectiveConfig:
     )
     loss_precision: str = option(
         "auto",
-        "of the similarities; auto: tf32 if the encoder runs in bf16, else fp32",
+        "of the similarities; auto: fp32 with an fp32 encoder, else bf16 with a bf16 memory, tf32 with an fp32 one",
         ("auto", "bf16", "tf32", "fp32"),
     )
 

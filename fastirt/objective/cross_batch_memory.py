@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
 
 from fastirt.config.options import Config
 from fastirt.distributed.ranks import Ranks
+from fastirt.kernels.rounding import round_to_tf32
 
 
 class Replaced(NamedTuple):
@@ -31,6 +32,8 @@ class CrossBatchMemory(nn.Module):
     shard, num_shards: which of `num_shards` equal parts this process holds: the len(self) slots
         from `first` = shard * ceil(size / num_shards) on. Writes to other shards go to an extra row
         past the end, so that shapes never change.
+    tf32: round float32 embeddings to tf32 when they are stored or loaded, for products that ignore
+        the other bits.
 
     Buffers: embeddings (len(self), D), labels (len(self),), pointer (0-d int64, the next slot).
     """
@@ -44,8 +47,10 @@ class CrossBatchMemory(nn.Module):
         *,
         shard: int = 0,
         num_shards: int = 1,
+        tf32: bool = False,
     ) -> None:
         super().__init__()
+        self._tf32 = tf32 and dtype == torch.float32
         share = -(-size // num_shards)
         self.size, self.num_shards, self.first = size, num_shards, min(size, shard * share)
         count = min(share, size - self.first)
@@ -74,7 +79,8 @@ class CrossBatchMemory(nn.Module):
         slots = (self.pointer + torch.arange(count, device=self.pointer.device)) % self.size
         rows = self._rows(slots)
         written = Replaced(slots, self._vectors[rows], self._labels[rows])
-        self._put(rows, embeddings.detach().to(self._vectors.dtype), labels)
+        vectors = embeddings.detach().to(self._vectors.dtype)
+        self._put(rows, round_to_tf32(vectors) if self._tf32 else vectors, labels)
         self.pointer.copy_((self.pointer + count) % self.size)
         return written
 
@@ -85,6 +91,11 @@ class CrossBatchMemory(nn.Module):
         vectors = torch.where(when, written.embeddings, self._vectors[rows])
         self._put(rows, vectors, torch.where(when, written.labels, self._labels[rows]))
         self.pointer.copy_(torch.where(when, written.slots[0], self.pointer))
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state, prefix, *rest)
+        if self._tf32:  # a checkpoint of a run whose products take all bits
+            self.embeddings.copy_(round_to_tf32(self.embeddings))
 
     def _rows(self, slots: Tensor) -> Tensor:
         if self.num_shards == 1:
@@ -103,13 +114,16 @@ def memory_size(config: Config, train_size: int) -> int:
 
 
 def build_memory(
-    config: Config, train_size: int, dim: int, device: torch.device, ranks: Ranks
+    config: Config, train_size: int, dim: int, device: torch.device, ranks: Ranks, *, tf32: bool = False
 ) -> Optional[CrossBatchMemory]:
-    """The memory that `config` describes, or this rank's shard of it; None without slots."""
+    """The memory that `config` describes, or this rank's shard of it; None without slots.
+
+    tf32: as in `CrossBatchMemory`.
+    """
     size = memory_size(config, train_size)
     if not size:
         return None
     dtype = torch.bfloat16 if config.memory.memory_dtype == "bf16" else torch.float32
     if not (config.memory.memory_sharded and ranks.is_distributed):
-        return CrossBatchMemory(size, dim, dtype, device)
-    return CrossBatchMemory(size, dim, dtype, device, shard=ranks.rank, num_shards=ranks.world_size)
+        return CrossBatchMemory(size, dim, dtype, device, tf32=tf32)
+    return CrossBatchMemory(size, dim, dtype, device, shard=ranks.rank, num_shards=ranks.world_size, tf32=tf32)

@@ -16,6 +16,7 @@ from torch import Tensor
 from fastirt.distributed.ranks import Ranks
 from fastirt.kernels import koleo_grad, nearest, pair_grad, pair_stats
 from fastirt.kernels.reference import KOLEO_EPS
+from fastirt.kernels.rounding import columns_for_products
 from fastirt.objective.retrieval_loss import Losses, RetrievalLoss
 
 
@@ -71,7 +72,8 @@ class _WholeBatch(torch.autograd.Function):
         first, count = ranks.batch_slice(len(whole))
         own, own_labels = own.detach(), labels[first : first + count]
         options = dict(margin=loss.margin, reduction=loss.contrastive, precision=loss.precision, impl=loss.impl)
-        numbers = [*pair_stats(own, own_labels, whole, labels, row_offset=first, **options)]
+        columns = columns_for_products(whole, loss.precision, loss.impl)
+        numbers = [*pair_stats(own, own_labels, columns, labels, row_offset=first, **options)]
         if memory is not None:
             rows = (whole, labels) if memory.sharded else (own, own_labels)
             numbers += pair_stats(*rows, memory.embeddings, memory.labels, self_slots=memory.slots, **options)
@@ -103,11 +105,12 @@ class _WholeBatch(torch.autograd.Function):
         own, whole, labels, rho, index, per_row, *scales = ctx.saved_tensors
         total, batch, memory_grad, koleo = grads
         batch, memory_grad, koleo = total + batch, total + memory_grad, ctx.loss.lambda_reg * total + koleo
+        columns = columns_for_products(whole, ctx.loss.precision, ctx.loss.impl)
         own_labels, options, first = labels[ctx.first : ctx.first + len(own)], ctx.options, ctx.first
         # A pair of the batch stands in two rows, hence the 2.
         pull, push = 2 * batch * scales[0], 2 * batch * scales[1]
         gradient = pair_grad(
-            own, own_labels, whole, labels, scale_pos=pull, scale_neg=push, row_offset=first, **options
+            own, own_labels, columns, labels, scale_pos=pull, scale_neg=push, row_offset=first, **options
         )
         if (memory := ctx.memory) is not None:
             rows = (whole, labels) if memory.sharded else (own, own_labels)

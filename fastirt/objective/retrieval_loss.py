@@ -12,6 +12,7 @@ from fastirt.config.options import Config
 from fastirt.errors import UserError
 from fastirt.kernels import REDUCTIONS, contrastive_koleo
 from fastirt.kernels.checks import IMPLEMENTATIONS, PRECISIONS, REPLACED, check_choice, choose_impl
+from fastirt.kernels.rounding import columns_for_products, drops_bits
 
 
 class Losses(NamedTuple):
@@ -36,7 +37,7 @@ class RetrievalLoss(nn.Module):
     impl: `triton`, `reference` (plain PyTorch in float32) or `auto`: Triton where the GPU has
         tiles.
     precision: of the matrix products in Triton, `bf16`, `tf32`, `fp32`, or `auto`, which follows
-        the inputs (see `contrastive_koleo`).
+        the inputs (see `contrastive_koleo`, also about a float32 memory under `tf32`).
     normalize: L2-normalize embeddings and memory in float32 first, as pytorch-metric-learning does;
         the gradient passes through. False saves the time if all vectors have unit length.
 
@@ -79,7 +80,8 @@ class RetrievalLoss(nn.Module):
         """
         if self.normalize:
             embeddings = F.normalize(embeddings.float(), dim=1)
-            memory = None if memory is None else F.normalize(memory.float(), dim=1)
+            if memory is not None:
+                memory = columns_for_products(F.normalize(memory.float(), dim=1), self.precision, self.impl)
         parts = contrastive_koleo(
             embeddings,
             labels,
@@ -93,6 +95,10 @@ class RetrievalLoss(nn.Module):
         )
         return Losses(parts.batch + parts.memory + self.lambda_reg * parts.koleo, *parts)
 
+    def rounds_memory(self, dim: int, device: torch.device) -> bool:
+        """Whether a float32 memory on `device` must be rounded to tf32 when it is written."""
+        return drops_bits(self.precision, self.impl, torch.empty(0, dim, device=device))
+
     def extra_repr(self) -> str:
         return (
             f"margin={self.margin}, contrastive={self.contrastive!r}, lambda_reg={self.lambda_reg}, "
@@ -103,7 +109,8 @@ class RetrievalLoss(nn.Module):
 def build_objective(config: Config, dim: int, dtype: torch.dtype, device: torch.device) -> RetrievalLoss:
     """The objective of a run, whose encoder gives normalized embeddings of `dim` numbers.
 
-    dtype: the encoder's; `--loss-precision auto` is tf32 for bfloat16 and fp32 for all others.
+    dtype: the encoder's; `--loss-precision auto` is fp32 unless it is bfloat16, then tf32, or bf16
+        if the memory is: its numbers have 8 bits, so that tf32 would cost twice the time for none.
 
     Plain PyTorch if one of the objective's kernels failed the self-check on this machine.
     Raises UserError if `--loss-impl` cannot run on `device`.
@@ -111,7 +118,9 @@ def build_objective(config: Config, dim: int, dtype: torch.dtype, device: torch.
     objective = config.objective
     precision = objective.loss_precision
     if precision == "auto":
-        precision = "tf32" if dtype == torch.bfloat16 else "fp32"
+        precision = "fp32"
+        if dtype == torch.bfloat16:
+            precision = "bf16" if config.memory.memory_dtype == "bf16" else "tf32"
     impl = "reference" if REPLACED - {"gather_views"} else objective.loss_impl
     try:
         choose_impl(impl, torch.empty(0, dim, device=device))

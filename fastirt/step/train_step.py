@@ -156,9 +156,10 @@ def build_train_step(
     """
     engine = Engine(config.optim, device, ranks, compile_options)
     networks = Networks(encoder, config, device)
-    memory = build_memory(config, train_size, encoder.embed_dim, device, ranks)
     step_input = StepInput(*normalization_constants(config, encoder), networks.dtype, device)
     objective = build_objective(config, encoder.embed_dim, networks.dtype, device)
+    rounded = objective.rounds_memory(encoder.embed_dim, device)
+    memory = build_memory(config, train_size, encoder.embed_dim, device, ranks, tf32=rounded)
     optimizer = build_optimizer(encoder.vit, config.optim, capture=engine.name == "graph")
     if ranks.is_distributed:
         forward_pass: ForwardPass = DistributedForwardPass(

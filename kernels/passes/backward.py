@@ -59,13 +59,11 @@ def _scan_grad(
     for tile in range(first, last):
         cols = tile * BN + tl.arange(0, BN)
         col_labels = tl.load(labels_ptr + cols, mask=cols < M, other=-1)
-        chunks = load_chunks(cols_ptr, cols_stride, tile * BN, col_labels >= 0, 0, D, BN, BD, CHUNKS, PRECISION)
+        chunks = load_chunks(cols_ptr, cols_stride, tile * BN, col_labels >= 0, 0, D, BN, BD, CHUNKS)
         s = similarity(rows, chunks, BM, BN, CHUNKS, PRECISION)
         positive, negative = active_pairs(s, row_labels, col_labels, self_index, cols, margin, NONZERO)
         if GRAD_CHUNKS < CHUNKS:
-            chunks = load_chunks(
-                cols_ptr, cols_stride, tile * BN, col_labels >= 0, start, D, BN, BD, GRAD_CHUNKS, PRECISION
-            )
+            chunks = load_chunks(cols_ptr, cols_stride, tile * BN, col_labels >= 0, start, D, BN, BD, GRAD_CHUNKS)
         any_active = True
         if SKIP_INACTIVE:
             any_active = tl.max(tl.max((positive | negative).to(tl.int32), 1), 0) > 0
@@ -73,7 +71,7 @@ def _scan_grad(
             weight = operand(tl.where(negative, q, tl.where(positive, -p, 0.0)), PRECISION)
             next_totals = ()
             for k in tl.static_range(GRAD_CHUNKS):
-                next_totals = next_totals + (product(weight, chunks[k], totals[k], PRECISION),)
+                next_totals = next_totals + (product(weight, operand(chunks[k], PRECISION), totals[k], PRECISION),)
             totals = next_totals
     scaled = ()
     for k in tl.static_range(GRAD_CHUNKS):
@@ -100,11 +98,13 @@ def grad_kernel(
     Writes partial (splits, N, D) fp32.
     """
     index, inside, row_labels = load_rows(row_labels_ptr, N, BM)
-    rows = load_chunks(rows_ptr, rows_stride, tl.program_id(0) * BM, row_labels >= 0, 0, D, BM, BD, CHUNKS, PRECISION)
     split = tl.program_id(1)
     start = tl.program_id(2) * GRAD_CHUNKS * BD
     if HAS_BATCH:
         if split < batch_splits:
+            # Loaded in each branch: rows shared by both would be in shared memory twice, if the
+            # two kinds of columns differ in dtype and so in layout.
+            rows = load_chunks(rows_ptr, rows_stride, tl.program_id(0) * BM, row_labels >= 0, 0, D, BM, BD, CHUNKS)
             first = split * batch_tiles
             grad = 2.0 * tl.load(grad_batch_ptr)
             totals = _scan_grad(
@@ -116,6 +116,7 @@ def grad_kernel(
             _store(partial_ptr, split, index, inside, start, N, totals, D, BD, GRAD_CHUNKS)
     if HAS_MEMORY:
         if split >= batch_splits:
+            rows = load_chunks(rows_ptr, rows_stride, tl.program_id(0) * BM, row_labels >= 0, 0, D, BM, BD, CHUNKS)
             self_index = tl.full((BM,), -1, tl.int32)
             if HAS_SELF_INDEX:
                 self_index = tl.load(self_index_ptr + index, mask=inside, other=-1).to(tl.int32)

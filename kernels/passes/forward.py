@@ -25,7 +25,7 @@ def _scan(
     for tile in range(first, last):
         cols = tile * BN + tl.arange(0, BN)
         col_labels = tl.load(labels_ptr + cols, mask=cols < M, other=-1)
-        chunks = load_chunks(cols_ptr, cols_stride, tile * BN, col_labels >= 0, 0, D, BN, BD, CHUNKS, PRECISION)
+        chunks = load_chunks(cols_ptr, cols_stride, tile * BN, col_labels >= 0, 0, D, BN, BD, CHUNKS)
         s = similarity(rows, chunks, BM, BN, CHUNKS, PRECISION)
         if PAIRS:
             finite_probe += tl.sum(s, 1)
@@ -78,10 +78,12 @@ def stats_kernel(
     the largest similarity, best (batch splits, N) fp32, with its column, best_col int32.
     """
     index, inside, row_labels = load_rows(row_labels_ptr, N, BM)
-    rows = load_chunks(rows_ptr, rows_stride, tl.program_id(0) * BM, row_labels >= 0, 0, D, BM, BD, CHUNKS, PRECISION)
     split = tl.program_id(1)
     if HAS_BATCH:
         if split < batch_splits:
+            # Loaded in each branch: rows shared by both would be in shared memory twice, if the
+            # two kinds of columns differ in dtype and so in layout.
+            rows = load_chunks(rows_ptr, rows_stride, tl.program_id(0) * BM, row_labels >= 0, 0, D, BM, BD, CHUNKS)
             first = split * batch_tiles
             pos_sum, neg_sum, pos_count, neg_count, best, best_col = _scan(
                 rows, row_labels, index + row_offset, cols_ptr, cols_stride, col_labels_ptr, C,
@@ -94,6 +96,7 @@ def stats_kernel(
             tl.store(best_col_ptr + split.to(tl.int64) * N + index, best_col, mask=inside)
     if HAS_MEMORY:
         if split >= batch_splits:
+            rows = load_chunks(rows_ptr, rows_stride, tl.program_id(0) * BM, row_labels >= 0, 0, D, BM, BD, CHUNKS)
             self_index = tl.full((BM,), -1, tl.int32)
             if HAS_SELF_INDEX:
                 self_index = tl.load(self_index_ptr + index, mask=inside, other=-1).to(tl.int32)

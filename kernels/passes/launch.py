@@ -15,19 +15,29 @@ from fastirt.kernels.passes.losses import rows_kernel, totals_kernel
 from fastirt.kernels.passes.tiles import INTERPRETED
 from fastirt.kernels.plan import Plan, cdiv, plan
 from fastirt.kernels.reference import PairOptions
-from fastirt.kernels.tile_table import Tile
+from fastirt.kernels.variants.tile_table import Tile, product_dtype
+
+DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class Columns(NamedTuple):
     """Vectors (C, D), labels (C,), and the column that is row i itself.
 
     In the memory that is self_index[i] (N,) int64, -1 or None: none; in the batch i + row_offset.
+    products: of the batch, the vectors in the dtype of the products (see `product_operand`), which
+        take these; KoLeo takes `vectors`. None: `vectors` are in that dtype. The memory keeps its
+        dtype, because a copy of it would cost as much as the pass; its tiles are cast.
     """
 
     vectors: Tensor
     labels: Tensor
     self_index: Optional[Tensor] = None
     row_offset: int = 0
+    products: Optional[Tensor] = None
+
+    @property
+    def operand(self) -> Tensor:
+        return self.vectors if self.products is None else self.products
 
 
 class Forward(NamedTuple):
@@ -60,17 +70,19 @@ def forward(
     memory: Optional[Columns],
     options: PairOptions,
     *,
+    products: Optional[Tensor] = None,
     pairs: bool = True,
     tile: Optional[Tile] = None,
 ) -> Forward:
     """Three launches; without `pairs` two, which write rho and index only.
 
-    All tensors are on one device and valid, options.precision is resolved. tile: None = the
-    table's.
+    All tensors are on one device and valid, options.precision is resolved. products: the rows as
+    in `Columns`. tile: None = the table's.
     """
+    products = rows if products is None else products
     count, dim = rows.shape
     device = rows.device
-    p = _plan("stats", rows, batch, memory, options, tile)
+    p = _plan("stats", products, batch, memory, options, tile)
     sums = torch.empty(p.splits, 2, count, dtype=torch.float32, device=device)
     counts = torch.empty(p.splits, 2, count, dtype=torch.int32, device=device)
     best = torch.empty(p.batch_splits, count, dtype=torch.float32, device=device)
@@ -82,10 +94,10 @@ def forward(
     tile_sums = torch.empty(tiles, 5, dtype=torch.float64, device=device)
     tile_counts = torch.empty(tiles, 5, dtype=torch.int64, device=device)
     has = {"HAS_BATCH": batch is not None, "HAS_MEMORY": memory is not None}
-    b, m = batch or _no_columns(rows, row_labels), memory or _no_columns(rows, row_labels)
+    b, m = batch or _no_columns(products, row_labels), memory or _no_columns(products, row_labels)
     if count and p.splits:
         stats_kernel[(p.row_tiles, p.splits)](
-            rows, rows.stride(0), row_labels, b.vectors, b.vectors.stride(0), b.labels,
+            products, products.stride(0), row_labels, b.operand, b.operand.stride(0), b.labels,
             m.vectors, m.vectors.stride(0), m.labels, m.self_index if m.self_index is not None else row_labels,
             sums, counts, best, best_col,
             count, b.labels.numel(), m.labels.numel(), b.row_offset, p.batch_splits, p.batch_tiles, p.memory_tiles,
@@ -123,26 +135,29 @@ def backward(
     grads: tuple[Tensor, Tensor, Tensor],
     rho: Tensor,
     index: Tensor,
+    products: Optional[Tensor] = None,
     pairs: bool = True,
     koleo: bool = True,
     tile: Optional[Tile] = None,
 ) -> Tensor:
     """Two launches: the gradient (N, D) in the rows' dtype.
 
+    products: as in `forward`.
     scales: as in `Forward`. grads: 0-d float32, of the batch, memory and KoLeo loss.
     rho, index: of the batch's columns. pairs, koleo: whether these terms are in the gradient.
     """
+    products = rows if products is None else products
     count, dim = rows.shape
     device = rows.device
-    b, m = batch or _no_columns(rows, row_labels), memory or _no_columns(rows, row_labels)
-    p = _plan("grad", rows, batch, memory, options, tile, pairs)
+    b, m = batch or _no_columns(products, row_labels), memory or _no_columns(products, row_labels)
+    p = _plan("grad", products, batch, memory, options, tile, pairs)
     out = torch.empty(count, dim, dtype=rows.dtype, device=device)
     if out.numel() == 0:
         return out
     partial = torch.empty(p.splits, count, dim, dtype=torch.float32, device=device)
     if p.splits:
         grad_kernel[(p.row_tiles, p.splits, p.slices)](
-            rows, rows.stride(0), row_labels, b.vectors, b.vectors.stride(0), b.labels,
+            products, products.stride(0), row_labels, b.operand, b.operand.stride(0), b.labels,
             m.vectors, m.vectors.stride(0), m.labels, m.self_index if m.self_index is not None else row_labels,
             scales, grads[0], grads[1], partial,
             count, b.labels.numel(), m.labels.numel(), b.row_offset, p.batch_splits, p.batch_tiles, p.memory_tiles,
@@ -169,17 +184,13 @@ def _plan(
     tile: Optional[Tile], pairs: bool = True,
 ) -> Plan:  # fmt: skip
     sizes = [c.labels.numel() if c is not None and pairs else 0 for c in (batch, memory)]
-    precision = tile_precision(options.precision, rows, batch, memory)
-    return plan(kind, precision, rows.shape[0], *sizes, rows.shape[1], rows.device, tile)
+    columns = tile_columns(options.precision, memory)
+    return plan(kind, options.precision, columns, rows.shape[0], *sizes, rows.shape[1], rows.device, tile)
 
 
-def tile_precision(precision: str, rows: Tensor, batch: Optional[Columns], memory: Optional[Columns]) -> str:
-    """The precision by which to look up a tile.
-
-    bf16 products of vectors in any other dtype are "mixed": their tiles need room for both dtypes.
-    """
-    vectors = [rows, *(c.vectors for c in (batch, memory) if c is not None)]
-    return "mixed" if precision == "bf16" and any(v.dtype != torch.bfloat16 for v in vectors) else precision
+def tile_columns(precision: str, memory: Optional[Columns]) -> str:
+    """The dtype of the columns by which to look up a tile: the memory's, or else the products'."""
+    return product_dtype(precision) if memory is None else DTYPES[memory.vectors.dtype]
 
 
 def _finish_chunk(dim: int) -> int:

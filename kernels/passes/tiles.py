@@ -27,13 +27,21 @@ def without_last_bits(x, BITS: tl.constexpr):
 
 @triton.jit
 def operand(x, PRECISION: tl.constexpr):
-    """x as a factor of a product: bf16 for "bf16", else fp32; "tf32" drops bits in the product."""
+    """x as a factor of a product: bf16 for "bf16", else fp32.
+
+    "tf32" instructions ignore the last 13 bits; the interpreter, which ignores the precision of a
+    product, cuts them off here.
+    """
     x_float = x.to(tl.float32)
     if PRECISION == "bf16":
         if _INTERPRETED:  # fp32 products of bf16 values are what the hardware computes
             return without_last_bits(x_float, 16)
         else:
             return x.to(tl.bfloat16)
+    elif PRECISION == "tf32" and _INTERPRETED:
+        kept: tl.constexpr = 0x100000000 - (1 << 13)
+        bits = x_float.to(tl.uint32, bitcast=True) & kept
+        return tl.where(x_float == x_float, bits.to(tl.float32, bitcast=True), x_float)
     else:
         return x_float
 
@@ -46,29 +54,31 @@ def product(a, b, total, PRECISION: tl.constexpr):
 
 @triton.jit
 def load_chunks(
-    ptr, stride, first, keep, start, D: tl.constexpr, B: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """B rows of a (?, D) matrix from row `first` on, as CHUNKS operands (B, BD).
+    ptr, stride, first, keep, start, D: tl.constexpr, B: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr
+):
+    """B rows of a (?, D) matrix from row `first` on, as CHUNKS chunks (B, BD) of its dtype.
 
-    The first operand begins at number `start` of D. Rows where `keep` (B,) is false are 0.
+    The first chunk begins at number `start` of D. Rows where `keep` (B,) is false are 0.
     """
     index = (first + tl.arange(0, B)).to(tl.int64)
     chunks = ()
     for k in tl.static_range(CHUNKS):
         d = start + k * BD + tl.arange(0, BD)
         offsets = index[:, None] * stride + d[None, :]
-        chunk = tl.load(ptr + offsets, mask=keep[:, None] & (d < D)[None, :], other=0.0)
-        chunks = chunks + (operand(chunk, PRECISION),)
+        chunks = chunks + (tl.load(ptr + offsets, mask=keep[:, None] & (d < D)[None, :], other=0.0),)
     return chunks
 
 
 @triton.jit
 def similarity(rows, cols, BM: tl.constexpr, BN: tl.constexpr, CHUNKS: tl.constexpr, PRECISION: tl.constexpr):
-    """(BM, BN) fp32 inner products of two tuples of chunks."""
+    """(BM, BN) fp32 inner products of two tuples of chunks.
+
+    Each chunk of columns is cast just before its product: if all were cast at once, all their
+    copies would be in shared memory together.
+    """
     s = tl.zeros((BM, BN), tl.float32)
     for k in tl.static_range(CHUNKS):
-        s = product(rows[k], tl.trans(cols[k]), s, PRECISION)
+        s = product(operand(rows[k], PRECISION), tl.trans(operand(cols[k], PRECISION)), s, PRECISION)
     return s
 
 

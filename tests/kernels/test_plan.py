@@ -1,12 +1,13 @@
 """The launch plan, with the byte and operation counts that follow, and the table of tiles."""
 
 import heapq
+import itertools
 
 import pytest
 import torch
 
 from fastirt.kernels import plan as module
-from fastirt.kernels.tile_table import ANY, TABLE, has_tiles, lookup
+from fastirt.kernels.variants.tile_table import ANY, TABLE, has_tiles, lookup
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def covered(tiles, splits, per_split):
     "rows, batch, memory", [(1, 1, 0), (64, 64, 59551), (64, 0, 1), (1000, 1000, 4097), (8192, 8192, 59551), (3, 0, 0)]
 )
 def test_every_column_is_taken_once_and_no_program_is_idle(h200, kind, rows, batch, memory):
-    p = module.plan(kind, "bf16", rows, batch, memory, 384, h200)
+    p = module.plan(kind, "bf16", "bf16", rows, batch, memory, 384, h200)
     assert p.row_tiles * p.tile.bm >= rows and p.chunks * p.bd >= 384
     assert covered(-(-batch // p.tile.bn), p.batch_splits, p.batch_tiles)
     assert covered(-(-memory // p.tile.bn), p.memory_splits, p.memory_tiles)
@@ -36,7 +37,7 @@ def test_the_paper_s_batch_fills_the_machine_and_reads_the_memory_once_a_pass(h2
     """N = 64, M = 59,551, D = 384, bf16: 45.7 MB a pass, 21 us for two at the 4.3 TB/s of an
     H200.
     """
-    passes = [module.plan(kind, "bf16", 64, 64, 59551, 384, h200) for kind in ("stats", "grad")]
+    passes = [module.plan(kind, "bf16", "bf16", 64, 64, 59551, 384, h200) for kind in ("stats", "grad")]
     for p in passes:
         assert p.passes() == 1 and 116 <= p.splits <= 133
     forward, backward = (p.bytes_from_memory(59551 + 64, 2, 2) for p in passes)
@@ -51,7 +52,7 @@ def test_the_paper_s_batch_fills_the_machine_and_reads_the_memory_once_a_pass(h2
 def test_the_programs_keep_the_machine_busy(h200, rows):
     """Programs in order, each to the multiprocessor that is free first."""
     for kind in ("stats", "grad"):
-        p = module.plan(kind, "bf16", rows, rows, 59551, 384, h200)
+        p = module.plan(kind, "bf16", "bf16", rows, rows, 59551, 384, h200)
         work = [cols - i * per for cols, splits, per in (
             (-(-rows // p.tile.bn), p.batch_splits, p.batch_tiles),
             (-(-59551 // p.tile.bn), p.memory_splits, p.memory_tiles),
@@ -73,21 +74,23 @@ def test_nothing_grows_with_rows_times_slots(h200):
     """
     for rows in (64, 1024, 8192):
         for slots in (6000, 59551, 10_000_000):
-            stats, grad = (module.plan(kind, "bf16", rows, rows, slots, 384, h200) for kind in ("stats", "grad"))
+            stats, grad = (
+                module.plan(kind, "bf16", "bf16", rows, rows, slots, 384, h200) for kind in ("stats", "grad")
+            )
             assert stats.scratch_bytes <= 24 * (133 * stats.tile.bm + 9 * rows)
             assert grad.scratch_bytes <= 4 * 384 * (133 * grad.tile.bm + 9 * rows)
 
 
 def test_the_table_has_tiles_for_every_gpu_precision_and_size():
     for arch in (0, 80, 90, 100, 103):
-        for precision in ("bf16", "mixed", "tf32", "fp32"):
+        for precision, columns in itertools.product(("bf16", "tf32", "fp32"), ("bf16", "fp16", "fp32")):
             for dim in (1, 64, 384, 385, 1024):
                 for rows in (1, 256, 257, 10**6):
                     for kind in ("stats", "grad"):
-                        tile = lookup(kind, arch, precision, dim, rows)
+                        tile = lookup(kind, arch, precision, columns, dim, rows)
                         assert min(tile.bm, tile.bn, tile.bd) >= 16 and (kind == "stats" or tile.grad_chunks >= 1)
     # too little shared memory: they take the reference
     assert not any(has_tiles(arch) for arch in (75, 86, 89, 120))
     with pytest.raises(ValueError, match="no tile for stats, compute capability 8.6"):
-        lookup("stats", 86, "bf16", 384, 64)
+        lookup("stats", 86, "bf16", "bf16", 384, 64)
     assert all(row.tile.source for row in TABLE) and all(row.dim <= ANY for row in TABLE)
