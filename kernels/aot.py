@@ -82,7 +82,7 @@ def jobs(archs: tuple[int, ...] = ARCHS) -> list[Job]:
                     if lookup(row.kind, arch, row.precision, dim, row.rows) == row.tile:
                         todo.append(Job(row.kind, arch, row.precision, dim, row.tile))
         todo += [Job(name, arch, "fp32", 384) for name in ("rows", "totals", "combine", "combine few")]
-        todo.append(Job("gather", arch, "bf16", 224))
+        todo += [Job(name, arch, "bf16", 224) for name in ("gather", "gather edges")]
     return list(dict.fromkeys(todo))
 
 
@@ -155,8 +155,9 @@ def _source(job: Job):
     elif job.kernel == "totals":
         kernel, options = losses.totals_kernel, {}
         constants = dict(NONZERO=True, BT=256, **has)
-    elif job.kernel == "gather":
-        kernel, options, constants = gather.gather_kernel, {"num_warps": 8}, dict(S=job.dim, BLOCK=gather.BLOCK)
+    elif job.kernel in ("gather", "gather edges"):
+        kernel, options = gather.gather_kernel, {"num_warps": gather.WARPS}
+        constants = dict(S=job.dim, GROUPS=gather.GROUPS, EDGES=job.kernel == "gather edges")
     else:
         kernel, options = backward.combine_kernel, {}
         rows, splits = (1, 16) if job.kernel == "combine few" else (8, 4)
@@ -164,8 +165,8 @@ def _source(job: Job):
     vector = "*bf16" if job.precision == "bf16" else "*fp32"
 
     def types(name: str) -> str:
-        if job.kernel == "gather":
-            return {"out_ptr": "*i16", "table_ptr": "*i16", "pixels_ptr": "*u8"}.get(name, "*i64")
+        if kernel is gather.gather_kernel:
+            return {"out_ptr": "*i16", "table_ptr": "*i16", "pixels_ptr": "*u8", "length": "i64"}.get(name, "*i64")
         if name in ("rows_ptr", "cols_ptr", "memory_ptr"):
             return vector
         if name in ("tile_sums_ptr",) or (name == "sums_ptr" and job.kernel == "totals"):
