@@ -42,6 +42,7 @@ class Job:
     dim: int
     tile: Optional[Tile] = None
     nonzero: bool = True
+    finite_slots: bool = True
 
     @property
     def name(self) -> str:
@@ -52,7 +53,8 @@ class Job:
             else ""
         )
         reduction = "nonzero_mean" if self.nonzero else "anchor_sum"
-        return f"{self.kernel} sm_{self.arch} {self.precision} D={self.dim}{tile} {reduction}"
+        slots = "" if self.finite_slots else " any slots"
+        return f"{self.kernel} sm_{self.arch} {self.precision} D={self.dim}{tile} {reduction}{slots}"
 
     @property
     def threads(self) -> int:
@@ -73,6 +75,8 @@ def jobs(archs: tuple[int, ...] = ARCHS) -> list[Job]:
                 for dim in sorted(dims):
                     if lookup(row.kind, arch, row.precision, dim, row.rows) == row.tile:
                         todo.append(Job(row.kind, arch, row.precision, dim, row.tile))
+                        if dim == 384 and row.precision in ("bf16", "tf32"):
+                            todo.append(Job(row.kind, arch, row.precision, dim, row.tile, finite_slots=False))
         todo += [Job(name, arch, "fp32", 384) for name in ("rows", "totals", "combine", "combine few")]
         todo += [Job(name, arch, "bf16", 224) for name in ("gather", "gather edges")]
     return list(dict.fromkeys(todo))
@@ -116,7 +120,8 @@ def _source(job: Job):
         bd = chunk(tile, job.dim)
         constants = dict(
             D=job.dim, BM=tile.bm, BN=tile.bn, BD=bd, CHUNKS=cdiv(job.dim, bd), NONZERO=job.nonzero,
-            HAS_SELF_INDEX=True, PRECISION="bf16" if job.precision == "mixed" else job.precision, **has,
+            HAS_SELF_INDEX=True, PRECISION="bf16" if job.precision == "mixed" else job.precision,
+            FINITE_SLOTS=job.finite_slots, **has,
         )  # fmt: skip
         if job.kernel == "stats":
             constants["PAIRS"] = True

@@ -24,6 +24,7 @@ def contrastive_koleo(
     koleo_eps: float = KOLEO_EPS,
     koleo_distance_eps: float = KOLEO_DISTANCE_EPS,
     precision: str = "auto",
+    finite_slots: bool = False,
     impl: str = "auto",
     check: bool = False,
 ) -> ContrastiveKoLeo:
@@ -45,6 +46,8 @@ def contrastive_koleo(
     koleo_distance_eps: added to each component of the difference inside the norm.
     precision: of the matrix products, `bf16`, `tf32` or `fp32`; `auto` follows 16-bit inputs, and
         torch.get_float32_matmul_precision() for float32 ones. The reference takes float32.
+    finite_slots: whether rows and slots with a negative label are finite too. If so, the kernels
+        load ahead; without it they wait for the labels to leave out what may be NaN.
     impl: `triton`, `reference` (plain PyTorch) or `auto`: Triton where the device and D allow it.
     check: also check the values of memory_labels and memory_self, which waits for the device.
 
@@ -54,7 +57,7 @@ def contrastive_koleo(
     Raises ValueError for a wrong shape, dtype, device or option; RuntimeError for a second
     derivative of the Triton version.
     """
-    options = PairOptions(margin, reduction, koleo_eps, koleo_distance_eps, precision)
+    options = PairOptions(margin, reduction, koleo_eps, koleo_distance_eps, precision, finite_slots)
     check_vectors("z", z)
     check_integers("labels", labels, z)
     check_options(options)

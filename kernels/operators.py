@@ -37,10 +37,11 @@ def contrastive_koleo(
     koleo_eps: float,
     distance_eps: float,
     precision: str,
+    finite_slots: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(batch, memory, koleo, scales, rho, index); the last three are for the backward."""
     precision = resolve_precision(precision, z, memory)
-    options = PairOptions(margin, reduction, koleo_eps, distance_eps, precision)
+    options = PairOptions(margin, reduction, koleo_eps, distance_eps, precision, finite_slots)
     result = launch.forward(*_columns(z, labels, memory, memory_labels, memory_self), options)
     return tuple(result[:6])
 
@@ -71,10 +72,11 @@ def contrastive_koleo_backward(
     koleo_eps: float,
     distance_eps: float,
     precision: str,
+    finite_slots: bool,
 ) -> Tensor:
     """(N, D) in the dtype of z: the gradient of the losses, each times its 0-d float32 grad_*."""
     precision = resolve_precision(precision, z, memory)
-    options = PairOptions(margin, reduction, koleo_eps, distance_eps, precision)
+    options = PairOptions(margin, reduction, koleo_eps, distance_eps, precision, finite_slots)
     return launch.backward(
         *_columns(z, labels, memory, memory_labels, memory_self), options, scales=scales,
         grads=(grad_batch, grad_memory, grad_koleo), rho=rho, index=index,
@@ -102,7 +104,7 @@ def _differentiate(ctx, grad_batch, grad_memory, grad_koleo, *_):
             grad = zero
         grads.append(grad)
     gradient = contrastive_koleo_backward(*grads, *saved, *ctx.options)
-    return (gradient, *[None] * 9)
+    return (gradient, *[None] * 10)
 
 
 def _refuse(ctx, *_):
@@ -116,10 +118,11 @@ contrastive_koleo_backward.register_autograd(_refuse, setup_context=lambda ctx, 
 @torch.library.custom_op("fastirt::pair_stats", mutates_args=())
 def pair_stats(
     rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, self_index: Optional[Tensor], margin: float,
-    reduction: str, precision: str,
+    reduction: str, precision: str, finite_slots: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """((pos_sum, neg_sum) float64, (pos_count, neg_count) int64)."""
-    options = PairOptions(margin, reduction, precision=resolve_precision(precision, rows, cols))
+    precision = resolve_precision(precision, rows, cols)
+    options = PairOptions(margin, reduction, precision=precision, finite_slots=finite_slots)
     memory = launch.columns(cols, col_labels, self_index)
     result = launch.forward(launch.dense(rows), row_labels.contiguous(), None, memory, options)
     return result.sums[2:4].clone(), result.counts[2:4].clone()
@@ -133,10 +136,11 @@ def _(rows, *_):
 @torch.library.custom_op("fastirt::pair_grad", mutates_args=())
 def pair_grad(
     rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, self_index: Optional[Tensor], scales: Tensor,
-    margin: float, reduction: str, precision: str,
+    margin: float, reduction: str, precision: str, finite_slots: bool,
 ) -> Tensor:  # fmt: skip
     """(N, D) in the rows' dtype; scales (2,) float32: weights of positive and negative pairs."""
-    options = PairOptions(margin, reduction, precision=resolve_precision(precision, rows, cols))
+    precision = resolve_precision(precision, rows, cols)
+    options = PairOptions(margin, reduction, precision=precision, finite_slots=finite_slots)
     one = scales.new_ones(())
     return launch.backward(
         launch.dense(rows), row_labels.contiguous(), None, launch.columns(cols, col_labels, self_index), options,

@@ -51,6 +51,7 @@ def pair_stats(
     margin: float = 0.5,
     reduction: str = "anchor_sum",
     precision: str = "auto",
+    finite_slots: bool = False,
     impl: str = "auto",
 ) -> PairStats:
     """Sums and counts of the pairs that cost: 1 - s of positives, s - margin of negatives.
@@ -62,7 +63,7 @@ def pair_stats(
     row_offset: row i is column i + row_offset, which is no pair.
     self_slots: (N,) int64, instead of row_offset: row i is column self_slots[i], -1 for none.
         With neither, all pairs count.
-    margin, reduction, precision, impl: as in `contrastive_koleo`.
+    margin, reduction, precision, finite_slots, impl: as in `contrastive_koleo`.
 
     A value that is not finite makes pos_sum NaN.
     Raises ValueError for a wrong shape, dtype, device or option.
@@ -72,7 +73,9 @@ def pair_stats(
     check_options(options)
     if choose_impl(impl, rows) == "reference":
         return PairStats(*reference.pair_stats(rows, row_labels, cols, col_labels, self_index, options))
-    sums, counts = operators.pair_stats(rows, row_labels, cols, col_labels, self_index, margin, reduction, precision)
+    sums, counts = operators.pair_stats(
+        rows, row_labels, cols, col_labels, self_index, margin, reduction, precision, finite_slots
+    )
     return PairStats(sums[0], counts[0], sums[1], counts[1])
 
 
@@ -89,6 +92,7 @@ def pair_grad(
     margin: float = 0.5,
     reduction: str = "anchor_sum",
     precision: str = "auto",
+    finite_slots: bool = False,
     impl: str = "auto",
 ) -> Tensor:
     """(N, D) in the rows' dtype: the gradient of scale_pos * pos_sum + scale_neg * neg_sum.
@@ -110,7 +114,9 @@ def pair_grad(
             rows, row_labels, cols, col_labels, self_index, options, scale_pos=scale_pos, scale_neg=scale_neg
         )
     scales = torch.stack([scale_pos.float(), scale_neg.float()])
-    return operators.pair_grad(rows, row_labels, cols, col_labels, self_index, scales, margin, reduction, precision)
+    return operators.pair_grad(
+        rows, row_labels, cols, col_labels, self_index, scales, margin, reduction, precision, finite_slots
+    )
 
 
 def nearest(

@@ -117,7 +117,7 @@ def problem(args: argparse.Namespace, device: torch.device) -> Callable[[str, Ti
     labels = torch.arange(args.rows, device=device) // 2
     memory_labels = torch.randperm(args.slots, device=device) // 5
     precision = "bf16" if args.precision == "mixed" else args.precision
-    options = PairOptions(args.margin, "nonzero_mean", precision=precision)
+    options = PairOptions(args.margin, "nonzero_mean", precision=precision, finite_slots=True)
     arguments = (z, labels, launch.Columns(z, labels), launch.Columns(memory, memory_labels), options)
     stats = launch.forward(*arguments, tile=SAFE)
     one = torch.ones((), device=device)

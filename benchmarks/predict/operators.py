@@ -114,7 +114,7 @@ def own_kernels(step: TrainStep, batch_size: int, gathered: RecordedKernel) -> l
     memory, objective = step.memory, step.forward_pass.objective
     slots = None if step.networks.momentum_encoder is not None else labels
     inputs = (z, labels, memory.embeddings, memory.labels, slots)
-    options = (objective.margin, objective.contrastive, 1e-8, 1e-6, objective.precision)
+    options = (objective.margin, objective.contrastive, 1e-8, 1e-6, objective.precision, True)
     result = operators.contrastive_koleo._init_fn(*inputs, *options)
     operators.contrastive_koleo_backward._init_fn(*result[:3], *inputs, *result[3:], *options)
     recorded["gather_kernel"] = gathered

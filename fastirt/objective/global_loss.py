@@ -70,7 +70,10 @@ class _WholeBatch(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         first, count = ranks.batch_slice(len(whole))
         own, own_labels = own.detach(), labels[first : first + count]
-        options = dict(margin=loss.margin, reduction=loss.contrastive, precision=loss.precision, impl=loss.impl)
+        options = dict(
+            margin=loss.margin, reduction=loss.contrastive, precision=loss.precision, impl=loss.impl,
+            finite_slots=loss.finite_slots,
+        )  # fmt: skip
         numbers = [*pair_stats(own, own_labels, whole, labels, row_offset=first, **options)]
         if memory is not None:
             rows = (whole, labels) if memory.sharded else (own, own_labels)
