@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Optional
 
@@ -22,23 +22,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from fastirt.kernels import gather
+from fastirt.kernels.gates.judge import INSTRUCTION, Report, Texts, judge, stale, tables
 from fastirt.kernels.passes.tiles import INTERPRETED
 from fastirt.kernels.variants.jobs import ARCHS, Job, jobs, source
-
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of shared memory a program
-INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
-FP32_SPILL_LIMIT = 4096  # bytes; without matrix instructions, products are computed in registers
-FLOAT_ATOMIC = re.compile(r"\b(?:atom|red)\.[\w.]*\.f(?:16|32|64)")
-
-
-@dataclass
-class Report:
-    job: str
-    registers: int = 0
-    spill_bytes: int = 0
-    shared_bytes: int = 0
-    matrix: dict[str, int] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
 
 
 def compile_job(job: Job) -> Report:
@@ -64,49 +51,29 @@ def compile_job(job: Job) -> Report:
     ptx = compiled.asm["ptx"]
     report.shared_bytes = compiled.metadata.shared
     report.matrix = {name: ptx.count(name) for name in INSTRUCTION.values() if name in ptx}
-    log = _assemble(ptx, job.arch)
+    log, sass = _assemble(ptx, job.arch)
     report.registers = max((int(n) for n in re.findall(r"Used (\d+) registers", log)), default=0)
     report.spill_bytes = sum(int(n) for n in re.findall(r"(\d+) bytes spill", log))
-    _judge(job, report, ptx, log)
+    judge(job, report, Texts(compiled.asm["ttgir"], ptx, sass, log), gather.GROUPS * gather.PIXELS * 3)
     return report
 
 
-def _judge(job: Job, report: Report, ptx: str, log: str) -> None:
-    exact = job.tile is not None and job.precision == "fp32"
-    if report.spill_bytes > (FP32_SPILL_LIMIT if exact else 0):
-        report.faults.append(f"spills {report.spill_bytes} bytes")
-    if report.shared_bytes > SHARED_LIMIT[job.arch]:
-        report.faults.append(f"shared memory {report.shared_bytes} > {SHARED_LIMIT[job.arch]}")
-    if "C7512" in log or ("wgmma" in log and "serializ" in log):
-        report.faults.append("wgmma is serialised")
-    if job.tile and not exact and not report.matrix:
-        report.faults.append("no matrix instruction")
-    elif job.tile and not exact and job.tile.bm >= 64 and INSTRUCTION[job.arch] not in report.matrix:
-        report.faults.append(f"no {INSTRUCTION[job.arch]}")
-    if FLOAT_ATOMIC.search(ptx):
-        report.faults.append("floating-point atomic")
-
-
-def _assemble(ptx: str, arch: int) -> str:
-    """What ptxas prints about a kernel."""
+def _assemble(ptx: str, arch: int) -> tuple[str, str]:
+    """What ptxas prints about a kernel, and its instructions (SASS)."""
     nvidia = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     ptxas = nvidia / ("ptxas-blackwell" if arch >= 100 and (nvidia / "ptxas-blackwell").exists() else "ptxas")
     target = re.search(r"\.target (\w+)", ptx).group(1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx)
-        done = subprocess.run(
-            [str(ptxas), "-v", f"--gpu-name={target}", str(path), "-o", str(path.with_suffix(".cubin"))],
-            capture_output=True, text=True,
-        )  # fmt: skip
-    return done.stdout + done.stderr
+        binary = path.with_suffix(".cubin")
+        commands = ([ptxas, "-v", f"--gpu-name={target}", path, "-o", binary], [nvidia / "nvdisasm", "-c", binary])
+        done = [subprocess.run(list(map(str, command)), capture_output=True, text=True) for command in commands]
+    return done[0].stdout + done[0].stderr, done[1].stdout
 
 
-def reports(
-    archs: tuple[int, ...] = ARCHS, only: Optional[str] = None, workers: Optional[int] = None, every: bool = False
-) -> list[Report]:
-    """All reports of `jobs`; those of unchanged sources come from Triton's cache folder."""
-    todo = [job for job in jobs(archs, every) if only is None or job.kernel.split()[0] == only]
+def reports(todo: list[Job], workers: Optional[int] = None) -> list[Report]:
+    """Their reports; those of unchanged sources come from Triton's cache folder."""
     folder = Path(__file__).parent
     text = "".join(path.read_text() for path in sorted(folder.rglob("*.py")))
     digest = hashlib.sha256((text + triton.__version__).encode()).hexdigest()[:16]
@@ -133,18 +100,28 @@ def main() -> int:
         "--kernel", choices=("stats", "grad", "rows", "totals", "combine", "gather"), help="only this one"
     )
     parser.add_argument("--all", action="store_true", help="all combinations: an hour on two cores")
+    parser.add_argument("--tables", action="store_true", help="print the tables of gates/known.py instead")
     args = parser.parse_args()
     if INTERPRETED:  # at import the kernels were made for the interpreter: restart without it
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         os.execve(sys.executable, [sys.executable, "-m", "fastirt.kernels.aot", *sys.argv[1:]], environment)
-    rows = reports(tuple(args.arch), args.kernel, every=args.all)
+    todo = [job for job in jobs(tuple(args.arch), args.all) if args.kernel in (None, job.kernel.split()[0])]
+    rows = reports(todo)
+    if args.tables:
+        print(tables(todo, rows))
+        return 0
     width = max(len(report.job) for report in rows)
-    print(f"{'kernel':{width}}  registers  spill B  shared KiB  matrix instructions")
+    print(f"{'kernel':{width}}  registers  spill B  shared KiB  instructions each  matrix instructions")
     for r in rows:
         matrix = ", ".join(f"{name} x{count}" for name, count in r.matrix.items()) or "-"
+        each = "-" if r.each is None else f"{r.each:.1f}"
+        known = f"   known: {', '.join(r.known)}" if r.known else ""
         fault = f"   FAULT: {'; '.join(r.faults)}" if r.faults else ""
-        print(f"{r.job:{width}}  {r.registers:9}  {r.spill_bytes:7}  {r.shared_bytes / 1024:10.1f}  {matrix}{fault}")
-    bad = sum(bool(report.faults) for report in rows)
+        kib = r.shared_bytes / 1024
+        print(f"{r.job:{width}}  {r.registers:9}  {r.spill_bytes:7}  {kib:10.1f}  {each:>17}  {matrix}{known}{fault}")
+    left = stale(todo, rows, whole=len(todo) == len(jobs()))
+    print("".join(f"{entry}\n" for entry in left), end="")
+    bad = sum(bool(report.faults) for report in rows) + len(left)
     print(f"{len(rows)} kernels, {bad} at fault")
     return 1 if bad else 0
 

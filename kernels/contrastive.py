@@ -25,6 +25,7 @@ def contrastive_koleo(
     koleo_eps: float = KOLEO_EPS,
     koleo_distance_eps: float = KOLEO_DISTANCE_EPS,
     precision: str = "auto",
+    finite_slots: bool = False,
     impl: str = "auto",
     check: bool = False,
 ) -> ContrastiveKoLeo:
@@ -48,6 +49,8 @@ def contrastive_koleo(
         torch.get_float32_matmul_precision() for float32 ones. `tf32` rounds z, but cuts off the
         last bits of a float32 memory: round it before, once (`rounding.round_to_tf32`). The
         reference takes float32.
+    finite_slots: whether rows and slots with a negative label are finite too. If so, the kernels
+        load ahead; without it they wait for the labels to leave out what may be NaN.
     impl: `triton`, `reference` (plain PyTorch) or `auto`: Triton where the device and D allow it.
     check: also check the values of memory_labels and memory_self, which waits for the device.
 
@@ -57,7 +60,7 @@ def contrastive_koleo(
     Raises ValueError for a wrong shape, dtype, device or option; RuntimeError for a second
     derivative of the Triton version.
     """
-    options = PairOptions(margin, reduction, koleo_eps, koleo_distance_eps, precision)
+    options = PairOptions(margin, reduction, koleo_eps, koleo_distance_eps, precision, finite_slots)
     check_vectors("z", z)
     check_integers("labels", labels, z)
     check_options(options)

@@ -17,28 +17,103 @@ from fastirt.kernels.plan import cdiv
 
 # Bytes of an entry: the integer dtype by which its bits are moved.
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
-BLOCK = 2048  # elements a program writes
+PIXELS = 8  # of one row, in a group
+GROUPS = 256  # of a program
+WARPS = 4
 
 
 @triton.jit
+def load_word(at, needed, first, last, EDGES: tl.constexpr):
+    """The four bytes at each address `at`, a multiple of 4, as uint32; 0 where not `needed`.
+
+    EDGES: whether a word may reach beyond the addresses [first, last) that may be read. The bytes
+    of such a word are read one by one.
+    """
+    if EDGES:
+        whole = (at >= first) & (at + 4 <= last)
+        word = tl.load(at.to(tl.pointer_type(tl.uint32)), mask=needed & whole, other=0)
+        for i in tl.static_range(4):
+            mask = needed & (whole == 0) & (at + i >= first) & (at + i < last)
+            byte = tl.load((at + i).to(tl.pointer_type(tl.uint8)), mask=mask, other=0)
+            word = word | (byte.to(tl.uint32) << (8 * i))
+        return word
+    else:
+        return tl.load(at.to(tl.pointer_type(tl.uint32)), mask=needed, other=0)
+
+
+@triton.jit
+def load_group(window, y, source, width, inside, first, last, S: tl.constexpr, EDGES: tl.constexpr):
+    """Six words: the 24 bytes of eight pixels from pixel `source` of row y of a window on.
+
+    Pixels outside [0, S) are not read. A load of one byte takes as long as one of a word, so the
+    bytes come as seven aligned words, shifted by the address modulo 4.
+    """
+    at = window + (y * width.to(tl.int32) + source) * 3
+    skip = (at & 3).to(tl.int32)
+    words = ()
+    for i in tl.static_range(7):
+        byte = 4 * i - skip  # of the group, the first one of this word
+        needed = inside & (byte < 24)
+        if S % 8 != 0:
+            needed = needed & (byte + 3 >= -3 * source) & (byte < 3 * (S - source))
+        words = words + (load_word(at - skip + 4 * i, needed, first, last, EDGES),)
+    aligned = ()
+    for i in tl.static_range(6):
+        pair = words[i].to(tl.uint64) | (words[i + 1].to(tl.uint64) << 32)
+        aligned = aligned + ((pair >> (8 * skip).to(tl.uint64)).to(tl.uint32),)
+    return aligned
+
+
+@triton.jit
+def byte_of(words, i: tl.constexpr):
+    return (words[i // 4] >> (i % 4 * 8)) & 255
+
+
+@triton.jit
+def interleave(x, start: tl.constexpr, G: tl.constexpr):
+    """(8 * G,): x[start] to x[start + 7], each (G,), element by element in turn."""
+    even = tl.join(tl.join(x[start], x[start + 4]), tl.join(x[start + 2], x[start + 6]))
+    odd = tl.join(tl.join(x[start + 1], x[start + 5]), tl.join(x[start + 3], x[start + 7]))
+    return tl.reshape(tl.join(even, odd), (8 * G,))
+
+
+@triton.jit(do_not_specialize=["length"])
 def gather_kernel(
-    out_ptr, pixels_ptr, starts_ptr, widths_ptr, picks_ptr, table_ptr, S: tl.constexpr, BLOCK: tl.constexpr
+    out_ptr, pixels_ptr, starts_ptr, widths_ptr, picks_ptr, table_ptr, length,
+    S: tl.constexpr, GROUPS: tl.constexpr, EDGES: tl.constexpr,
 ):  # fmt: skip
-    """Program (b, i): BLOCK elements of view b from i * BLOCK on; row-major, channels last."""
+    """Program (b, i): GROUPS groups of view b from i * GROUPS on; row-major, channels last.
+
+    A group is eight pixels of a row; the last group of a row may reach beyond it. length: bytes of
+    pixels. EDGES: as in `load_word`.
+    """
     view = tl.program_id(0)
-    element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = element < S * S * 3
+    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
+    y, x = group // ((S + 7) // 8), group % ((S + 7) // 8) * 8
+    inside = y < S
     row, top = tl.load(picks_ptr + view * 4), tl.load(picks_ptr + view * 4 + 1)
-    left, flip = tl.load(picks_ptr + view * 4 + 2), tl.load(picks_ptr + view * 4 + 3)
+    left, flip = tl.load(picks_ptr + view * 4 + 2), tl.load(picks_ptr + view * 4 + 3) != 0
     start, width = tl.load(starts_ptr + row), tl.load(widths_ptr + row)
-    y, across = element // (S * 3), element % (S * 3)
-    x, channel = across // 3, across % 3
-    x = tl.where(flip != 0, S - 1 - x, x)
     # 64 bits for the window's start only: within a window 32 bits are enough.
-    window = pixels_ptr + start + (top * width + left) * 3
-    value = tl.load(window + (y * width.to(tl.int32) + x) * 3 + channel, mask=inside, other=0)
-    entry = tl.load(table_ptr + value.to(tl.int32) * 3 + channel, mask=inside, other=0)
-    tl.store(out_ptr + view.to(tl.int64) * (S * S * 3) + element, entry, mask=inside)
+    first = pixels_ptr.to(tl.int64)
+    window = first + start + (top * width + left) * 3
+    source = tl.where(flip, S - 8 - x, x)
+    words = load_group(window, y, source, width, inside, first, first + length, S, EDGES)
+    entries = ()
+    for i in tl.static_range(24):
+        mirrored = byte_of(words, 21 - i // 3 * 3 + i % 3)  # the same channel of pixel 7 - i // 3
+        value = tl.where(flip, mirrored, byte_of(words, i)).to(tl.int32)
+        entries = entries + (value * 3 + i % 3,)
+    # In shared memory: from global memory, each lookup is a read of two bytes at a random address.
+    table = tl.load(table_ptr + tl.arange(0, 1024), mask=tl.arange(0, 1024) < 768, other=0)
+    for i in tl.static_range(0, 24, 8):
+        found = tl.reshape(tl.gather(table, interleave(entries, i, GROUPS), 0), (GROUPS, 8))
+        element = i + tl.arange(0, 8)
+        mask = inside[:, None]
+        if S % 8 != 0:
+            mask = mask & (x[:, None] + (element // 3)[None, :] < S)
+        at = ((y * S + x) * 3)[:, None] + element[None, :]
+        tl.store(out_ptr + view.to(tl.int64) * (S * S * 3) + at, found, mask=mask)
 
 
 @on_its_device
@@ -74,13 +149,24 @@ def gather_views(
         impl = "reference"
     if triton_or_reference(impl, out.device) == "reference":
         return gather_views_reference(out, pixels, starts, widths, picks, table)
-    block = 1 << 16 if INTERPRETED else BLOCK
     bits = BITS[out.element_size()]
     if count and size:
-        gather_kernel[(count, cdiv(size * size * 3, block))](
-            out.view(bits), pixels, starts, widths, picks, table.view(bits), S=size, BLOCK=block, num_warps=8
+        needed = size * cdiv(size, PIXELS)
+        groups = min(1 << 13, triton.next_power_of_2(needed)) if INTERPRETED else GROUPS
+        gather_kernel[(count, cdiv(needed, groups))](
+            out.view(bits), pixels, starts, widths, picks, table.view(bits), pixels.numel(),
+            S=size, GROUPS=groups, EDGES=not _in_whole_words(pixels), num_warps=WARPS,
         )  # fmt: skip
     return out
+
+
+def _in_whole_words(pixels: Tensor) -> bool:
+    """Whether the storage holds all bytes of each aligned word of `pixels`.
+
+    A storage itself begins at an aligned word, on every device.
+    """
+    end = pixels.storage_offset() + pixels.numel()
+    return cdiv(end, 4) * 4 <= pixels.untyped_storage().nbytes()
 
 
 def gather_views_reference(

@@ -38,9 +38,10 @@ def contrastive_koleo(
     koleo_eps: float,
     distance_eps: float,
     precision: str,
+    finite_slots: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(batch, memory, koleo, scales, rho, index); the last three are for the backward."""
-    options = PairOptions(margin, reduction, koleo_eps, distance_eps, precision)
+    options = PairOptions(margin, reduction, koleo_eps, distance_eps, precision, finite_slots)
     rows, labels, batch, columns = _columns(z, products, labels, memory, memory_labels, memory_self)
     result = launch.forward(rows, labels, batch, columns, options, products=batch.products)
     return tuple(result[:6])
@@ -73,9 +74,10 @@ def contrastive_koleo_backward(
     koleo_eps: float,
     distance_eps: float,
     precision: str,
+    finite_slots: bool,
 ) -> Tensor:
     """(N, D) in the dtype of z: the gradient of the losses, each times its 0-d float32 grad_*."""
-    options = PairOptions(margin, reduction, koleo_eps, distance_eps, precision)
+    options = PairOptions(margin, reduction, koleo_eps, distance_eps, precision, finite_slots)
     rows, labels, batch, columns = _columns(z, products, labels, memory, memory_labels, memory_self)
     return launch.backward(
         rows, labels, batch, columns, options, scales=scales, grads=(grad_batch, grad_memory, grad_koleo),
@@ -118,10 +120,10 @@ contrastive_koleo_backward.register_autograd(_refuse, setup_context=lambda ctx, 
 @torch.library.custom_op("fastirt::pair_stats", mutates_args=())
 def pair_stats(
     rows: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor, self_index: Optional[Tensor], margin: float,
-    reduction: str, precision: str,
+    reduction: str, precision: str, finite_slots: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """((pos_sum, neg_sum) float64, (pos_count, neg_count) int64); rows: their products only."""
-    options = PairOptions(margin, reduction, precision=precision)
+    options = PairOptions(margin, reduction, precision=precision, finite_slots=finite_slots)
     memory = launch.columns(cols, col_labels, self_index)
     result = launch.forward(launch.dense(rows), row_labels.contiguous(), None, memory, options)
     return result.sums[2:4].clone(), result.counts[2:4].clone()
@@ -135,10 +137,10 @@ def _(rows, *_):
 @torch.library.custom_op("fastirt::pair_grad", mutates_args=())
 def pair_grad(
     rows: Tensor, products: Tensor, row_labels: Tensor, cols: Tensor, col_labels: Tensor,
-    self_index: Optional[Tensor], scales: Tensor, margin: float, reduction: str, precision: str,
+    self_index: Optional[Tensor], scales: Tensor, margin: float, reduction: str, precision: str, finite_slots: bool,
 ) -> Tensor:  # fmt: skip
     """(N, D) in the rows' dtype; scales (2,) float32: weights of positive and negative pairs."""
-    options = PairOptions(margin, reduction, precision=precision)
+    options = PairOptions(margin, reduction, precision=precision, finite_slots=finite_slots)
     one = scales.new_ones(())
     return launch.backward(
         launch.dense(rows), row_labels.contiguous(), None, launch.columns(cols, col_labels, self_index), options,

@@ -34,6 +34,7 @@ class PairOptions(NamedTuple):
     koleo_eps: float = KOLEO_EPS  # inside KoLeo's logarithm
     distance_eps: float = KOLEO_DISTANCE_EPS  # inside the norm, on each component
     precision: str = "auto"  # of the kernels' matrix products; the reference takes float32
+    finite_slots: bool = False  # whether columns with a negative label are finite; for the kernels
 
     @property
     def nonzero(self) -> bool:

@@ -52,6 +52,7 @@ def pair_stats(
     margin: float = 0.5,
     reduction: str = "anchor_sum",
     precision: str = "auto",
+    finite_slots: bool = False,
     impl: str = "auto",
 ) -> PairStats:
     """Sums and counts of the pairs that cost: 1 - s of positives, s - margin of negatives.
@@ -63,8 +64,8 @@ def pair_stats(
     row_offset: row i is column i + row_offset, which is no pair.
     self_slots: (N,) int64, instead of row_offset: row i is column self_slots[i], -1 for none.
         With neither, all pairs count.
-    margin, reduction, precision, impl: as in `contrastive_koleo`; the columns are taken as its
-        memory is.
+    margin, reduction, precision, finite_slots, impl: as in `contrastive_koleo`; the columns are
+        taken as its memory is.
 
     A value that is not finite makes pos_sum NaN.
     Raises ValueError for a wrong shape, dtype, device or option.
@@ -77,7 +78,7 @@ def pair_stats(
     precision = resolve_precision(precision, rows, cols)
     products = product_operand(rows, precision)
     sums, counts = operators.pair_stats(
-        products, row_labels, cols, col_labels, self_index, margin, reduction, precision
+        products, row_labels, cols, col_labels, self_index, margin, reduction, precision, finite_slots
     )
     return PairStats(sums[0], counts[0], sums[1], counts[1])
 
@@ -95,6 +96,7 @@ def pair_grad(
     margin: float = 0.5,
     reduction: str = "anchor_sum",
     precision: str = "auto",
+    finite_slots: bool = False,
     impl: str = "auto",
 ) -> Tensor:
     """(N, D) in the rows' dtype: the gradient of scale_pos * pos_sum + scale_neg * neg_sum.
@@ -119,7 +121,7 @@ def pair_grad(
     precision = resolve_precision(precision, rows, cols)
     products = product_operand(rows, precision)
     return operators.pair_grad(
-        rows, products, row_labels, cols, col_labels, self_index, scales, margin, reduction, precision
+        rows, products, row_labels, cols, col_labels, self_index, scales, margin, reduction, precision, finite_slots
     )
 
 

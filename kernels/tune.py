@@ -122,7 +122,7 @@ def problem(args: argparse.Namespace, device: torch.device) -> Callable[[str, Ti
     z, memory = product_operand(z, args.precision), memory.to(DTYPES[args.columns])
     labels = torch.arange(args.rows, device=device) // 2
     memory_labels = torch.randperm(args.slots, device=device) // 5
-    options = PairOptions(args.margin, "nonzero_mean", precision=args.precision)
+    options = PairOptions(args.margin, "nonzero_mean", precision=args.precision, finite_slots=True)
     arguments = (z, labels, launch.Columns(z, labels), launch.Columns(memory, memory_labels), options)
     stats = launch.forward(*arguments, tile=SAFE)
     one = torch.ones((), device=device)

@@ -77,8 +77,9 @@ def losses(reduction: str, device: torch.device, dim: int) -> dict[str, Callable
     def ours(impl: str) -> Callable[..., Tensor]:
         def loss(z, labels, memory, memory_labels, memory_self):
             terms = contrastive_koleo(
-                z, labels, memory, memory_labels, memory_self=memory_self, reduction=reduction, impl=impl
-            )
+                z, labels, memory, memory_labels, memory_self=memory_self, reduction=reduction, impl=impl,
+                finite_slots=True,
+            )  # fmt: skip
             return terms.batch + terms.memory + LAMBDA * terms.koleo
 
         return loss

@@ -118,7 +118,7 @@ def own_kernels(step: TrainStep, batch_size: int, gathered: RecordedKernel) -> l
     slots = None if step.networks.momentum_encoder is not None else labels
     precision = resolve_precision(objective.precision, z, memory.embeddings)
     inputs = (z, product_operand(z, precision), labels, memory.embeddings, memory.labels, slots)
-    options = (objective.margin, objective.contrastive, 1e-8, 1e-6, precision)
+    options = (objective.margin, objective.contrastive, 1e-8, 1e-6, precision, objective.finite_slots)
     with contextlib.ExitStack() as stack:
         for name, kernel in recorded.items():
             stack.enter_context(mock.patch.object(launch, name, kernel))

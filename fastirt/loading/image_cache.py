@@ -45,10 +45,12 @@ class ImageCache:
         self.remote = place == "host" and device.type == "cuda"
         where = device if place == "device" else torch.device("cpu")
         try:
-            self.pixels = torch.empty(int(starts[-1]), dtype=torch.uint8, device=where)
+            # Up to whole words of four bytes, or `gather_views` would read the last one by bytes.
+            room = torch.empty(-(-int(starts[-1]) // 4) * 4, dtype=torch.uint8, device=where)
+            self.pixels = room[: int(starts[-1])]
             if self.remote:
-                _lock(self.pixels)
-                weakref.finalize(self, _unlock, self.pixels)
+                _lock(room)
+                weakref.finalize(self, _unlock, room)
         except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
             raise UserError(
                 f"--cache {place}: {starts[-1] / 2**30:.1f} GiB of images do not fit: use --cache auto or none"

@@ -71,7 +71,10 @@ class _WholeBatch(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         first, count = ranks.batch_slice(len(whole))
         own, own_labels = own.detach(), labels[first : first + count]
-        options = dict(margin=loss.margin, reduction=loss.contrastive, precision=loss.precision, impl=loss.impl)
+        options = dict(
+            margin=loss.margin, reduction=loss.contrastive, precision=loss.precision, impl=loss.impl,
+            finite_slots=loss.finite_slots,
+        )  # fmt: skip
         columns = columns_for_products(whole, loss.precision, loss.impl)
         numbers = [*pair_stats(own, own_labels, columns, labels, row_offset=first, **options)]
         if memory is not None:

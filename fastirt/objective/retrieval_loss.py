@@ -40,6 +40,7 @@ class RetrievalLoss(nn.Module):
         the inputs (see `contrastive_koleo`, also about a float32 memory under `tf32`).
     normalize: L2-normalize embeddings and memory in float32 first, as pytorch-metric-learning does;
         the gradient passes through. False saves the time if all vectors have unit length.
+    finite_slots: whether vectors with a negative label are finite too; see `contrastive_koleo`.
 
     Raises ValueError for an unknown contrastive, impl or precision.
     """
@@ -52,13 +53,14 @@ class RetrievalLoss(nn.Module):
         impl: str = "auto",
         precision: str = "auto",
         normalize: bool = True,
+        finite_slots: bool = False,
     ) -> None:
         super().__init__()
         check_choice("contrastive", contrastive, REDUCTIONS)
         check_choice("impl", impl, IMPLEMENTATIONS)
         check_choice("precision", precision, PRECISIONS)
         self.margin, self.contrastive, self.lambda_reg = margin, contrastive, lambda_reg
-        self.impl, self.precision, self.normalize = impl, precision, normalize
+        self.impl, self.precision, self.normalize, self.finite_slots = impl, precision, normalize, finite_slots
 
     def forward(
         self,
@@ -92,6 +94,7 @@ class RetrievalLoss(nn.Module):
             reduction=self.contrastive,
             impl=self.impl,
             precision=self.precision,
+            finite_slots=self.finite_slots,
         )
         return Losses(parts.batch + parts.memory + self.lambda_reg * parts.koleo, *parts)
 
@@ -127,5 +130,11 @@ def build_objective(config: Config, dim: int, dtype: torch.dtype, device: torch.
     except ValueError as error:
         raise UserError(f"--loss-impl: {error}") from None
     return RetrievalLoss(
-        objective.margin, objective.contrastive, objective.lambda_reg, impl, precision, normalize=False
+        objective.margin,
+        objective.contrastive,
+        objective.lambda_reg,
+        impl,
+        precision,
+        normalize=False,
+        finite_slots=True,  # the memory starts with zeros, and a step that is not finite is undone
     )

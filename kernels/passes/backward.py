@@ -46,11 +46,12 @@ def _scan_grad(
     rows, row_labels, self_index, cols_ptr, cols_stride, labels_ptr, M, first, last, margin, pos_scale, neg_scale,
     start,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
-    GRAD_CHUNKS: tl.constexpr, PRECISION: tl.constexpr, NONZERO: tl.constexpr, SKIP_INACTIVE: tl.constexpr,
+    GRAD_CHUNKS: tl.constexpr, PRECISION: tl.constexpr, NONZERO: tl.constexpr, FINITE_SLOTS: tl.constexpr,
+    SKIP_INACTIVE: tl.constexpr,
 ):  # fmt: skip
     """sum_j weight_ij * column_j over column tiles [first, last): GRAD_CHUNKS chunks (BM, BD).
 
-    The first chunk begins at number `start` of D.
+    The first chunk begins at number `start` of D. FINITE_SLOTS: as in `_scan`.
     """
     unit, p, q = pair_weights(pos_scale, neg_scale, PRECISION)
     totals = ()
@@ -59,11 +60,14 @@ def _scan_grad(
     for tile in range(first, last):
         cols = tile * BN + tl.arange(0, BN)
         col_labels = tl.load(labels_ptr + cols, mask=cols < M, other=-1)
-        chunks = load_chunks(cols_ptr, cols_stride, tile * BN, col_labels >= 0, 0, D, BN, BD, CHUNKS)
+        keep = cols < M
+        if not FINITE_SLOTS:  # the weight of such a column is 0, but 0 * NaN is NaN
+            keep = col_labels >= 0
+        chunks = load_chunks(cols_ptr, cols_stride, tile * BN, keep, 0, D, BN, BD, CHUNKS)
         s = similarity(rows, chunks, BM, BN, CHUNKS, PRECISION)
         positive, negative = active_pairs(s, row_labels, col_labels, self_index, cols, margin, NONZERO)
         if GRAD_CHUNKS < CHUNKS:
-            chunks = load_chunks(cols_ptr, cols_stride, tile * BN, col_labels >= 0, start, D, BN, BD, GRAD_CHUNKS)
+            chunks = load_chunks(cols_ptr, cols_stride, tile * BN, keep, start, D, BN, BD, GRAD_CHUNKS)
         any_active = True
         if SKIP_INACTIVE:
             any_active = tl.max(tl.max((positive | negative).to(tl.int32), 1), 0) > 0
@@ -87,8 +91,8 @@ def grad_kernel(
     scales_ptr, grad_batch_ptr, grad_memory_ptr, partial_ptr,
     N, C, M, row_offset, batch_splits, batch_tiles, memory_tiles, margin,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
-    GRAD_CHUNKS: tl.constexpr, PRECISION: tl.constexpr, NONZERO: tl.constexpr, SKIP_INACTIVE: tl.constexpr,
-    HAS_SELF_INDEX: tl.constexpr, HAS_BATCH: tl.constexpr, HAS_MEMORY: tl.constexpr,
+    GRAD_CHUNKS: tl.constexpr, PRECISION: tl.constexpr, NONZERO: tl.constexpr, FINITE_SLOTS: tl.constexpr,
+    SKIP_INACTIVE: tl.constexpr, HAS_SELF_INDEX: tl.constexpr, HAS_BATCH: tl.constexpr, HAS_MEMORY: tl.constexpr,
 ):  # fmt: skip
     """Grid (row tiles, batch splits + memory splits, slices of D). Splits as in `stats_kernel`.
 
@@ -111,7 +115,7 @@ def grad_kernel(
                 rows, row_labels, index + row_offset, cols_ptr, cols_stride, col_labels_ptr, C,
                 first, min(first + batch_tiles, tl.cdiv(C, BN)), margin,
                 grad * tl.load(scales_ptr), grad * tl.load(scales_ptr + 1), start,
-                D, BM, BN, BD, CHUNKS, GRAD_CHUNKS, PRECISION, NONZERO, SKIP_INACTIVE,
+                D, BM, BN, BD, CHUNKS, GRAD_CHUNKS, PRECISION, NONZERO, FINITE_SLOTS, SKIP_INACTIVE,
             )  # fmt: skip
             _store(partial_ptr, split, index, inside, start, N, totals, D, BD, GRAD_CHUNKS)
     if HAS_MEMORY:
@@ -126,7 +130,7 @@ def grad_kernel(
                 rows, row_labels, self_index, memory_ptr, memory_stride, memory_labels_ptr, M,
                 first, min(first + memory_tiles, tl.cdiv(M, BN)), margin,
                 grad * tl.load(scales_ptr + 2), grad * tl.load(scales_ptr + 3), start,
-                D, BM, BN, BD, CHUNKS, GRAD_CHUNKS, PRECISION, NONZERO, SKIP_INACTIVE,
+                D, BM, BN, BD, CHUNKS, GRAD_CHUNKS, PRECISION, NONZERO, FINITE_SLOTS, SKIP_INACTIVE,
             )  # fmt: skip
             _store(partial_ptr, split, index, inside, start, N, totals, D, BD, GRAD_CHUNKS)
 

@@ -12,9 +12,14 @@ from fastirt.kernels.passes.tiles import active_pairs, load_chunks, load_rows, s
 def _scan(
     rows, row_labels, self_index, cols_ptr, cols_stride, labels_ptr, M, first, last, margin,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
-    PRECISION: tl.constexpr, NONZERO: tl.constexpr, PAIRS: tl.constexpr, NEAREST: tl.constexpr,
+    PRECISION: tl.constexpr, NONZERO: tl.constexpr, PAIRS: tl.constexpr, FINITE_SLOTS: tl.constexpr,
+    NEAREST: tl.constexpr,
 ):  # fmt: skip
-    """One tile of rows against column tiles [first, last): sums, counts and the best column."""
+    """One tile of rows against column tiles [first, last): sums, counts and the best column.
+
+    FINITE_SLOTS: whether columns with a negative label are finite. If so, labels do not decide what
+    to load, and Triton loads the next tiles ahead.
+    """
     pos_sum = tl.zeros((BM,), tl.float32)
     neg_sum = tl.zeros((BM,), tl.float32)
     finite_probe = tl.zeros((BM,), tl.float32)
@@ -25,7 +30,10 @@ def _scan(
     for tile in range(first, last):
         cols = tile * BN + tl.arange(0, BN)
         col_labels = tl.load(labels_ptr + cols, mask=cols < M, other=-1)
-        chunks = load_chunks(cols_ptr, cols_stride, tile * BN, col_labels >= 0, 0, D, BN, BD, CHUNKS)
+        keep = cols < M
+        if PAIRS and not FINITE_SLOTS:
+            keep = col_labels >= 0
+        chunks = load_chunks(cols_ptr, cols_stride, tile * BN, keep, 0, D, BN, BD, CHUNKS)
         s = similarity(rows, chunks, BM, BN, CHUNKS, PRECISION)
         if PAIRS:
             finite_probe += tl.sum(s, 1)
@@ -65,8 +73,8 @@ def stats_kernel(
     sums_ptr, counts_ptr, best_ptr, best_col_ptr,
     N, C, M, row_offset, batch_splits, batch_tiles, memory_tiles, margin,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
-    PRECISION: tl.constexpr, NONZERO: tl.constexpr, PAIRS: tl.constexpr, HAS_SELF_INDEX: tl.constexpr,
-    HAS_BATCH: tl.constexpr, HAS_MEMORY: tl.constexpr,
+    PRECISION: tl.constexpr, NONZERO: tl.constexpr, PAIRS: tl.constexpr, FINITE_SLOTS: tl.constexpr,
+    HAS_SELF_INDEX: tl.constexpr, HAS_BATCH: tl.constexpr, HAS_MEMORY: tl.constexpr,
 ):  # fmt: skip
     """Grid (row tiles, batch splits + memory splits).
 
@@ -88,7 +96,7 @@ def stats_kernel(
             pos_sum, neg_sum, pos_count, neg_count, best, best_col = _scan(
                 rows, row_labels, index + row_offset, cols_ptr, cols_stride, col_labels_ptr, C,
                 first, min(first + batch_tiles, tl.cdiv(C, BN)), margin,
-                D, BM, BN, BD, CHUNKS, PRECISION, NONZERO, PAIRS, True,
+                D, BM, BN, BD, CHUNKS, PRECISION, NONZERO, PAIRS, FINITE_SLOTS, True,
             )  # fmt: skip
             if PAIRS:
                 _write(sums_ptr, counts_ptr, split, index, inside, N, pos_sum, neg_sum, pos_count, neg_count)
@@ -104,6 +112,6 @@ def stats_kernel(
             pos_sum, neg_sum, pos_count, neg_count, _best, _best_col = _scan(
                 rows, row_labels, self_index, memory_ptr, memory_stride, memory_labels_ptr, M,
                 first, min(first + memory_tiles, tl.cdiv(M, BN)), margin,
-                D, BM, BN, BD, CHUNKS, PRECISION, NONZERO, PAIRS, False,
+                D, BM, BN, BD, CHUNKS, PRECISION, NONZERO, PAIRS, FINITE_SLOTS, False,
             )  # fmt: skip
             _write(sums_ptr, counts_ptr, split, index, inside, N, pos_sum, neg_sum, pos_count, neg_count)

@@ -103,7 +103,8 @@ def forward(
             count, b.labels.numel(), m.labels.numel(), b.row_offset, p.batch_splits, p.batch_tiles, p.memory_tiles,
             options.margin,
             D=dim, BM=p.tile.bm, BN=p.tile.bn, BD=p.bd, CHUNKS=p.chunks, PRECISION=options.precision,
-            NONZERO=options.nonzero, PAIRS=pairs, HAS_SELF_INDEX=m.self_index is not None, **has, **p.options,
+            NONZERO=options.nonzero, PAIRS=pairs, FINITE_SLOTS=options.finite_slots,
+            HAS_SELF_INDEX=m.self_index is not None, **has, **p.options,
         )  # fmt: skip
     if count:
         rows_kernel[(tiles,)](
@@ -163,8 +164,8 @@ def backward(
             count, b.labels.numel(), m.labels.numel(), b.row_offset, p.batch_splits, p.batch_tiles, p.memory_tiles,
             options.margin,
             D=dim, BM=p.tile.bm, BN=p.tile.bn, BD=p.bd, CHUNKS=p.chunks, GRAD_CHUNKS=p.grad_chunks,
-            PRECISION=options.precision, NONZERO=options.nonzero, SKIP_INACTIVE=p.tile.skip_inactive,
-            HAS_SELF_INDEX=m.self_index is not None,
+            PRECISION=options.precision, NONZERO=options.nonzero, FINITE_SLOTS=options.finite_slots,
+            SKIP_INACTIVE=p.tile.skip_inactive, HAS_SELF_INDEX=m.self_index is not None,
             HAS_BATCH=p.batch_splits > 0, HAS_MEMORY=p.memory_splits > 0, **p.options,
         )  # fmt: skip
     width = _finish_chunk(dim)

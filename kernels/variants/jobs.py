@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Callable, Iterator, Optional
 
 from fastirt.kernels import gather
@@ -60,6 +60,7 @@ class Job:
     nonzero: bool = True
     columns: str = "fp32"  # dtype of the memory
     use: Use = WHOLE
+    finite_slots: bool = True
 
     @property
     def name(self) -> str:
@@ -69,7 +70,12 @@ class Job:
         tile = f"{t.bm}x{t.bn}x{t.bd} warps={t.warps} stages={t.stages} out={t.grad_chunks} skip={int(t.skip_inactive)}"
         reduction = "nonzero_mean" if self.nonzero else "anchor_sum"
         head = f"{self.kernel} sm_{self.arch} {self.precision} D={self.dim} columns={self.columns}"
-        return f"{head} {tile} {reduction} {self.use.name}"
+        return f"{head} {tile} {reduction} {self.use.name}{'' if self.finite_slots else ' any slots'}"
+
+    @property
+    def threads(self) -> int:
+        """Of a program."""
+        return 32 * (self.tile.warps if self.tile else gather.WARPS if "gather" in self.kernel else 4)
 
 
 def jobs(archs: tuple[int, ...] = ARCHS, every: bool = False) -> list[Job]:
@@ -77,6 +83,7 @@ def jobs(archs: tuple[int, ...] = ARCHS, every: bool = False) -> list[Job]:
 
     Rows come in the dtype of the products. every: all combinations. Otherwise each tile of each
     precision and dtype once, and each use once for each kernel and GPU; reductions take turns.
+    Calls of others, whose empty slots may hold anything, come once for each kernel and GPU.
     """
     todo = []
     for arch in archs:
@@ -88,8 +95,9 @@ def jobs(archs: tuple[int, ...] = ARCHS, every: bool = False) -> list[Job]:
                     for rest in (full if every else _each_tile(kind, arch, precision, columns))
                 ]
             todo += [] if every else _each_use(kind, arch)
+            todo += [replace(_pairs_job(kind, arch, "tf32", "fp32", 384, ROWS[0], True, WHOLE), finite_slots=False)]
         todo += [Job(name, arch, "fp32", 384) for name in ("rows", "totals", "combine", "combine few")]
-        todo.append(Job("gather", arch, "bf16", 224))
+        todo += [Job(name, arch, "bf16", 224) for name in ("gather", "gather edges")]
     return list(dict.fromkeys(todo))
 
 
@@ -127,7 +135,7 @@ def source(job: Job) -> tuple[Any, Callable[[str], str], dict[str, Any], dict[st
         constants = dict(
             D=job.dim, BM=tile.bm, BN=tile.bn, BD=bd, CHUNKS=cdiv(job.dim, bd), NONZERO=job.nonzero,
             HAS_SELF_INDEX=job.use.self_index, PRECISION=job.precision,
-            HAS_BATCH=job.use.batch, HAS_MEMORY=job.use.memory,
+            HAS_BATCH=job.use.batch, HAS_MEMORY=job.use.memory, FINITE_SLOTS=job.finite_slots,
         )  # fmt: skip
         if job.kernel == "stats":
             constants["PAIRS"] = job.use.pairs
@@ -142,8 +150,9 @@ def source(job: Job) -> tuple[Any, Callable[[str], str], dict[str, Any], dict[st
     elif job.kernel == "totals":
         kernel, options = losses.totals_kernel, {}
         constants = dict(NONZERO=True, BT=256, **has)
-    elif job.kernel == "gather":
-        kernel, options, constants = gather.gather_kernel, {"num_warps": 8}, dict(S=job.dim, BLOCK=gather.BLOCK)
+    elif job.kernel in ("gather", "gather edges"):
+        kernel, options = gather.gather_kernel, {"num_warps": gather.WARPS}
+        constants = dict(S=job.dim, GROUPS=gather.GROUPS, EDGES=job.kernel == "gather edges")
     else:
         kernel, options = backward.combine_kernel, {}
         rows, splits = (1, 16) if job.kernel == "combine few" else (8, 4)
@@ -151,7 +160,7 @@ def source(job: Job) -> tuple[Any, Callable[[str], str], dict[str, Any], dict[st
     products = product_dtype(job.precision) if tile else "fp32"
 
     def types(name: str) -> str:
-        if job.kernel == "gather":
+        if kernel is gather.gather_kernel:
             return {"out_ptr": "*i16", "table_ptr": "*i16", "pixels_ptr": "*u8"}.get(name, "*i64")
         if name == "memory_ptr":
             return f"*{job.columns}"

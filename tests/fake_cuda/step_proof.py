@@ -152,6 +152,8 @@ def _check_launches(step: TrainStep) -> list[str]:
     expected = {"gather_kernel"}
     if step.config.objective.loss_impl != "reference":
         expected |= {"stats_kernel", "rows_kernel", "totals_kernel", "grad_kernel", "combine_kernel"}
+    if waiting := sorted({launch.name for launch in LAUNCHES if not launch.arguments.get("FINITE_SLOTS", True)}):
+        return [f"{waiting} wait for labels before they load the memory"]
     return [] if launched == expected else [f"launches {sorted(launched)} instead of {sorted(expected)}"]
 
 

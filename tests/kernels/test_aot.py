@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from fastirt.kernels.aot import FLOAT_ATOMIC, Job, Report, _judge
-from fastirt.kernels.variants.jobs import ARCHS, COLUMNS, DIMS, PRECISIONS, USES, jobs
+from fastirt.kernels.gates.judge import FLOAT_ATOMIC, Report, Texts, judge
+from fastirt.kernels.variants.jobs import ARCHS, COLUMNS, DIMS, PRECISIONS, USES, Job, jobs
 from fastirt.kernels.variants.tile_table import TABLE, Tile
 
 
@@ -21,7 +21,7 @@ def run_aot(*flags, timeout):
 
 def test_all_compile_for_sm_80_90_and_100_without_a_fault():
     """No spill, no serialised wgmma, shared memory within the target's, matrix instructions, no
-    floating-point atomic.
+    floating-point atomic; what the gates find is an exception, and every exception is needed.
     """
     lines = run_aot(timeout=1800)
     assert lines[-1].endswith(" 0 at fault") and int(lines[-1].split()[0]) == len(lines) - 2 > 50
@@ -43,7 +43,7 @@ def test_the_jobs_are_what_the_command_line_can_launch():
         found = {(j.dim, j.nonzero, j.use) for j in mine if j.use.memory}
         assert found == set(itertools.product(DIMS, (True, False), [use for use in USES[kind] if use.memory]))
     quick = [job for job in jobs() if job.tile]
-    assert set(quick) <= set(every) and len(quick) < 110
+    assert {job for job in quick if job.finite_slots} <= set(every) and len(quick) < 110
     assert {row.tile for row in TABLE if row.arch != (0,)} == {job.tile for job in quick}
     seen = {(job.kernel, job.arch, job.precision, job.columns) for job in quick}
     assert seen == set(itertools.product(USES, ARCHS, PRECISIONS, COLUMNS))
@@ -53,8 +53,8 @@ def test_the_jobs_are_what_the_command_line_can_launch():
 
 def faults(precision="bf16", ptx="", log="", **measured):
     report = Report("job", **{"matrix": {"wgmma.mma_async": 1}, **measured})
-    _judge(Job("stats", 90, precision, 384, Tile(64, 64, 64, 4, 2)), report, ptx, log)
-    return report.faults
+    judge(Job("stats", 90, precision, 384, Tile(64, 64, 64, 4, 2)), report, Texts(ptx=ptx, log=log), 0)
+    return [fault for fault in report.faults if fault not in report.found.values()]
 
 
 def test_each_fault_is_found():

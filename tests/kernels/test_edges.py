@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastirt.kernels import contrastive_koleo, nearest
+from fastirt.kernels import contrastive_koleo, nearest, pair_grad, pair_stats
 from tests.kernels.cases import DEVICE, REDUCTIONS, Case, exact, make
 
 BOTH = pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -139,6 +139,39 @@ def test_a_memory_empty_or_partly_filled(filled, reduction):
     if filled == 0:
         losses, gradients = run(case, reduction)
         assert losses[1] == 0 and (gradients[1] == 0).all()
+
+
+@BOTH
+def test_finite_slots_give_the_same_bits(reduction):
+    """What finite empty slots and padded rows hold changes no bit, with `finite_slots` or not."""
+    case = make(30, 300, 100)
+    empty = case._replace(z=case.z.clone(), memory=case.memory.clone())
+    assert empty.memory[case.memory_labels < 0].isnan().all() and empty.z[case.labels < 0].isnan().all()
+    empty.memory[case.memory_labels < 0] = -3.5
+    empty.z[case.labels < 0] = -3.5
+    expected, gradients = run(case, reduction, margin=0.1)
+    for finite_slots in (False, True):
+        losses, others = run(empty, reduction, margin=0.1, finite_slots=finite_slots)
+        assert losses == expected
+        assert all(torch.equal(a, b) for a, b in zip(gradients, others))
+    assert torch.tensor(run(case, reduction, margin=0.1, finite_slots=True)[0]).isnan().any()  # else NaN shows
+    stats = [
+        pair_stats(
+            c.z, c.labels, c.memory, c.memory_labels, self_slots=c.memory_self, reduction=reduction, impl="triton",
+            finite_slots=c is empty,
+        )
+        for c in (case, empty)
+    ]  # fmt: skip
+    assert stats[0] == stats[1]
+    scale = torch.tensor(0.7, device=DEVICE)
+    grads = [
+        pair_grad(
+            c.z, c.labels, c.memory, c.memory_labels, scale_pos=scale, scale_neg=scale, reduction=reduction,
+            impl="triton", finite_slots=c is empty,
+        )
+        for c in (case, empty)
+    ]  # fmt: skip
+    assert torch.equal(*grads)
 
 
 @BOTH

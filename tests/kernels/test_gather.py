@@ -1,9 +1,14 @@
 """Views of stored images: kernel and plain twin give the same bits, and both what slicing gives."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
+import triton
 
 from fastirt.kernels.gather import gather_views, gather_views_indexed
+from fastirt.kernels.passes.tiles import INTERPRETED
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # there in the interpreter
 
@@ -51,6 +56,56 @@ def test_bits_equal_slicing(dtype, size):
         assert torch.equal(out.cpu().view(torch.uint8), expected.view(torch.uint8))
     out = gather_views_indexed(torch.empty_like(out), pixels, starts, widths, picks, table)
     assert torch.equal(out.cpu().view(torch.uint8), expected.view(torch.uint8))
+
+
+@pytest.fixture
+def read_addresses(monkeypatch):
+    """Every address that a kernel reads from under the interpreter, with the bytes read there."""
+    interpreter, found = triton.runtime.interpreter, []
+    real = interpreter._interpreter
+
+    def load(addresses, mask, other, dtype):
+        found.append((addresses[mask], np.dtype(dtype).itemsize))
+        return real.load(addresses, mask, other, dtype)
+
+    others = {name: getattr(real, name) for name in dir(real) if not name.startswith("__")}
+    monkeypatch.setattr(interpreter, "_interpreter", SimpleNamespace(**{**others, "load": load}))
+    return found
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="a GPU does not tell what it read")
+@pytest.mark.parametrize("offset", [0, 1, 3])
+@pytest.mark.parametrize("spare", [0, 2, 3], ids="spare {}".format)
+def test_any_offset_and_stride_without_a_read_outside_the_storage(offset, spare, read_addresses):
+    """pixels from byte `offset` of a storage on, with `spare` bytes behind; rows of any width.
+
+    The first and the last byte are in a view, flipped and not.
+    """
+    generator = np.random.default_rng(offset)
+    table = torch.arange(768, dtype=torch.int16).view(256, 3).view(torch.bfloat16)
+    for size in (8, 13):
+        shapes = [(size + i % 2, size + i) for i in range(3)]
+        starts = torch.tensor([0, *(h * w * 3 for h, w in shapes)]).cumsum(0)
+        count = int(starts[-1])
+        # Nothing else lies within 64 bytes of the storage.
+        around = generator.integers(0, 256, 64 + offset + count + spare + 64, np.uint8)
+        storage = torch.from_numpy(around[64:-64])
+        pixels = storage[offset : offset + count]
+        picks = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [2, 0, 2, 0], [2, 0, 2, 1]])
+        arguments = (pixels, starts[:-1].clone(), torch.tensor([w for _, w in shapes]), picks, table)
+        outs = []
+        for impl in ("triton", "reference"):
+            out = torch.zeros(len(picks), size, size, 3, dtype=table.dtype)
+            outs.append(gather_views(out, *arguments, impl=impl).view(torch.int16))
+        assert torch.equal(*outs)
+        first, last = storage.data_ptr(), storage.data_ptr() + storage.numel()
+        near = [(a[(a >= first - 64) & (a < last + 64)].astype(np.int64), length) for a, length in read_addresses]
+        near = [(a, length) for a, length in near if a.size]
+        assert near and all(a.min() >= first and a.max() + length <= last for a, length in near)
+        assert all((a % length == 0).all() for a, length in near)
+        whole = (offset + count + 3) // 4 * 4 <= storage.numel()
+        assert {length for _, length in near} == ({4} if whole else {1, 4})
+        read_addresses.clear()
 
 
 def test_special_entries_keep_their_bits():

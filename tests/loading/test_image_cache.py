@@ -181,6 +181,7 @@ def test_room_is_what_the_images_need(mixed):
     assert (np.delete(shapes, bad, 0).min(1) == 18).all()
     cache = ImageCache(shapes, CPU, "host")
     assert cache.pixels.numel() == shapes.prod(1).sum() * 3 and not cache.valid.any()
+    assert cache.pixels.untyped_storage().nbytes() == -(-cache.pixels.numel() // 4) * 4  # whole words
     with pytest.raises(ValueError, match="has room for"):
         cache.put(0, torch.zeros(5, 5, 3, dtype=torch.uint8))
 

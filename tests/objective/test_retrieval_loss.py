@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.losses import ContrastiveLoss
 
+from fastirt.config.options import Config
 from fastirt.kernels import PAIR_THRESHOLD, contrastive_koleo, nearest
 from fastirt.kernels.reference import koleo, pair_loss
-from fastirt.objective.retrieval_loss import RetrievalLoss
+from fastirt.objective import retrieval_loss
+from fastirt.objective.retrieval_loss import RetrievalLoss, build_objective
 
 
 def batch(count=24, dim=16, classes=6, seed=0, spread=0.4):
@@ -188,3 +190,17 @@ def test_float32_inside_autocast_and_for_half_inputs():
     assert [float(a) for a in plain] == [float(b) for b in inside]
     halves = contrastive_koleo(z.bfloat16(), labels)
     assert all(part.dtype == torch.float32 for part in halves)
+
+
+def test_only_training_promises_finite_slots(monkeypatch):
+    given = []
+
+    def record(*args, **options):
+        given.append(options["finite_slots"])
+        return contrastive_koleo(*args, **options)
+
+    monkeypatch.setattr(retrieval_loss, "contrastive_koleo", record)
+    z, labels = batch()
+    for loss in (RetrievalLoss(), build_objective(Config(), z.shape[1], torch.float32, torch.device("cpu"))):
+        loss(z, labels)
+    assert given == [False, True]
