@@ -19,27 +19,9 @@ from fastirt.images.source import FileSource
 from fastirt.loading import cache_budget
 from fastirt.training.health_checks import check_ranks_in_sync, checksum
 from fastirt.training.resume import after_restart
+from tests.distributed.scripted import ranks_with
 
 CPU = torch.device("cpu")
-
-
-class ScriptedChannel(HostChannel):
-    """`answers` turns this rank's value into the values of all ranks."""
-
-    def __init__(self, rank, world_size, answers):
-        super().__init__(rank, world_size)
-        self.answers = answers
-
-    def gather_json(self, value):
-        return self.answers(value)
-
-    def barrier(self): ...
-
-
-def ranks_with(world_size, answers, rank=0):
-    ranks = Ranks(rank, world_size)
-    ranks.host = ScriptedChannel(rank, world_size, answers)
-    return ranks
 
 
 @pytest.mark.parametrize("odd, size", [(0, 3), (2, 3), (1, 2), (4, 5)])
