@@ -24,9 +24,9 @@ crash.
 | `watch` | nothing: it checks each operator, custom operators and launches |
 
 `python -m tests.fake_cuda.run MODULE` runs `step_proof`, `planted`, `input_proof`, `readout_proof`,
-`collectives_proof` or `compile_proof`; the tests do the same. Neither values, nor kernels' own
-code, nor what NCCL, DALI and CUDA's allocator do is shown. DistributedDataParallel is replaced by a
-stand-in, since its C++ part asks the driver for events.
+`save_proof`, `collectives_proof` or `compile_proof`; the tests do the same. Neither values,
+nor kernels' own code, nor what NCCL, DALI and CUDA's allocator do is shown. DistributedDataParallel
+is replaced by a stand-in, since its C++ part asks the driver for events.
 """
 
 from tests.fake_cuda.driver import install
