@@ -194,7 +194,6 @@ class Trainer:
     def _stop(self, stopper: StopSignal) -> int:
         """Leave a checkpoint of this step and log it; returns the exit code."""
         state = self.state
-        state.writer.join()
         if state.last_checkpoint is None or state.last_checkpoint.stem != f"step_{state.step:08d}":
             self.save()
             state.writer.join()

@@ -118,7 +118,7 @@ def test_an_error_of_the_loop_lets_the_write_end(image_folder, tmp_path, held, m
 
     def full(self, values):
         if values["step"] == 4:
-            held.go.set()
+            threading.Timer(0.5, held.go.set).start()
             raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
         row(self, values)
 
