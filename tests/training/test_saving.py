@@ -15,7 +15,7 @@ from fastirt.training import checkpoint
 from fastirt.training.run_log import RunLog
 from fastirt.training.saving import writer
 from fastirt.training.saving.snapshot import Snapshot
-from tests.helpers import assert_same_weights, last_line, loss_rows, same_bits, train_few, train_tiny
+from tests.helpers import assert_same_weights, last_line, loss_rows, needs_gpu, same_bits, train_few, train_tiny
 
 PATIENCE = 30  # seconds that a held write waits for its release
 
@@ -174,6 +174,23 @@ def test_a_snapshot_shares_nothing_with_the_state():
     assert same_bits(copied["a"][0], expected.T) and copied["a"][0].is_contiguous()
     assert same_bits(copied["a"][1][0], expected) and copied["a"][1][1] == 3
     assert copied["b"] is None and copied["d"] == {0: "text"} and isinstance(copied["a"][1], tuple)
+
+
+@needs_gpu
+def test_a_snapshot_of_a_gpu_has_the_values_of_its_moment():
+    weights = torch.zeros(2**26, device="cuda")
+    convolution = torch.randn(64, 3, 16, 16, device="cuda").contiguous(memory_format=torch.channels_last)
+    expected, snapshot = convolution.cpu().contiguous(), Snapshot()
+    places = set()
+    for number in range(3):
+        copied = snapshot.take({"weights": weights, "convolution": convolution})
+        weights.add_(1)
+        assert snapshot.in_flight
+        snapshot.wait()
+        assert torch.equal(copied["weights"], torch.full((2**26,), float(number)))
+        assert same_bits(copied["convolution"], expected) and copied["convolution"].is_pinned()
+        places.add(copied["weights"].data_ptr())
+    assert len(places) == 1
 
 
 def test_what_cannot_be_written_is_named_by_the_thread(image_folder, tmp_path, monkeypatch, capsys):

@@ -9,15 +9,16 @@ from torch import Tensor
 
 
 class Snapshot:
-    """Copies a state's tensors. Of a state on a GPU nothing waits, and the next copies reuse the
-    page-locked memory of the last ones; on a CPU they are clones.
+    """Copies a state's tensors: on a CPU clones them, from a GPU copies them into page-locked
+    memory without waiting for the device.
 
-    Page-locked memory stays allocated: as many bytes as the tensors have, each tensor rounded up to
-    a power of two by torch's allocator.
+    The page-locked memory stays allocated for the next copies: the bytes of all tensors, each
+    rounded up to a power of two by torch's allocator.
     """
 
     def __init__(self) -> None:
         self._pinned: dict[str, Tensor] = {}
+        self._device: Optional[torch.device] = None  # of the tensors, where that is a GPU
         self._arrived: Optional[torch.cuda.Event] = None
 
     def take(self, state: Any) -> Any:
@@ -27,10 +28,10 @@ class Snapshot:
         `wait`. They hold until the next `take`.
         """
         copied = self._copy(state, "")
-        if self._pinned:
+        if self._device is not None:
             # without `blocking` the thread that waits for it keeps a core busy
             self._arrived = torch.cuda.Event(blocking=True)
-            self._arrived.record()
+            self._arrived.record(torch.cuda.current_stream(self._device))
         return copied
 
     @property
@@ -41,7 +42,9 @@ class Snapshot:
     def wait(self) -> None:
         """Wait until the device has made the copies; from any thread."""
         if self._arrived is not None:
-            self._arrived.synchronize()
+            # a new thread is on the first GPU: its call could make a context there
+            with torch.cuda.device(self._device):
+                self._arrived.synchronize()
             self._arrived = None
 
     def _copy(self, value: Any, path: str) -> Any:
@@ -56,6 +59,7 @@ class Snapshot:
     def _copy_tensor(self, tensor: Tensor, path: str) -> Tensor:
         if not tensor.is_cuda:
             return tensor.clone(memory_format=torch.contiguous_format)
+        self._device = tensor.device
         held = self._pinned.get(path)
         if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
             held = self._pinned[path] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
