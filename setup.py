@@ -30,7 +30,7 @@ setup(
         "nvidia-dali-cuda130>=2.0; platform_system == 'Linux'",
         "faiss-gpu>=1.14.3; platform_system == 'Linux' and platform_machine == 'x86_64'",
         "faiss-cpu>=1.9; platform_system != 'Linux' or platform_machine != 'x86_64'",
-        "safetensors",
+        "safetensors>=0.8",  # earlier ones hold the GIL while they write: the loop would stop at each checkpoint
         "numpy",
         "pillow",
         "tensorboard",

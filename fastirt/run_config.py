@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Optional
 
 import torch
 
-from fastirt.config.options import RECIPES, Config
+from fastirt.config.options import RECIPES, Config, save_interval
 from fastirt.config.presets import resolve, scaled_resize
 from fastirt.config.validate import validate
 from fastirt.distributed.ranks import Ranks
@@ -55,7 +55,7 @@ def with_flags(stored: Config, folder: Path, flags: dict[str, Any]) -> Config:
     """The configuration of an earlier run in `folder`, with the flags of now on top."""
     resize_size = scaled_resize(flags, stored.input.input_size, stored.input.resize_size)
     own = {"output_dir": str(folder), "device": None, "resize_size": resize_size}
-    return stored.replace(**{**own, **flags, "resume": None})
+    return stored.replace(**{**own, **save_interval(flags), **flags, "resume": None})
 
 
 def fresh_config(flags: dict[str, Any], command: str, ranks: Ranks) -> Config:

@@ -81,7 +81,7 @@ def contrastive_koleo(
     precision = resolve_precision(precision, z, memory)
     batch, memory_loss, koleo, *_ = operators.contrastive_koleo(
         z, product_operand(z, precision), labels, memory, memory_labels, memory_self, margin, reduction,
-        koleo_eps, koleo_distance_eps, precision,
+        koleo_eps, koleo_distance_eps, precision, finite_slots,
     )  # fmt: skip
     return ContrastiveKoLeo(batch, memory_loss, koleo)
 

@@ -106,7 +106,7 @@ def _differentiate(ctx, grad_batch, grad_memory, grad_koleo, *_):
             grad = zero
         grads.append(grad)
     gradient = contrastive_koleo_backward(*grads, *saved, *ctx.options)
-    return (gradient, *[None] * 10)
+    return (gradient, *[None] * 11)
 
 
 def _refuse(ctx, *_):

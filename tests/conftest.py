@@ -22,6 +22,7 @@ UNMARKED = {
     "test_tune.py",
     "test_decisions.py",
     "test_rendezvous.py",
+    "test_saves.py",
 }  # run neither kernels nor processes
 
 

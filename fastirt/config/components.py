@@ -163,7 +163,11 @@ class RunConfig:
     output_dir: Optional[str] = option(None, "folder of the run; default: a new one under outputs/DATASET")
     log_dir: Optional[str] = option(None, "write TensorBoard logs to LOG_DIR/DATASET; default: to the run's folder")
     logging_freq: int = option(50, "steps between log lines")
-    save_freq: int = option(1000, "steps between checkpoints; 0: only when stopped and at the end")
+    save_freq: int = option(0, "steps between checkpoints; alone it replaces --save-seconds; 0: none")
+    save_seconds: int = option(
+        300,
+        "seconds between checkpoints; alone it replaces --save-freq; 0: none. A run that ends or is stopped leaves one",
+    )
     check_freq: int = option(
         500,
         "distributed: steps between checks that all ranks hold the same weights and memory; 0: only at checkpoints",

@@ -45,6 +45,7 @@ __all__ = [
     "OptimConfig",
     "RunConfig",
     "flatten",
+    "save_interval",
 ]
 
 
@@ -102,7 +103,10 @@ class Config:
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> "Config":
         """The inverse of `to_dict`, with lists as tuples. Raises KeyError for an unknown name."""
-        return cls().replace(**{k: tuple(v) if isinstance(v, list) else v for k, v in flatten(tree).items()})
+        flat = flatten(tree)
+        # runs of version 0.1.0 saved by steps alone
+        flat = {**save_interval(flat), **flat}
+        return cls().replace(**{k: tuple(v) if isinstance(v, list) else v for k, v in flat.items()})
 
     def describe_input(self) -> str:
         """Recipe, resize, crop and normalization in one line, for the log."""
@@ -124,6 +128,13 @@ class Config:
 TRAINING_OPTIONS = {
     field.name for part in (ObjectiveConfig, MemoryConfig, OptimConfig) for field in dataclasses.fields(part)
 } | {"m", "drop", "drop_path"}
+
+
+def save_interval(given: dict[str, Any]) -> dict[str, int]:
+    """The value of --save-freq or --save-seconds where only the other one is given: none."""
+    names = {"save_freq", "save_seconds"}
+    missing = names - given.keys()
+    return {name: 0 for name in missing} if missing != names else {}
 
 
 def flatten(tree: dict[str, Any]) -> dict[str, Any]:

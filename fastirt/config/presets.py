@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastirt.config.options import Config
+from fastirt.config.options import Config, save_interval
 from fastirt.errors import UserError
 
 # The paper (El-Nouby et al. 2021), and its best-known public re-implementation.
@@ -106,6 +106,8 @@ def resolve(flags: dict[str, Any], command: str = "train") -> Config:
         raise UserError(f"--dataset {dataset} needs --data-path")
     if command != "train":
         flags.setdefault("max_iter", 0)
+    filled.update(save_interval(filled))
+    filled.update(save_interval(flags))
     filled["method"] = _method(flags)
     return Config().replace(**{**filled, **_method_values(filled["method"]), **flags, "method": filled["method"]})
 

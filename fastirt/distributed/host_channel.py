@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Sequence
 
 import torch
 import torch.distributed as dist
@@ -24,7 +24,7 @@ class HostChannel:
     def __init__(self, rank: int = 0, world_size: int = 1, group: Any = None) -> None:
         self.rank, self.world_size, self._group = rank, world_size, group
         self._polls = 0
-        self._pending_stop: Optional[tuple[Tensor, Any]] = None
+        self._pending: Optional[tuple[Tensor, Any]] = None
 
     def gather_json(self, value: Any) -> list[Any]:
         """A JSON value of each rank, in the order of ranks, on all ranks."""
@@ -81,28 +81,29 @@ class HostChannel:
             dist.barrier(group=self._group)
 
     @property
-    def stop_check_interval(self) -> int:
+    def poll_interval(self) -> int:
         """Steps between two exchanges: with 64 ranks an exchange takes longer than a step."""
         return min(8, 1 + self.world_size // 8)
 
-    def poll_stop_signal(self, signal: int) -> int:
-        """Largest stop signal of any rank as of the previous exchange (with one rank: now).
+    def poll(self, values: Sequence[int]) -> Optional[list[int]]:
+        """The largest of each value over all ranks as of the previous exchange (with one rank:
+        now); None at a step without an exchange.
 
         Called once a step.
 
         Exchanges are asynchronous and read one interval later, so the host never blocks and all
-        ranks stop at the same step. Large jobs exchange every `stop_check_interval` steps.
+        ranks act at the same step. Large jobs exchange every `poll_interval` steps.
         """
         if self.world_size == 1:
-            return signal
+            return list(values)
         self._polls += 1
-        if self._polls % self.stop_check_interval:
-            return 0
-        agreed = 0
-        if self._pending_stop is not None:
-            flag, work = self._pending_stop
+        if self._polls % self.poll_interval:
+            return None
+        agreed = None
+        if self._pending is not None:
+            largest, work = self._pending
             work.wait()
-            agreed = int(flag)
-        flag = torch.tensor(signal)
-        self._pending_stop = (flag, dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True))
+            agreed = largest.tolist()
+        largest = torch.tensor(values)
+        self._pending = (largest, dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self._group, async_op=True))
         return agreed

@@ -8,6 +8,7 @@ from typing import Iterator, Sequence
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from fastirt.images.bad_images import BadRows
 from fastirt.images.formats.header_check import Undecodable
@@ -65,21 +66,24 @@ class CachedImages:
         # Copy across the bus now, while an earlier step runs.
         return ImageViews.whole(views.images) if cache.remote else views
 
-    def fill(self, step: int) -> Iterator[int]:
+    def fill(self, step: int, bar: bool = False) -> Iterator[int]:
         """Decode every image, in catalogue order. Opens and closes by itself. A collective call.
 
         Yields the number of rows done, after each `ahead` of them.
-        step: named in reports of bad rows.
+        step: named in reports of bad rows. bar: show a progress bar on a terminal.
         """
         self.close()
         self.open()
+        quiet = None if bar else True
         try:
-            while self._next < len(self.cache.valid):
-                with self.stream.active():
-                    self._decode(self._needed(()), step)
-                    self.bad.sync(self.bad.ranks.loader_host)
-                    self.reader.submit(self._needed(()))
-                yield self._next
+            with tqdm(total=len(self.cache.valid), desc="cache", unit="img", disable=quiet, leave=False) as shown:
+                while self._next < len(self.cache.valid):
+                    with self.stream.active():
+                        self._decode(self._needed(()), step)
+                        self.bad.sync(self.bad.ranks.loader_host)
+                        self.reader.submit(self._needed(()))
+                    shown.update(self._next - shown.n)
+                    yield self._next
         finally:
             self.close()
 

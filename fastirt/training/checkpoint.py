@@ -54,9 +54,15 @@ def save_shard(path: Path, rank: int, size: int, first: int, tensors: dict[str, 
     Returns the shard's entry for the checkpoint: file, first, count. Raises UserError where the
     disk refuses.
     """
+    entry = shard_entry(path, rank, size, first, len(tensors["labels"]))
+    file = path.with_name(entry["file"])
+    _write(file, {n: t.detach().cpu().contiguous() for n, t in tensors.items()}, {"format": SHARD})
+    return entry
+
+
+def shard_entry(path: Path, rank: int, size: int, first: int, count: int) -> dict[str, Any]:
+    """What the checkpoint `path` says of a shard."""
     name = f"{path.stem.replace('step', 'memory')}_{rank + 1}-of-{size}.safetensors"
-    count = len(tensors["labels"])
-    _write(path.with_name(name), {n: t.detach().cpu().contiguous() for n, t in tensors.items()}, {"format": SHARD})
     return {"file": name, "first": first, "count": count}
 
 
@@ -150,7 +156,7 @@ def latest(path: Path) -> Optional[Path]:
 
 def _flatten(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
-        tensors[path] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        tensors[path] = value.detach().cpu().contiguous()
         return {"tensor": path}
     if isinstance(value, dict):
         return {

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import Counter, deque
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any, Iterable, NoReturn, Optional
 
 import numpy as np
 import torch
@@ -107,7 +107,7 @@ class NonFiniteWatch:
         run = state.config.run
         # The host reads the flag one log row or one exchange of stop signals late: keep rows that
         # long.
-        kept = 2 * max(run.logging_freq, ranks.host.stop_check_interval) + 8
+        kept = 2 * max(run.logging_freq, ranks.host.poll_interval) + 8
         self._recent: deque[tuple[int, np.ndarray]] = deque(maxlen=kept)
 
     def remember(self, batch: Batch) -> None:
@@ -119,18 +119,22 @@ class NonFiniteWatch:
         A single rank raises; many raise at the same step, in `check`.
         """
         self.first_bad_step = self.metrics.first_bad_step()
-        if not self.ranks.is_distributed:
-            self._raise_if_bad()
+        if self.first_bad_step >= 0 and not self.ranks.is_distributed:
+            self.check(self.first_bad_step)
 
-    def check(self) -> None:
-        """Wait for the device. Raises UserError on all ranks where a step was non-finite."""
-        self.first_bad_step = self.metrics.first_bad_step(wait=True)
-        self._raise_if_bad()
+    def check(self, first_bad_step: Optional[int] = None) -> None:
+        """Called by all ranks. Raises UserError on all where a step was non-finite.
 
-    def _raise_if_bad(self) -> None:
-        step = self.first_bad_step
-        if step < 0:
-            return
+        first_bad_step: as the device has told it; None waits for the device.
+        """
+        self.state.writer.join()  # the message names the last checkpoint
+        if first_bad_step is None:
+            first_bad_step = self.metrics.first_bad_step(wait=True)
+        self.first_bad_step = first_bad_step
+        if first_bad_step >= 0:
+            self._raise(first_bad_step)
+
+    def _raise(self, step: int) -> NoReturn:
         rows = dict(self._recent).get(step, np.array([], dtype=np.int64))
         paths, last = [self.catalog.train.paths[row] for row in rows], self.state.last_checkpoint
         if self.ranks.is_main:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Optional
 
 import torch
-from tqdm import tqdm
 
 from fastirt.config.options import Config
 from fastirt.config.run_files import RunFiles
@@ -94,7 +93,7 @@ class Trainer:
         self.ranks.host.run_on_main(lambda: self._open_log(redo))
         self.speed.read(0)  # the first row's speed does not count what came before
         with StopSignal(ignore_repeats=self.ranks.has_agent) as stopper:
-            with contextlib.closing(self.log), contextlib.closing(self.loader):
+            with contextlib.closing(self.log), contextlib.closing(self.loader), self.state.writer:
                 finished = self._train(stopper, redo)
                 return 0 if finished else self._stop(stopper)
 
@@ -110,7 +109,9 @@ class Trainer:
             self.step_module(batch)
             state.step = batch.step + 1
             self.speed.tick()
-            self._poll_device()
+            self.non_finite.poll()
+            self._finish_log_row(wait=False)
+            self.log.bar.update(state.step - self.log.bar.n)
             if state.step % config.run.logging_freq == 0 or state.step == self.total:
                 self._start_log_row()
             if self._must_stop(stopper):
@@ -118,10 +119,11 @@ class Trainer:
             if self._due(config.run.check_freq):
                 check_ranks_in_sync(self.ranks, self.step_module, state.step)
             evaluates = self._due(config.eval.eval_freq)
-            if evaluates or state.step == self.total or self._due(config.run.save_freq):
+            if evaluates or state.step == self.total or self._due(config.run.save_freq) or state.writer.due:
                 self.save()
             if evaluates and not self._evaluate(stopper):
                 return False
+        state.writer.join()
         if self.ranks.is_main:
             save_model(self.encoder, self.files.final_model, config)
         if not self._evaluate(stopper):
@@ -150,49 +152,54 @@ class Trainer:
 
     def _fill_cache(self, stopper: StopSignal) -> bool:
         """Read all of a packed store into the cache; False where a signal interrupted it."""
-        images, quiet = self.loader.images, None if self.ranks.is_main else True
-        if isinstance(images, CachedImages) and self.state.step < self.total:
-            with tqdm(total=len(images.cache.valid), desc="cache", unit="img", disable=quiet, leave=False) as bar:
-                for done in images.fill(self.state.step):
-                    bar.update(done - bar.n)
-                    if self._must_stop(stopper):
-                        return False
-        return True
+        images = self.loader.images
+        if not isinstance(images, CachedImages) or self.state.step == self.total:
+            return True
+        return not any(self._must_stop(stopper) for _ in images.fill(self.state.step, bar=self.ranks.is_main))
 
     def save(self) -> None:
-        """Write a checkpoint of this step.
+        """Begin a checkpoint of this step, once the one before is written. A single rank does not
+        wait for the device.
 
-        Raises UserError where a step was non-finite, or where ranks differ.
+        Raises UserError where the one before could not be written, where a step was non-finite, or
+        where ranks differ.
         """
-        # Detects a lost rank on the host; synchronizing the device first would hang in its
-        # collective.
-        self.ranks.host.barrier()
-        self._finish_log_row(wait=True)
-        self.non_finite.check()
-        check_ranks_in_sync(self.ranks, self.step_module, self.state.step)
-        self.state.save(self.files.checkpoint(self.state.step), self.loader.bad)
+        self.state.writer.join()
+        if self.ranks.is_distributed:
+            # Detects a lost rank on the host; synchronizing the device first would hang in its
+            # collective.
+            self.ranks.host.barrier()
+            self.non_finite.check()
+            check_ranks_in_sync(self.ranks, self.step_module, self.state.step)
+        self.state.save(self.files.checkpoint(self.state.step), self.loader.bad, self._before_write)
+
+    def _before_write(self, first_bad_step: int) -> None:
+        """What comes before the file of a checkpoint, once the device has passed its step."""
+        # resuming does not repeat this row; without waiting, since a later row may be on its way
+        self._finish_log_row(wait=False)
+        self.non_finite.check(first_bad_step)
 
     def _must_stop(self, stopper: StopSignal) -> bool:
         """True once any rank got a stop signal or a bad loss; all ranks agree on the step."""
         own = NON_FINITE if self.non_finite.first_bad_step >= 0 else stopper.signal or 0
-        signal = self.ranks.host.poll_stop_signal(own)
+        # zeros at a step without an exchange: no signal, no save due, no part of a save ended
+        signal, *saves = self.ranks.host.poll((own, *self.state.writer.status())) or (0, 0, 0)
         if signal == NON_FINITE:
             self.non_finite.check()
         if signal:
             stopper.signal = signal
+        self.state.writer.heed(*saves)
         return bool(signal)
 
     def _stop(self, stopper: StopSignal) -> int:
         """Leave a checkpoint of this step and log it; returns the exit code."""
-        if self.state.last_checkpoint is None or self.state.last_checkpoint.stem != f"step_{self.state.step:08d}":
+        state = self.state
+        if state.last_checkpoint is None or state.last_checkpoint.stem != f"step_{state.step:08d}":
             self.save()
+            state.writer.join()
         if self.ranks.is_main:
-            log.warning(
-                "stopped by signal %d at step %d; saved %s: go on with --resume",
-                stopper.signal,
-                self.state.step,
-                self.state.last_checkpoint,
-            )
+            stopped = (stopper.signal, state.step, state.last_checkpoint)
+            log.warning("stopped by signal %d at step %d; saved %s: go on with --resume", *stopped)
         return stopper.exit_code
 
     def _due(self, frequency: int) -> bool:
@@ -202,6 +209,7 @@ class Trainer:
         """Measure the model and keep it if it is the best; False where a signal interrupted it."""
         if self.evaluate is None:
             return True
+        self.state.writer.join()
         try:
             with stopper.interruptible():
                 metrics = self.evaluate(self.encoder)
@@ -223,12 +231,6 @@ class Trainer:
         log.info("step %d: %s %.2f %% (best %.2f %% at step %d)", state.step, name, now, best, state.best["step"])
         self.speed.read(0)
         return True
-
-    def _poll_device(self) -> None:
-        """Poll device flags and metrics without synchronizing."""
-        self.non_finite.poll()
-        self._finish_log_row(wait=False)
-        self.log.bar.update(self.state.step - self.log.bar.n)
 
     def _start_log_row(self) -> None:
         """Start the asynchronous copy of the metrics; the row is written when it completes."""

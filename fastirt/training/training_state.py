@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any, Iterable, Optional
+from typing import Any, Callable, Iterable, Iterator, Optional
 
 from fastirt.config.options import Config
 from fastirt.config.run_files import RunFiles
@@ -14,40 +14,50 @@ from fastirt.errors import UserError
 from fastirt.step.optimizer import load_optimizer, optimizer_state
 from fastirt.step.train_step import TrainStep
 from fastirt.training import checkpoint
+from fastirt.training.saving.snapshot import Snapshot
+from fastirt.training.saving.writer import CheckpointWriter, Part
 
 log = logging.getLogger("fastirt")
 
 # May differ between a run and its resumption: they change neither the images nor the arithmetic.
 MAY_CHANGE_ON_RESUME = set(
-    "output_dir log_dir logging_freq save_freq keep resume device num_workers pin_mem max_bad data_path "
+    "output_dir log_dir logging_freq save_freq save_seconds keep resume device num_workers pin_mem max_bad data_path "
     "rank eval_split eval_freq eval_batch_size search weights eval_descriptor engine cache profile "
     "memory_sharded check_freq self_check".split()
 )
 
 
 class TrainingState:
-    """Steps done, the best evaluation, the last checkpoint, all tensors of `step_module`."""
+    """Steps done, the best evaluation, the last written checkpoint, tensors of `step_module`."""
 
     def __init__(self, step_module: TrainStep, config: Config, digest: str, ranks: Ranks) -> None:
         """digest: of the data set, `fastirt.datasets.digest.catalog_digest`."""
         self.step_module, self.config, self.digest, self.ranks = step_module, config, digest, ranks
+        self.snapshot, self.writer = Snapshot(), CheckpointWriter(ranks, config.run.save_seconds)
         self.step = 0
         self.best: dict[str, Any] = {}
         self.last_checkpoint: Optional[Path] = None
 
-    def save(self, path: Path, bad: Iterable[int]) -> None:
-        """Write a checkpoint; `bad`: rows of the training set that cannot be read.
+    def save(self, path: Path, bad: Iterable[int], before_write: Callable[[int], None] = lambda step: None) -> None:
+        """Copy the state of this step; the writer's thread writes the copy.
 
         Called by all ranks.
 
-        Raises UserError where the disk refuses; earlier checkpoints are untouched then.
+        bad: rows of the training set that cannot be read.
+        before_write: called in this thread once the copies are complete, with the first non-finite
+            step of the copied state, or -1; an exception there drops the save.
+        Raises UserError where the disk refused the save before; earlier checkpoints are untouched
+        then. The writer's `join` raises it for this one.
         """
-        module, shards, memory = self.step_module.state_dict(), None, self.step_module.memory
+        self.writer.begin(self._save(path, bad, before_write))
+
+    def _save(self, path: Path, bad: Iterable[int], before_write: Callable[[int], None]) -> Iterator[Part]:
+        module, memory, ranks = self.step_module.state_dict(), self.step_module.memory, self.ranks
+        slots, shards, place = {}, None, (ranks.rank, ranks.world_size)
         if memory is not None and memory.num_shards > 1:
             slots = {name: module.pop(f"memory.{name}") for name in ("embeddings", "labels")}
-            written = checkpoint.save_shard(path, self.ranks.rank, self.ranks.world_size, memory.first, slots)
-            shards = self.ranks.host.gather_json(written)
-        state = {
+            shards = ranks.host.gather_json(checkpoint.shard_entry(path, *place, memory.first, len(slots["labels"])))
+        state: dict[str, Any] = {
             "step": self.step,
             "config": self.config.to_dict(),
             "catalog": self.digest,
@@ -58,7 +68,16 @@ class TrainingState:
             "best": self.best,
             "bad": sorted(int(row) for row in bad),
         }
-        self.ranks.host.run_on_main(lambda: checkpoint.save(path, state, self.config.run.keep))
+        first_bad, slots, state = self.snapshot.take(
+            (module["first_bad_step"], slots, state if ranks.is_main else None),
+        )
+        if self.snapshot.in_flight:
+            yield self.snapshot.wait
+        before_write(int(first_bad))
+        if memory is not None and shards is not None:
+            yield lambda: checkpoint.save_shard(path, *place, memory.first, slots)
+        # names all shards, so it comes after them
+        yield lambda: checkpoint.save(path, state, self.config.run.keep) if ranks.is_main else None
         self.last_checkpoint = path
 
     def load(self, path: Path) -> list[int]:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import re
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from fastirt import __version__
 from fastirt.cli import build_parser, main
 from fastirt.config.options import DATASETS, METHODS, RECIPES, Config, flatten
 from fastirt.config.presets import resolve
+from fastirt.run_config import with_flags
 
 
 def help_of(command):
@@ -119,3 +121,26 @@ def test_version(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--version"])
     assert stop.value.code == 0 and capsys.readouterr().out == f"fastirt {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ({}, (0, 300)),
+        ({"save_freq": 7}, (7, 0)),
+        ({"save_freq": 0}, (0, 0)),
+        ({"save_seconds": 60}, (0, 60)),
+        ({"save_freq": 7, "save_seconds": 60}, (7, 60)),
+        ({"dataset": "demo"}, (100, 0)),
+        ({"dataset": "demo", "save_seconds": 60}, (0, 60)),
+    ],
+)
+def test_checkpoints_by_steps_or_by_time(flags, expected):
+    found = resolve(flags)
+    assert (found.run.save_freq, found.run.save_seconds) == expected
+    tree = found.to_dict()
+    assert Config.from_dict(tree) == found
+    del tree["run"]["save_seconds"]  # of version 0.1.0
+    assert Config.from_dict(tree).run.save_seconds == 0
+    resumed = with_flags(found, Path("run"), {"save_freq": 9}).run
+    assert (resumed.save_freq, resumed.save_seconds) == (9, 0)

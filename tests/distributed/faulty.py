@@ -10,6 +10,7 @@ weights    one number of the rank's weights changes a little
 nan        one number of the rank's weights becomes NaN
 ring       two rows of its memory change places
 gone       the data folder is moved
+clock      the clock by which the rank saves is 1,000 seconds ahead
 
 From the start on:
 
@@ -23,13 +24,16 @@ import os
 import resource
 import signal
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import fastirt.commands
 import fastirt.training.health_checks
 from fastirt.cli import main
 from fastirt.model.build import build_encoder
 from fastirt.step.train_step import TrainStep
+from fastirt.training.saving import writer
 
 
 def faulty(kind: str, at: int, rank: int) -> None:
@@ -53,6 +57,8 @@ def faulty(kind: str, at: int, rank: int) -> None:
             self.networks.weights[3].data.view(-1)[0] += 1e-7
         elif kind == "ring":
             self.memory.embeddings[:2] = self.memory.embeddings[:2].flip(0)
+        elif kind == "clock":
+            writer.time = SimpleNamespace(monotonic=lambda: time.monotonic() + 1000)
         elif kind == "nan":
             self.networks.weights[3].data.view(-1)[0] = float("nan")
         elif kind == "gone":

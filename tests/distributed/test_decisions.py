@@ -19,27 +19,9 @@ from fastirt.images.source import FileSource
 from fastirt.loading import cache_budget
 from fastirt.training.health_checks import check_ranks_in_sync, checksum
 from fastirt.training.resume import after_restart
+from tests.distributed.scripted import ranks_with
 
 CPU = torch.device("cpu")
-
-
-class ScriptedChannel(HostChannel):
-    """`answers` turns this rank's value into the values of all ranks."""
-
-    def __init__(self, rank, world_size, answers):
-        super().__init__(rank, world_size)
-        self.answers = answers
-
-    def gather_json(self, value):
-        return self.answers(value)
-
-    def barrier(self): ...
-
-
-def ranks_with(world_size, answers, rank=0):
-    ranks = Ranks(rank, world_size)
-    ranks.host = ScriptedChannel(rank, world_size, answers)
-    return ranks
 
 
 @pytest.mark.parametrize("odd, size", [(0, 3), (2, 3), (1, 2), (4, 5)])
@@ -73,20 +55,21 @@ def test_a_checksum_sees_order_kind_and_place(monkeypatch):
     assert checksum([image]) == checksum([image.to(memory_format=torch.channels_last)])
 
 
-def test_many_ranks_exchange_signals_more_rarely(monkeypatch):
-    assert [HostChannel(0, size).stop_check_interval for size in (1, 7, 8, 32, 64, 512)] == [1, 1, 2, 5, 8, 8]
+def test_many_ranks_exchange_more_rarely(monkeypatch):
+    assert [HostChannel(0, size).poll_interval for size in (1, 7, 8, 32, 64, 512)] == [1, 1, 2, 5, 8, 8]
     exchanged = []
 
-    def all_reduce(flag, **_):
-        exchanged.append(int(flag))
+    def all_reduce(values, **_):
+        exchanged.append(values.tolist())
         # another rank is told before the second
-        flag.fill_(max(int(flag), 15 if len(exchanged) == 2 else 0))
+        values.copy_(torch.maximum(values, torch.tensor([15 if len(exchanged) == 2 else 0, -3])))
         return SimpleNamespace(wait=lambda: None)
 
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
     channel = HostChannel(0, 8)
-    assert [channel.poll_stop_signal(0) for _ in range(8)] == [0, 0, 0, 0, 0, 15, 0, 0]
-    assert len(exchanged) == 4 and SINGLE_PROCESS.host.poll_stop_signal(15) == 15
+    found = [channel.poll((0, -4)) for _ in range(8)]
+    assert found == [None, None, None, [0, -3], None, [15, -3], None, [0, -3]]
+    assert exchanged == [[0, -4]] * 4 and SINGLE_PROCESS.host.poll((15, 2)) == [15, 2]
 
 
 @pytest.mark.parametrize(

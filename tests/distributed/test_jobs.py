@@ -108,7 +108,7 @@ def test_preemption_leaves_one_checkpoint_and_loses_nothing(runs, mixed, tmp_pat
 @pytest.mark.parametrize(
     "kind, message",
     [
-        ("lr", r"rank 1 differs from rank 0 in --lr \(0.0005 instead of 0.001\)"),
+        ("lr", r"rank 1 differs from rank 0 in --lr \(0.0005 instead of 0.0003\)"),
         ("seed", r"rank 1 differs from rank 0 in weights \([0-9a-f]+ instead of [0-9a-f]+\)"),
         ("data", r"rank 1 differs from rank 0 in data set \([0-9a-f]+ instead of [0-9a-f]+\)"),
         ("code", r"rank 1 differs from rank 0 in code of fastirt \(another instead of [0-9a-f]+\)"),
@@ -138,6 +138,17 @@ def test_a_disk_that_fills_up_leaves_the_previous_checkpoint(mixed, tmp_path):
     assert re.search(r"rank 1: error: .*memory_00000010_2-of-2.safetensors: cannot be written", output), output
     assert "step_00000010.safetensors" not in {path.name for path in (out / "checkpoints").iterdir()}
     job(2, "-m", "fastirt", *arguments(mixed, out, "--memory-sharded", "--memory-ratio", "20", "--resume", steps=12))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_ranks_save_by_time_at_the_step_that_rank_0_names(mixed, tmp_path, rank):
+    out = tmp_path / "run"
+    flags = "--memory-sharded --save-freq 0 --save-seconds 900 --keep 9".split()
+    job(2, *faulty("clock", 5, rank, *arguments(mixed, out, *flags)))
+    found = [path.stem.removeprefix("step_") for path in sorted((out / "checkpoints").glob("step_*"))]
+    assert len(found) == 2 - rank and 6 <= int(found[0]) <= 20, found
+    shards = [f"memory_{step}_{part}-of-2.safetensors" for step in found for part in (1, 2)]
+    assert sorted(path.name for path in (out / "checkpoints").glob("memory_*")) == shards
 
 
 def test_a_data_folder_that_disappears_is_no_bad_image(runs, mixed, tmp_path):

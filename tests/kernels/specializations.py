@@ -1,4 +1,4 @@
-"""Counts the kernels that the tests in gpu_check's stages compile on an H200, and writes the counts.
+"""Counts the kernels that the tests in gpu_check's stages compile on an H200; writes the counts.
 
     python -m tests.kernels.specializations        about five minutes: the tests run interpreted
 

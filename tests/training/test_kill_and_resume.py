@@ -64,6 +64,7 @@ KILLS = [
     ("save", 20, -9),
     ("kill", 21, -9),
     ("term", 23, 143),
+    ("save", 30, -9),  # no evaluation waits for this one: the loop goes on meanwhile
     ("kill", 31, -9),
     ("none", 0, 0),
 ]  # how, at which step, with which exit code
