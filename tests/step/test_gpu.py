@@ -5,7 +5,9 @@ import time
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import sdpa_kernel
 
+from benchmarks.contenders.model_variants import BACKENDS
 from fastirt.datasets import load_dataset
 from fastirt.loading.eval_loader import EvalLoader
 from fastirt.retrieval.search import search
@@ -78,6 +80,23 @@ def test_search_on_the_gpu_agrees_with_the_cpu(k):
         for device in ("cpu", GPU)
     )
     assert (on_cpu == on_gpu).mean() > 0.999  # near-ties may be rounded differently
+
+
+@pytest.mark.parametrize("tokens", [37, 197])
+def test_gradients_of_cudnn_and_flash_attention_agree(tokens):
+    """torch's choice is cuDNN's on Hopper. Neither gives NaN at a length that fills no tile."""
+    generator = torch.Generator().manual_seed(0)
+    made = [torch.randn(8, 6, tokens, 64, generator=generator).to(GPU, torch.bfloat16) for _ in range(4)]
+    *inputs, upstream = made
+    gradients = {}
+    for name in ("flash", "cuDNN", "math"):
+        leaves = [value.clone().requires_grad_() for value in inputs]
+        with sdpa_kernel(BACKENDS[name]):
+            attended = torch.nn.functional.scaled_dot_product_attention(*leaves)
+        gradients[name] = torch.stack(torch.autograd.grad(attended, leaves, upstream)).float()
+    for name in ("flash", "cuDNN"):
+        apart = (gradients[name] - gradients["math"]).norm() / gradients["math"].norm()
+        assert apart < 0.02, (name, apart)
 
 
 def test_a_run_on_the_gpu(image_folder, tmp_path):
