@@ -36,6 +36,7 @@ def save(**planted: Any) -> list[str]:
     faults: list[str] = []
     waiting: list[str] = []
     written: list[Any] = []
+    order: list[str] = []
     go = threading.Event()
 
     def host_value(self: torch.Tensor) -> int:
@@ -48,13 +49,18 @@ def save(**planted: Any) -> list[str]:
             faults.append("the loop waits for the thread")
         waiting.append(threading.current_thread().name)
         of_snapshot()
+        order.append("copied")
+
+    def write(path: Path, state: Any, keep: int) -> None:
+        order.append("written")
+        written.append(state)
 
     empty = torch.empty
     with (
         FakeTensorMode(),
         Watch() as watch,
         mock.patch.object(FakeTensor, "__int__", host_value),
-        mock.patch.object(checkpoint, "save", lambda path, state, keep: written.append(state)),
+        mock.patch.object(checkpoint, "save", write),
         mock.patch.object(torch, "empty", lambda *sizes, **options: empty(*sizes, **{**options, **planted})),
     ):
         step = fake_step(engine="eager", precision="bf16", encoder_momentum=0.9)
@@ -65,7 +71,7 @@ def save(**planted: Any) -> list[str]:
         for number in range(SAVES):
             watch.faults.clear(), watch.uploads.clear(), events.clear(), go.clear()
             path = Path(f"step_{number}.safetensors")
-            state.save(path, [], before_write=lambda bad: None)
+            state.save(path, [], before_write=lambda bad: order.append("log row"))
             copies = [copy for copy in watch.uploads if "training/saving/snapshot.py" in copy]
             recorded = [event for event in events if event[0] == "record"]
             step(batches[number + 1])
@@ -80,6 +86,8 @@ def save(**planted: Any) -> list[str]:
             # one of them is also read for its own sake: the first non-finite step
             if len(copies) != len(on_device) + 1:
                 faults.append(f"{len(copies)} copies of {len(on_device)} tensors on the device")
+    if order != ["copied", "log row", "written"] * SAVES:  # the row is not repeated after a resumption
+        faults.append(f"the order is {order}")
     if waiting != ["fastirt-checkpoint"] * SAVES:
         faults.append(f"waits for the copies: {waiting}")
     first, second = (tensors_of(tree) for tree in written)

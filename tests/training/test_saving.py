@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import fastirt.commands
 from fastirt.errors import UserError
 from fastirt.step.train_step import TrainStep
 from fastirt.training import checkpoint
@@ -127,6 +128,19 @@ def test_an_error_of_the_loop_lets_the_write_end(image_folder, tmp_path, held, m
     assert "log.jsonl: No space left on device" in last_line(capsys)
     assert checkpoint.load(run / "checkpoints/step_00000003.safetensors")["step"] == 3
     assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_an_evaluation_comes_after_the_checkpoint_of_its_step(image_folder, tmp_path, held, monkeypatch):
+    evaluate, run, found = fastirt.commands.evaluate, tmp_path / "run", []
+
+    def measure(*given, **options):
+        found.append(saved_steps(run))
+        return evaluate(*given, **options)
+
+    monkeypatch.setattr(fastirt.commands, "evaluate", measure)
+    after_each_step(monkeypatch, lambda done: done == 3 and threading.Timer(0.5, held.go.set).start())
+    assert train_few(image_folder, run, "--eval-freq", "3") == 0
+    assert found == [[3], [3, 6]]
 
 
 def test_a_stop_waits_for_the_write_and_leaves_its_own_checkpoint(image_folder, tmp_path, held, monkeypatch, caplog):
