@@ -80,7 +80,7 @@ TABLE = [
     TileRow("stats", A100, "tf32", ANY_DTYPE, 1024, ANY, Tile(16, 16, 64, 4, 2)),
     TileRow("grad", A100, "tf32", FP32, 384, ANY, Tile(64, 32, 128, 8, 2, grad_chunks=3)),
     TileRow("grad", A100, "tf32", SIXTEEN_BITS, 384, ANY, Tile(32, 32, 128, 8, 2, grad_chunks=3)),
-    TileRow("grad", HOPPER, "tf32", ANY_DTYPE, 192, ANY, Tile(32, 32, 64, 8, 2, grad_chunks=3)),
+    TileRow("grad", HOPPER, "tf32", ANY_DTYPE, 192, ANY, Tile(32, 32, 64, 4, 2, grad_chunks=3)),
     TileRow("grad", HOPPER, "tf32", ANY_DTYPE, 384, ANY, Tile(32, 32, 128, 8, 2, grad_chunks=3)),
     TileRow("grad", BLACKWELL, "tf32", ANY_DTYPE, 384, ANY, Tile(64, 16, 64, 8, 2, grad_chunks=6)),
     TileRow("grad", HOPPER + BLACKWELL, "tf32", ANY_DTYPE, 1024, ANY, Tile(32, 16, 64, 8, 2, grad_chunks=4)),
