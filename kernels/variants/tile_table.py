@@ -75,8 +75,7 @@ TABLE = [
     TileRow("grad", A100 + HOPPER + BLACKWELL, "bf16", NOT_BF16, 1024, ANY, Tile(32, 16, 64, 8, 2, grad_chunks=8)),
     # tf32: columns of 16 bits are cast in registers.
     TileRow("stats", A100 + HOPPER + BLACKWELL, "tf32", ANY_DTYPE, 384, ANY, Tile(64, 32, 128, 4, 2)),
-    TileRow("stats", HOPPER, "tf32", ANY_DTYPE, 1024, ANY, Tile(32, 16, 256, 4, 2)),
-    TileRow("stats", BLACKWELL, "tf32", ANY_DTYPE, 1024, ANY, Tile(32, 16, 64, 4, 2)),
+    TileRow("stats", HOPPER + BLACKWELL, "tf32", ANY_DTYPE, 1024, ANY, Tile(32, 16, 256, 4, 2)),
     TileRow("stats", A100, "tf32", ANY_DTYPE, 1024, ANY, Tile(16, 16, 64, 4, 2)),
     TileRow("grad", A100, "tf32", FP32, 384, ANY, Tile(64, 32, 128, 8, 2, grad_chunks=3)),
     TileRow("grad", A100, "tf32", SIXTEEN_BITS, 384, ANY, Tile(32, 32, 128, 8, 2, grad_chunks=3)),
