@@ -26,7 +26,7 @@ from fastirt.kernels import gather
 from fastirt.kernels.gates.judge import INSTRUCTION, Report, Texts, judge, stale, tables
 from fastirt.kernels.passes import backward, forward, losses
 from fastirt.kernels.passes.tiles import INTERPRETED
-from fastirt.kernels.plan import cdiv, chunk
+from fastirt.kernels.plan import LOADS_AHEAD, cdiv, chunk
 from fastirt.kernels.tile_table import TABLE, Tile, lookup
 
 ARCHS = (80, 90, 100)
@@ -53,8 +53,13 @@ class Job:
             else ""
         )
         reduction = "nonzero_mean" if self.nonzero else "anchor_sum"
-        slots = "" if self.finite_slots else " any slots"
+        slots = " any slots" if self.waits_for_labels else ""
         return f"{self.kernel} sm_{self.arch} {self.precision} D={self.dim}{tile} {reduction}{slots}"
+
+    @property
+    def waits_for_labels(self) -> bool:
+        """Whether labels decide what to load, although training's kernel does not wait for them."""
+        return not self.finite_slots and self.arch in LOADS_AHEAD
 
     @property
     def threads(self) -> int:
@@ -74,8 +79,8 @@ def jobs(archs: tuple[int, ...] = ARCHS) -> list[Job]:
                 dims = {row.dim, 768} if row.dim == 1024 and row.precision == "bf16" else {row.dim}
                 for dim in sorted(dims):
                     if lookup(row.kind, arch, row.precision, dim, row.rows) == row.tile:
-                        todo.append(Job(row.kind, arch, row.precision, dim, row.tile))
-                        if dim == 384 and row.precision in ("bf16", "tf32"):
+                        todo.append(Job(row.kind, arch, row.precision, dim, row.tile, finite_slots=arch in LOADS_AHEAD))
+                        if todo[-1].finite_slots and dim == 384 and row.precision in ("bf16", "tf32"):
                             todo.append(Job(row.kind, arch, row.precision, dim, row.tile, finite_slots=False))
         todo += [Job(name, arch, "fp32", 384) for name in ("rows", "totals", "combine", "combine few")]
         todo += [Job(name, arch, "bf16", 224) for name in ("gather", "gather edges")]

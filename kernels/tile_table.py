@@ -38,18 +38,19 @@ class TileRow:
 ANY = 1 << 40
 A100, HOPPER, BLACKWELL = (80,), (90,), (100, 103)
 TABLE = [
+    # Three stages, where shared memory has room, load one tile ahead while another is computed.
     # bf16: mma.sync, wgmma and tcgen05. Up to 256 rows, memory bandwidth is the limit, and a tile
     # of 64 rows reads the columns once. For more rows, taller tiles read them less often from L2,
     # and the backward skips tiles without an active pair.
-    TileRow("stats", A100, "bf16", 384, 256, Tile(64, 64, 128, 4, 2)),
-    TileRow("stats", HOPPER, "bf16", 384, 256, Tile(64, 64, 128, 4, 2)),
+    TileRow("stats", A100, "bf16", 384, 256, Tile(64, 64, 128, 4, 3)),
+    TileRow("stats", HOPPER, "bf16", 384, 256, Tile(64, 64, 128, 4, 3)),
     TileRow("stats", BLACKWELL, "bf16", 384, ANY, Tile(64, 64, 128, 8, 2)),
     TileRow("stats", A100, "bf16", 384, ANY, Tile(128, 64, 64, 8, 2)),
-    TileRow("stats", HOPPER, "bf16", 384, ANY, Tile(128, 64, 64, 8, 3)),
+    TileRow("stats", HOPPER, "bf16", 384, ANY, Tile(128, 64, 64, 8, 2)),
     TileRow("stats", A100 + HOPPER + BLACKWELL, "bf16", 1024, ANY, Tile(64, 16, 128, 4, 2)),
-    TileRow("grad", HOPPER, "bf16", 384, 256, Tile(64, 64, 128, 8, 2, grad_chunks=3)),
+    TileRow("grad", HOPPER, "bf16", 384, 256, Tile(64, 64, 128, 8, 3, grad_chunks=3)),
     TileRow("grad", HOPPER, "bf16", 384, ANY, Tile(64, 32, 128, 8, 3, grad_chunks=3, skip_inactive=True)),
-    TileRow("grad", A100, "bf16", 384, ANY, Tile(64, 64, 128, 8, 2, grad_chunks=3)),
+    TileRow("grad", A100, "bf16", 384, ANY, Tile(64, 64, 128, 8, 3, grad_chunks=3)),
     TileRow("grad", BLACKWELL, "bf16", 384, ANY, Tile(64, 32, 128, 8, 2, grad_chunks=3)),
     TileRow("grad", HOPPER, "bf16", 1024, ANY, Tile(64, 16, 64, 8, 2, grad_chunks=4)),
     TileRow("grad", A100, "bf16", 768, ANY, Tile(32, 32, 128, 8, 2, grad_chunks=3, skip_inactive=True)),
@@ -59,15 +60,15 @@ TABLE = [
     TileRow("stats", HOPPER, "mixed", 1024, ANY, Tile(64, 16, 128, 4, 2)),
     TileRow("stats", A100 + BLACKWELL, "mixed", 1024, ANY, Tile(32, 16, 64, 4, 2)),
     TileRow("grad", A100 + BLACKWELL, "mixed", 384, ANY, Tile(64, 32, 128, 8, 2, grad_chunks=3)),
-    TileRow("grad", HOPPER, "mixed", 384, ANY, Tile(64, 16, 64, 8, 2, grad_chunks=6)),
+    TileRow("grad", HOPPER, "mixed", 384, ANY, Tile(64, 16, 64, 8, 3, grad_chunks=6)),
     TileRow("grad", A100, "mixed", 768, ANY, Tile(32, 16, 64, 8, 2, grad_chunks=4)),
     TileRow("grad", A100 + HOPPER + BLACKWELL, "mixed", 1024, ANY, Tile(32, 16, 64, 8, 2, grad_chunks=8)),
     # tf32: also for float16 vectors.
     TileRow("stats", A100 + HOPPER + BLACKWELL, "tf32", 384, ANY, Tile(64, 32, 128, 4, 2)),
     TileRow("stats", HOPPER + BLACKWELL, "tf32", 1024, ANY, Tile(32, 16, 64, 4, 2)),
     TileRow("stats", A100, "tf32", 1024, ANY, Tile(16, 16, 64, 4, 2)),
-    TileRow("grad", A100, "tf32", 384, ANY, Tile(64, 32, 128, 8, 2, grad_chunks=3)),
-    TileRow("grad", HOPPER, "tf32", 384, ANY, Tile(32, 32, 128, 8, 2, grad_chunks=3)),
+    TileRow("grad", A100, "tf32", 384, ANY, Tile(64, 32, 128, 8, 3, grad_chunks=3)),
+    TileRow("grad", HOPPER, "tf32", 384, ANY, Tile(32, 32, 128, 8, 3, grad_chunks=3)),
     TileRow("grad", BLACKWELL, "tf32", 384, ANY, Tile(64, 16, 64, 8, 2, grad_chunks=6)),
     TileRow("grad", HOPPER + BLACKWELL, "tf32", 1024, ANY, Tile(32, 16, 64, 8, 2, grad_chunks=4)),
     TileRow("grad", A100, "tf32", 1024, ANY, Tile(16, 16, 64, 4, 2, grad_chunks=8)),

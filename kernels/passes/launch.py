@@ -13,7 +13,7 @@ from fastirt.kernels.passes.backward import combine_kernel, grad_kernel
 from fastirt.kernels.passes.forward import stats_kernel
 from fastirt.kernels.passes.losses import rows_kernel, totals_kernel
 from fastirt.kernels.passes.tiles import INTERPRETED
-from fastirt.kernels.plan import Plan, cdiv, plan
+from fastirt.kernels.plan import LOADS_AHEAD, Plan, cdiv, machine, plan
 from fastirt.kernels.reference import PairOptions
 from fastirt.kernels.tile_table import Tile
 
@@ -91,7 +91,7 @@ def forward(
             count, b.labels.numel(), m.labels.numel(), b.row_offset, p.batch_splits, p.batch_tiles, p.memory_tiles,
             options.margin,
             D=dim, BM=p.tile.bm, BN=p.tile.bn, BD=p.bd, CHUNKS=p.chunks, PRECISION=options.precision,
-            NONZERO=options.nonzero, PAIRS=pairs, FINITE_SLOTS=options.finite_slots,
+            NONZERO=options.nonzero, PAIRS=pairs, FINITE_SLOTS=_loads_ahead(options, device),
             HAS_SELF_INDEX=m.self_index is not None, **has, **p.options,
         )  # fmt: skip
     if count:
@@ -149,7 +149,7 @@ def backward(
             count, b.labels.numel(), m.labels.numel(), b.row_offset, p.batch_splits, p.batch_tiles, p.memory_tiles,
             options.margin,
             D=dim, BM=p.tile.bm, BN=p.tile.bn, BD=p.bd, CHUNKS=p.chunks, GRAD_CHUNKS=p.grad_chunks,
-            PRECISION=options.precision, NONZERO=options.nonzero, FINITE_SLOTS=options.finite_slots,
+            PRECISION=options.precision, NONZERO=options.nonzero, FINITE_SLOTS=_loads_ahead(options, device),
             SKIP_INACTIVE=p.tile.skip_inactive, HAS_SELF_INDEX=m.self_index is not None,
             HAS_BATCH=p.batch_splits > 0, HAS_MEMORY=p.memory_splits > 0, **p.options,
         )  # fmt: skip
@@ -181,6 +181,11 @@ def tile_precision(precision: str, rows: Tensor, batch: Optional[Columns], memor
     """
     vectors = [rows, *(c.vectors for c in (batch, memory) if c is not None)]
     return "mixed" if precision == "bf16" and any(v.dtype != torch.bfloat16 for v in vectors) else precision
+
+
+def _loads_ahead(options: PairOptions, device: torch.device) -> bool:
+    """Whether finite slots are worth a kernel of their own; see `LOADS_AHEAD`."""
+    return options.finite_slots and machine(device)[0] in LOADS_AHEAD
 
 
 def _finish_chunk(dim: int) -> int:

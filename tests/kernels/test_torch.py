@@ -24,7 +24,7 @@ def total(z, labels, memory, memory_labels, own=None, **options):
 def test_opcheck(with_memory):
     case = make(12, 30 if with_memory else None, 64)
     z = torch.nan_to_num(case.z).requires_grad_()
-    arguments = (z, *case[1:], 0.2, "nonzero_mean", 1e-8, 1e-6, "fp32")
+    arguments = (z, *case[1:], 0.2, "nonzero_mean", 1e-8, 1e-6, "fp32", False)
     torch.library.opcheck(operators.contrastive_koleo, arguments)
 
 
