@@ -86,7 +86,7 @@ def findings(job: Job, each: Optional[float], compiled: Texts) -> dict[str, str]
     """Gate to what is wrong, of the gates that may have exceptions."""
     found = {}
     waits = texts.waits_in_loops(compiled.ttgir)
-    if job.tile and job.tile.stages > 1 and job.finite_slots and 0 in waits:
+    if job.tile and job.tile.stages > 1 and not job.waits_for_labels and 0 in waits:
         found["wait"] = f"{waits.count(0)} of {len(waits)} async_wait in loops wait for every copy"
     repeats = max((dot.repeats for dot in texts.dots(compiled.ttgir)), default=1)
     if repeats > 1:
@@ -110,7 +110,12 @@ def ceiling_key(job: Job) -> str:
     head = f"{job.kernel} sm_{job.arch} {job.precision} D={job.dim}"
     if job.tile is None:
         return head
-    uses = [job.columns, "mean" if job.nonzero else "sum", job.use.name, *([] if job.finite_slots else ["any slots"])]
+    uses = [
+        job.columns,
+        "mean" if job.nonzero else "sum",
+        job.use.name,
+        *(["any slots"] if job.waits_for_labels else []),
+    ]
     return f"{head} {tile_key(job)} {' '.join(uses)}"
 
 

@@ -13,7 +13,7 @@ from fastirt.kernels.passes.backward import combine_kernel, grad_kernel
 from fastirt.kernels.passes.forward import stats_kernel
 from fastirt.kernels.passes.losses import rows_kernel, totals_kernel
 from fastirt.kernels.passes.tiles import INTERPRETED
-from fastirt.kernels.plan import Plan, cdiv, plan
+from fastirt.kernels.plan import LOADS_AHEAD, Plan, cdiv, machine, plan
 from fastirt.kernels.reference import PairOptions
 from fastirt.kernels.variants.tile_table import Tile, product_dtype
 
@@ -103,7 +103,7 @@ def forward(
             count, b.labels.numel(), m.labels.numel(), b.row_offset, p.batch_splits, p.batch_tiles, p.memory_tiles,
             options.margin,
             D=dim, BM=p.tile.bm, BN=p.tile.bn, BD=p.bd, CHUNKS=p.chunks, PRECISION=options.precision,
-            NONZERO=options.nonzero, PAIRS=pairs, FINITE_SLOTS=options.finite_slots,
+            NONZERO=options.nonzero, PAIRS=pairs, FINITE_SLOTS=_loads_ahead(options, device),
             HAS_SELF_INDEX=m.self_index is not None, **has, **p.options,
         )  # fmt: skip
     if count:
@@ -164,7 +164,7 @@ def backward(
             count, b.labels.numel(), m.labels.numel(), b.row_offset, p.batch_splits, p.batch_tiles, p.memory_tiles,
             options.margin,
             D=dim, BM=p.tile.bm, BN=p.tile.bn, BD=p.bd, CHUNKS=p.chunks, GRAD_CHUNKS=p.grad_chunks,
-            PRECISION=options.precision, NONZERO=options.nonzero, FINITE_SLOTS=options.finite_slots,
+            PRECISION=options.precision, NONZERO=options.nonzero, FINITE_SLOTS=_loads_ahead(options, device),
             SKIP_INACTIVE=p.tile.skip_inactive, HAS_SELF_INDEX=m.self_index is not None,
             HAS_BATCH=p.batch_splits > 0, HAS_MEMORY=p.memory_splits > 0, **p.options,
         )  # fmt: skip
@@ -192,6 +192,11 @@ def _plan(
 def tile_columns(precision: str, memory: Optional[Columns]) -> str:
     """The dtype of the columns by which to look up a tile: the memory's, or else the products'."""
     return product_dtype(precision) if memory is None else DTYPES[memory.vectors.dtype]
+
+
+def _loads_ahead(options: PairOptions, device: torch.device) -> bool:
+    """Whether finite slots are worth a kernel of their own; see `LOADS_AHEAD`."""
+    return options.finite_slots and machine(device)[0] in LOADS_AHEAD
 
 
 def _finish_chunk(dim: int) -> int:

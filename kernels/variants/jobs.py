@@ -8,7 +8,7 @@ from typing import Any, Callable, Iterator, Optional
 
 from fastirt.kernels import gather
 from fastirt.kernels.passes import backward, forward, losses
-from fastirt.kernels.plan import cdiv, chunk
+from fastirt.kernels.plan import LOADS_AHEAD, cdiv, chunk
 from fastirt.kernels.variants.tile_table import Tile, lookup, product_dtype
 
 ARCHS = (80, 90, 100)
@@ -70,7 +70,12 @@ class Job:
         tile = f"{t.bm}x{t.bn}x{t.bd} warps={t.warps} stages={t.stages} out={t.grad_chunks} skip={int(t.skip_inactive)}"
         reduction = "nonzero_mean" if self.nonzero else "anchor_sum"
         head = f"{self.kernel} sm_{self.arch} {self.precision} D={self.dim} columns={self.columns}"
-        return f"{head} {tile} {reduction} {self.use.name}{'' if self.finite_slots else ' any slots'}"
+        return f"{head} {tile} {reduction} {self.use.name}{' any slots' if self.waits_for_labels else ''}"
+
+    @property
+    def waits_for_labels(self) -> bool:
+        """Whether labels decide what to load, although training's kernel does not wait for them."""
+        return not self.finite_slots and self.arch in LOADS_AHEAD
 
     @property
     def threads(self) -> int:
@@ -95,7 +100,8 @@ def jobs(archs: tuple[int, ...] = ARCHS, every: bool = False) -> list[Job]:
                     for rest in (full if every else _each_tile(kind, arch, precision, columns))
                 ]
             todo += [] if every else _each_use(kind, arch)
-            todo += [replace(_pairs_job(kind, arch, "tf32", "fp32", 384, ROWS[0], True, WHOLE), finite_slots=False)]
+            if arch in LOADS_AHEAD:
+                todo += [replace(_pairs_job(kind, arch, "tf32", "fp32", 384, ROWS[0], True, WHOLE), finite_slots=False)]
         todo += [Job(name, arch, "fp32", 384) for name in ("rows", "totals", "combine", "combine few")]
         todo += [Job(name, arch, "bf16", 224) for name in ("gather", "gather edges")]
     return list(dict.fromkeys(todo))
@@ -103,7 +109,8 @@ def jobs(archs: tuple[int, ...] = ARCHS, every: bool = False) -> list[Job]:
 
 def _pairs_job(kind: str, arch: int, precision: str, columns: str, dim: int, rows: int, nonzero: bool, use: Use) -> Job:
     dtype = columns if use.memory else product_dtype(precision)
-    return Job(kind, arch, precision, dim, lookup(kind, arch, precision, dtype, dim, rows), nonzero, dtype, use)
+    tile = lookup(kind, arch, precision, dtype, dim, rows)
+    return Job(kind, arch, precision, dim, tile, nonzero, dtype, use, arch in LOADS_AHEAD)
 
 
 def _each_tile(kind: str, arch: int, precision: str, columns: str) -> Iterator[tuple[int, int, bool, Use]]:

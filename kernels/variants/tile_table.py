@@ -42,24 +42,25 @@ ANY = 1 << 40
 BF16, NOT_BF16, ANY_DTYPE = ("bf16",), ("fp32", "fp16"), ("bf16", "fp16", "fp32")
 SIXTEEN_BITS, FP32 = ("bf16", "fp16"), ("fp32",)
 # Triton 3.6 spills 160 bytes with the first, 3.7 none.
-_FEW_ROWS = Tile(64, 64, 128, 8, 2, grad_chunks=3)
+_FEW_ROWS = Tile(64, 64, 128, 8, 3, grad_chunks=3)
 _FEW_ROWS_36 = Tile(64, 32, 128, 8, 2, grad_chunks=3)
 _TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 A100, HOPPER, BLACKWELL = (80,), (90,), (100, 103)
 TABLE = [
+    # Three stages, where shared memory has room, load one tile ahead while another is computed.
     # bf16: mma.sync, wgmma and tcgen05. Up to 256 rows, memory bandwidth is the limit, and a tile
     # of 64 rows reads the columns once. For more rows, taller tiles read them less often from L2,
     # and the backward skips tiles without an active pair.
-    TileRow("stats", A100, "bf16", BF16, 384, 256, Tile(64, 64, 128, 4, 2)),
-    TileRow("stats", HOPPER, "bf16", BF16, 384, 256, Tile(64, 64, 128, 4, 2)),
+    TileRow("stats", A100, "bf16", BF16, 384, 256, Tile(64, 64, 128, 4, 3)),
+    TileRow("stats", HOPPER, "bf16", BF16, 384, 256, Tile(64, 64, 128, 4, 3)),
     TileRow("stats", BLACKWELL, "bf16", BF16, 384, ANY, Tile(64, 64, 128, 8, 2)),
     TileRow("stats", A100, "bf16", BF16, 384, ANY, Tile(128, 64, 64, 8, 2)),
-    TileRow("stats", HOPPER, "bf16", BF16, 384, ANY, Tile(128, 64, 64, 8, 3)),
+    TileRow("stats", HOPPER, "bf16", BF16, 384, ANY, Tile(128, 64, 64, 8, 2)),
     TileRow("stats", A100, "bf16", BF16, 1024, ANY, Tile(64, 16, 64, 4, 2)),
     TileRow("stats", HOPPER + BLACKWELL, "bf16", BF16, 1024, ANY, Tile(64, 16, 128, 4, 2)),
     TileRow("grad", HOPPER, "bf16", BF16, 384, 256, _FEW_ROWS if _TRITON >= (3, 7) else _FEW_ROWS_36),
     TileRow("grad", HOPPER, "bf16", BF16, 384, ANY, Tile(64, 32, 128, 8, 3, grad_chunks=3, skip_inactive=True)),
-    TileRow("grad", A100, "bf16", BF16, 384, ANY, Tile(64, 64, 128, 8, 2, grad_chunks=3)),
+    TileRow("grad", A100, "bf16", BF16, 384, ANY, Tile(64, 64, 128, 8, 3, grad_chunks=3)),
     TileRow("grad", BLACKWELL, "bf16", BF16, 384, ANY, Tile(64, 32, 128, 8, 2, grad_chunks=3)),
     TileRow("grad", HOPPER, "bf16", BF16, 1024, ANY, Tile(64, 16, 64, 8, 2, grad_chunks=4)),
     TileRow("grad", A100, "bf16", BF16, 768, ANY, Tile(32, 32, 128, 8, 2, grad_chunks=3, skip_inactive=True)),
@@ -70,17 +71,17 @@ TABLE = [
     TileRow("stats", HOPPER, "bf16", NOT_BF16, 1024, ANY, Tile(64, 16, 128, 4, 2)),
     TileRow("stats", A100 + BLACKWELL, "bf16", NOT_BF16, 1024, ANY, Tile(32, 16, 64, 4, 2)),
     TileRow("grad", A100 + BLACKWELL, "bf16", NOT_BF16, 384, ANY, Tile(64, 32, 128, 8, 2, grad_chunks=3)),
-    TileRow("grad", HOPPER, "bf16", NOT_BF16, 384, ANY, Tile(64, 16, 64, 8, 2, grad_chunks=6)),
+    TileRow("grad", HOPPER, "bf16", NOT_BF16, 384, ANY, Tile(64, 16, 64, 8, 3, grad_chunks=6)),
     TileRow("grad", A100, "bf16", NOT_BF16, 768, ANY, Tile(32, 16, 64, 8, 2, grad_chunks=4)),
     TileRow("grad", A100 + HOPPER + BLACKWELL, "bf16", NOT_BF16, 1024, ANY, Tile(32, 16, 64, 8, 2, grad_chunks=8)),
     # tf32: columns of 16 bits are cast in registers.
     TileRow("stats", A100 + HOPPER + BLACKWELL, "tf32", ANY_DTYPE, 384, ANY, Tile(64, 32, 128, 4, 2)),
     TileRow("stats", HOPPER + BLACKWELL, "tf32", ANY_DTYPE, 1024, ANY, Tile(32, 16, 256, 4, 2)),
     TileRow("stats", A100, "tf32", ANY_DTYPE, 1024, ANY, Tile(16, 16, 64, 4, 2)),
-    TileRow("grad", A100, "tf32", FP32, 384, ANY, Tile(64, 32, 128, 8, 2, grad_chunks=3)),
+    TileRow("grad", A100, "tf32", FP32, 384, ANY, Tile(64, 32, 128, 8, 3, grad_chunks=3)),
     TileRow("grad", A100, "tf32", SIXTEEN_BITS, 384, ANY, Tile(32, 32, 128, 8, 2, grad_chunks=3)),
     TileRow("grad", HOPPER, "tf32", ANY_DTYPE, 192, ANY, Tile(32, 32, 64, 4, 2, grad_chunks=3)),
-    TileRow("grad", HOPPER, "tf32", ANY_DTYPE, 384, ANY, Tile(32, 32, 128, 8, 2, grad_chunks=3)),
+    TileRow("grad", HOPPER, "tf32", ANY_DTYPE, 384, ANY, Tile(32, 32, 128, 8, 3, grad_chunks=3)),
     TileRow("grad", BLACKWELL, "tf32", ANY_DTYPE, 384, ANY, Tile(64, 16, 64, 8, 2, grad_chunks=6)),
     TileRow("grad", HOPPER + BLACKWELL, "tf32", ANY_DTYPE, 1024, ANY, Tile(32, 16, 64, 8, 2, grad_chunks=4)),
     TileRow("grad", A100, "tf32", ANY_DTYPE, 1024, ANY, Tile(16, 16, 64, 4, 2, grad_chunks=8)),

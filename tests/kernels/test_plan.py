@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from fastirt.kernels import plan as module
+from fastirt.kernels.passes import launch
+from fastirt.kernels.reference import PairOptions
 from fastirt.kernels.variants.tile_table import ANY, TABLE, has_tiles, lookup
 
 
@@ -94,3 +96,11 @@ def test_the_table_has_tiles_for_every_gpu_precision_and_size():
     with pytest.raises(ValueError, match="no tile for stats, compute capability 8.6"):
         lookup("stats", 86, "bf16", "bf16", 384, 64)
     assert all(row.tile.source for row in TABLE) and all(row.dim <= ANY for row in TABLE)
+
+
+@pytest.mark.parametrize("arch, ahead", [(0, True), (80, True), (90, True), (100, False), (103, False)])
+def test_loads_run_ahead_of_labels_where_that_helps(arch, ahead, monkeypatch):
+    monkeypatch.setattr(launch, "machine", lambda device: (arch, 6))
+    cpu = torch.device("cpu")
+    assert launch._loads_ahead(PairOptions(finite_slots=True), cpu) == ahead
+    assert not launch._loads_ahead(PairOptions(), cpu)
