@@ -8,10 +8,10 @@ if [ "${1:-}" = quick ]; then
     export OMP_NUM_THREADS=1 # two processes on two cores
     set -- -n 2 --dist loadfile -m "not (interpreter or ranks or compile or slow or sweep)" "$@"
 elif [ $# = 0 ]; then
-    # Two processes, but one for the tests that start several themselves or compare times.
+    # Two processes, but one for the tests that start several themselves.
     failed=0
-    python -m pytest -n 2 --dist loadfile --ignore tests/distributed --ignore tests/benchmarks || failed=1
-    python -m pytest tests/distributed tests/benchmarks || failed=1
+    python -m pytest -n 2 --dist loadfile --ignore tests/distributed || failed=1
+    python -m pytest tests/distributed || failed=1
     exit $failed
 fi
 exec python -m pytest "$@"

@@ -69,13 +69,16 @@ def proofs(request):
 @no_gpu
 @pytest.mark.slow
 @pytest.mark.compile
-@pytest.mark.parametrize("case", ["default", "bf16 weights", "momentum encoder"])
+@pytest.mark.parametrize(
+    "case",
+    ["default", *(pytest.param(case, marks=pytest.mark.sweep) for case in ("bf16 weights", "momentum encoder"))],
+)
 def test_the_generated_code_has_the_known_kernels_and_none_that_copies_a_layout_or_spills(case, proofs):
     assert proofs[case] == []
 
 
 @no_gpu
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.compile
 @pytest.mark.parametrize("case", ["planted: NCHW images"])
 def test_a_copy_of_the_images_is_noticed(case, proofs):
@@ -87,7 +90,7 @@ def test_a_copy_of_the_images_is_noticed(case, proofs):
 
 
 @no_gpu
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.compile
 @pytest.mark.parametrize("case", ["planted: combined kernels"])
 def test_kernels_that_spill_are_noticed(case, proofs):
