@@ -20,7 +20,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["fastirt", "fastirt.*"])
-    + ["fastirt.kernels", "fastirt.kernels.passes", "fastirt.kernels.variants"],
+    + [f"fastirt.{name}" for name in find_packages(include=["kernels", "kernels.*"])],
     package_dir={"fastirt.kernels": "kernels"},
     install_requires=[
         # 2.13.0 resolves to a CPU build on some indexes, with which torchvision cannot be imported
