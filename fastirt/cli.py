@@ -123,10 +123,14 @@ def build_parser() -> Parser:
 
 
 def _train(args: dict[str, Any]) -> int:
-    from fastirt.commands import train
     from fastirt.distributed.launch import as_rank
 
-    return as_rank("train", lambda ranks: train(given(args), ranks))
+    def work(ranks: Any) -> int:
+        from fastirt.commands import train  # imports Inductor, which reads its settings only then
+
+        return train(given(args), ranks)
+
+    return as_rank("train", work)
 
 
 def _evaluate(args: dict[str, Any]) -> int:

@@ -109,7 +109,15 @@ side_by_side() { # NAME SECONDS FILES AND FLAGS...: the tests in as many process
 }
 
 # In order of worth. tests/repository/test_gpu_check.py adds the seconds up.
-stage self-check 35 "$python" -m fastirt.objective.self_check
+# The results are kept for the stages below. It ends before the stage does, so that a kernel that hangs is named.
+stage self-check 40 "$python" -c '
+import sys, torch
+from fastirt.objective.self_check import keep, run_checks
+results = run_checks("cuda:0", limit=35)
+keep(torch.device("cuda:0"), results)
+for name, (status, detail) in results.items():
+    print(f"self-check {name:20} {status} {detail}")
+sys.exit(any(status in ("failed", "unchecked") for status, _ in results.values()))'
 side_by_side smoke 40 tests/kernels tests/step/test_engine.py \
     -k "cuda_graph or no_wait or page_locked or without_a_memory or a_captured_step"
 bench step-loss 95 step loss --batch-size 64 --only "+ CUDA graph" --rows 64 --slots 59551 --dtype tf32 bf16 --repeats 5
@@ -118,9 +126,9 @@ bench step-more 105 step --batch-size 64 --repeats 5 --only "+ CUDA graph" "grap
     "public recipe" "+ fused loss" "+ bf16 autocast" "eager fp32" "graph, bf16 memory" "graph, momentum twin"
 bench cache-retrieval 30 cache retrieval --repeats 3
 side_by_side kernels 75 tests/kernels
-side_by_side gpu 40 tests/step/test_gpu.py tests/loading/test_image_cache.py tests/step/test_train_step.py \
-    -k "test_gpu or test_image_cache and not training_ends or on_the_kernels"
-tests ranks 25 tests/distributed/test_on_gpu.py
+side_by_side gpu 40 tests/step/test_gpu.py tests/loading/test_image_cache.py tests/step/test_train_step.py tests/training/test_saving.py \
+    -k "test_gpu and not input_wait or test_image_cache and not training_ends or on_the_kernels or snapshot"
+tests ranks 25 tests/distributed/test_on_gpu.py tests/step/test_gpu.py -k "test_on_gpu or input_wait" # alone: they take times
 bench train-input 40 train input --repeats 2 --steps 120 --images 480
 stages+=("bench-step-256: not run: python -m benchmarks step --batch-size 256")
 stages+=("bench-max-autotune: not run: minutes of compiling: python -m benchmarks step --batch-size 64 --only '+ CUDA graph' 'graph, max-autotune'")

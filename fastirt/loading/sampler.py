@@ -88,7 +88,6 @@ class ClassBalanced(Sampler):
         super().__init__(labels, batch_size, seed)
         self.m = m
         self._classes = np.array(sorted(self._members), np.int64)
-        self._largest = max(map(len, self._members.values()))
 
     def _draw(self, step: int, bad: frozenset[int]) -> np.ndarray:
         """Class by class."""
@@ -99,7 +98,8 @@ class ClassBalanced(Sampler):
         groups: list[np.ndarray] = []
         for first in range(0, len(classes), needed):  # further classes only if some have no image left
             labels = classes[first : first + needed].tolist()
-            for label, keys in zip(labels, members.random((len(labels), self._largest))):
+            ends = np.cumsum([len(self._members[label]) for label in labels])
+            for label, keys in zip(labels, np.split(members.random(ends[-1]), ends[:-1])):
                 group = self._group(label, keys, bad)
                 if len(group):
                     groups.append(group)
@@ -116,7 +116,7 @@ class ClassBalanced(Sampler):
         Empty if all are bad.
         """
         members = self._members[label]
-        order = members[keys[: len(members)].argsort()].tolist()
+        order = members[keys.argsort()].tolist()
         group, spare = order[: self.m], iter(row for row in order[self.m :] if row not in bad)
         group = [row if row not in bad else next(spare, None) for row in group]
         good = [row for row in group if row is not None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -33,6 +34,7 @@ log = logging.getLogger("fastirt")
 
 START_LIMIT = 120.0  # seconds until a process has imported torch and reached the GPU
 KERNEL_LIMIT = 60.0  # seconds for one kernel; compilation takes most of it
+TOO_LATE = "does not return within"
 Results = dict[str, list[str]]  # kernel: [status, detail]
 
 
@@ -80,17 +82,28 @@ def check_once(device: torch.device) -> Results:
     start = time.monotonic()
     results = run_checks(str(device))
     log.info("self-check: %.0f s: %s", time.monotonic() - start, summarize(results))
-    if not _with_status(results, "unchecked"):  # a GPU that was busy is checked next time
-        _add_to_cache(key, results)
+    keep(device, results)
     return results
 
 
-def run_checks(device: str) -> Results:
-    """Run each group of kernels in a process of its own, all at once; end those that hang."""
+def keep(device: torch.device, results: Results) -> None:
+    """Add results to the cache, but not those of a busy GPU: it is checked again next time."""
+    details = [detail.lower() for detail in _with_status(results, "failed").values()]
+    busy = any(TOO_LATE in detail or "out of memory" in detail for detail in details)
+    if not busy and not _with_status(results, "unchecked"):
+        _add_to_cache(machine_key(device), results)
+
+
+def run_checks(device: str, limit: float = math.inf) -> Results:
+    """Run each group of kernels in a process of its own, all at once; end those that hang.
+
+    limit: seconds in all.
+    """
+    ends = time.monotonic() + limit
     with contextlib.ExitStack() as stack:
         children = [stack.enter_context(_Child(device, names)) for names in GROUPS]
         # A list: `any` of a generator would leave the time of the others unwatched.
-        while any([child.is_running() for child in children]):
+        while any([child.is_running(ends) for child in children]):
             time.sleep(0.05)
         return {name: result for child in children for name, result in child.results().items()}
 
@@ -124,8 +137,9 @@ class _Child:
         self._out.close()
         self._err.close()
 
-    def is_running(self) -> bool:
-        """False once the process has given all results, has ended or exceeds its time."""
+    def is_running(self, ends: float = math.inf) -> bool:
+        """False once the process has given all results, has ended, or exceeds its time or the
+        monotonic clock's `ends`."""
         count = len(self._lines())
         if self.exit is not None or count > len(self.names):  # one line says that it is ready
             return False
@@ -135,9 +149,9 @@ class _Child:
             return False
         if count > self._count:
             self._count, self._since = count, time.monotonic()
-        limit = KERNEL_LIMIT if self._count else START_LIMIT
+        limit = min(KERNEL_LIMIT if self._count else START_LIMIT, ends - self._since)
         if time.monotonic() - self._since > limit:
-            self.exit = f"does not return within {limit:g} s"
+            self.exit = f"{TOO_LATE} {limit:.0f} s"
             return False
         return True
 
@@ -164,14 +178,6 @@ def summarize(results: Results) -> str:
     count = sum(status in ("ok", "unused") for status, _ in results.values())
     faults = {name: detail for name, (status, detail) in results.items() if status in ("failed", "unchecked")}
     return f"{count} of {len(results)} kernels pass" + (f"; {_listed(faults)}" if faults else "")
-
-
-def main() -> int:
-    """Check the kernels on the first GPU, whatever is cached. Exit code 1 if one is not proved."""
-    results = run_checks("cuda:0")
-    for name, (status, detail) in results.items():
-        print(f"self-check  {name:20} {status} {detail}")
-    return 1 if _with_status(results, "failed") or _with_status(results, "unchecked") else 0
 
 
 def describe_cache() -> str:
@@ -235,7 +241,3 @@ def _listed(details: dict[str, str]) -> str:
     for name, detail in details.items():
         kernels.setdefault(detail, []).append(name)
     return "; ".join(f"{', '.join(names)}: {detail}" for detail, names in kernels.items())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -66,12 +66,16 @@ def search(
     for first in range(0, query.shape[0], chunk):
         part = query[first : first + chunk]
         excluded = exclude[first : first + chunk] if excludes else None
+        failure = ""
         try:
             nearest = find(part, depth)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if isinstance(find, _Torch):
                 raise
-            log.warning("FAISS failed during the search (%s): plain torch takes over", first_line(error))
+            failure = first_line(error)
+        if failure:
+            log.warning("FAISS failed during the search (%s): plain torch takes over", failure)
+            del find  # with its copy of the gallery: memory may be what FAISS lacked
             find = _Torch(distinct.vectors, device)
             nearest = find(part, depth)
         similarities, indices = distinct.expand(*nearest, wanted)

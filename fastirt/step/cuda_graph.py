@@ -76,6 +76,12 @@ class Capture:
             ) from error
 
 
+def _leave_pool(device: torch.device, pool: Any) -> None:
+    """A failed capture leaves the allocator routing frees to the graph's pool."""
+    with contextlib.suppress(RuntimeError):
+        torch._C._cuda_endAllocateToPool(device.index or 0, pool)
+
+
 def captured(body: Callable[[], Any], device: torch.device, **options: Any) -> torch.cuda.CUDAGraph:
     """`body` as a CUDA graph; options are torch.cuda.graph's.
 
@@ -83,6 +89,7 @@ def captured(body: Callable[[], Any], device: torch.device, **options: Any) -> t
     raised by `body` propagates.
     """
     graph, pool, cause = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), None
+    scratch = torch.zeros(1, device=device)
 
     def watched() -> None:
         nonlocal cause
@@ -98,13 +105,15 @@ def captured(body: Callable[[], Any], device: torch.device, **options: Any) -> t
         with torch.cuda.stream(torch.cuda.current_stream(device)), torch.cuda.graph(graph, pool=pool, **options):
             watched()
     except Exception as error:
-        # it also leaves the allocator routing frees to the graph's pool
-        with contextlib.suppress(RuntimeError):
-            torch._C._cuda_endAllocateToPool(device.index or 0, pool)
+        _leave_pool(device, pool)
         # torch 2.11 leaves the default generator in its capture mode, in which dropout outside a
-        # capture raises. A capture that succeeds ends that mode.
-        with contextlib.suppress(RuntimeError), torch.cuda.stream(torch.cuda.current_stream(device)):
-            with torch.cuda.graph(torch.cuda.CUDAGraph(), **options):
-                torch.zeros(1, device=device)
+        # capture raises. A capture that succeeds ends that mode; this one allocates nothing.
+        pool = torch.cuda.graph_pool_handle()
+        try:
+            with torch.cuda.stream(torch.cuda.current_stream(device)):
+                with torch.cuda.graph(torch.cuda.CUDAGraph(), pool=pool, **options):
+                    scratch.zero_()
+        except RuntimeError:
+            _leave_pool(device, pool)
         raise cause or error
     return graph

@@ -127,12 +127,14 @@ class NonFiniteWatch:
 
         first_bad_step: as the device has told it; None waits for the device.
         """
-        self.state.writer.join()  # the message names the last checkpoint
         if first_bad_step is None:
             first_bad_step = self.metrics.first_bad_step(wait=True)
         self.first_bad_step = first_bad_step
-        if first_bad_step >= 0:
-            self._raise(first_bad_step)
+        try:
+            self.state.writer.join()  # the message names the last checkpoint
+        finally:
+            if first_bad_step >= 0:  # rather than the error of a disk
+                self._raise(first_bad_step)
 
     def _raise(self, step: int) -> NoReturn:
         rows = dict(self._recent).get(step, np.array([], dtype=np.int64))

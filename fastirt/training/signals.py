@@ -61,6 +61,7 @@ class _Interruptible:
     def __enter__(self) -> None:
         self._stopper._raise = True
         if self._stopper.signal is not None:
+            self._stopper._raise = False
             raise Interrupted
 
     def __exit__(self, *_: object) -> None:

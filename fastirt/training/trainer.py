@@ -221,8 +221,7 @@ class Trainer:
             return False
         state, self.metrics = self.state, metrics
         self.log.row({"step": state.step, **metrics})
-        # the first Recall@K, or MAP@R where too few images are left for any K
-        name = next(iter(metrics))
+        name = next(iter(metrics))  # the first Recall@K, or MAP@R where too few images are left for any K
         if metrics[name] > state.best.get(name, -1.0):
             state.best = {"step": state.step, name: metrics[name]}
             if self.config.eval.eval_freq and self.ranks.is_main:
@@ -230,18 +229,20 @@ class Trainer:
         now, best = 100 * metrics[name], 100 * state.best[name]
         log.info("step %d: %s %.2f %% (best %.2f %% at step %d)", state.step, name, now, best, state.best["step"])
         self.speed.read(0)
+        state.writer.restart_clock()
         return True
 
     def _start_log_row(self) -> None:
         """Start the asynchronous copy of the metrics; the row is written when it completes."""
+        is_last, host = self.state.step == self.total, self.ranks.host
+        if is_last or self.config.run.logging_freq <= 2 * host.poll_interval:
+            host.barrier()  # else a rank that has died since the last exchange leaves the device waiting
         self._finish_log_row(wait=True)
         step, megabytes = self.state.step, round(self.step_module.bytes_moved / 1e6, 3)
         wire = {"wire_mb": megabytes} if self.ranks.is_distributed else {}
         row = {"step": step, "lr": learning_rate(step - 1, self.config.optim), **wire}
         self.async_metrics.request(row, self.speed.read(self.total - step))
-        if step == self.total:
-            self.ranks.host.barrier()  # a rank that died in the last step would leave the device waiting
-        self._finish_log_row(wait=step == self.total)
+        self._finish_log_row(wait=is_last)
 
     def _finish_log_row(self, wait: bool) -> None:
         row = self.async_metrics.poll(wait)

@@ -74,6 +74,10 @@ class CheckpointWriter:
         if self._thread is not None and ended == -self._begun:
             self._end_part()
 
+    def restart_clock(self) -> None:
+        """The time until the next save by time begins now: after an evaluation, which saves too."""
+        self._last = time.monotonic()
+
     def join(self) -> None:
         """Wait for the end of the save. Called by all ranks; raises as `begin` does."""
         while self._thread is not None:
