@@ -67,7 +67,7 @@ stage() { # NAME SECONDS COMMAND...: run it and add a line to the summary
             *) verdict="failed (exit $code)" ;;
         esac
         [ $code -eq 0 ] || status=1
-        result=$(tail -c +$((before + 1)) "$log" | grep -aE '(passed|failed|errors?)\b.* in [0-9]|^ERROR|^wrote' | tail -n 1 | cut -c1-150)
+        result=$(tail -c +$((before + 1)) "$log" | grep -aE '(passed|failed|errors?|skipped)\b.* in [0-9]|^ERROR|^wrote' | tail -n 1 | cut -c1-150)
         stages+=("$name: $verdict, $((SECONDS - start)) s. $result")
     fi
     echo "${stages[-1]}"
@@ -110,10 +110,10 @@ side_by_side() { # NAME SECONDS FILES AND FLAGS...: the tests in as many process
 
 # In order of worth. tests/repository/test_gpu_check.py adds the seconds up.
 # The results are kept for the stages below. It ends before the stage does, so that a kernel that hangs is named.
-stage self-check 40 "$python" -c '
+stage self-check 35 "$python" -c '
 import sys, torch
 from fastirt.objective.self_check import keep, run_checks
-results = run_checks("cuda:0", limit=35)
+results = run_checks("cuda:0", limit=30)
 keep(torch.device("cuda:0"), results)
 for name, (status, detail) in results.items():
     print(f"self-check {name:20} {status} {detail}")

@@ -15,8 +15,14 @@ finish() {
     done
     cat "$logs"/*
     # pytest's last line: "1 failed, 2 passed in 0.03s"
-    grep -haE '^[0-9]+ (passed|failed|skipped|error|deselected)' "$logs"/* | grep -oE '[0-9]+ [a-z]+' |
-        awk '{ sum[$2] += $1 } END { for (word in sum) printf "%s%d %s", n++ ? ", " : "", sum[word], word; print " in 0s, all processes" }'
+    grep -haE '^[0-9]+ (passed|failed|skipped|error|deselected)' "$logs"/* | grep -oE '[0-9]+ (passed|failed|error|skipped)' |
+        awk -v processes="$count" '
+            { sum[$2] += $1 }
+            END {
+                split("failed error passed skipped", words)
+                for (i = 1; i <= 4; i++) if (words[i] in sum) printf "%d %s, ", sum[words[i]], words[i]
+                print "in " processes " processes"
+            }'
     rm -rf "$logs"
     exit "$1"
 }

@@ -170,7 +170,7 @@ def source(job: Job) -> tuple[Any, Callable[[str], str], dict[str, Any], dict[st
 
     def types(name: str) -> str:
         if kernel is gather.gather_kernel:
-            return {"out_ptr": "*i16", "table_ptr": "*i16", "pixels_ptr": "*u8"}.get(name, "*i64")
+            return {"out_ptr": "*i16", "table_ptr": "*i16", "pixels_ptr": "*u8", "length": "i64"}.get(name, "*i64")
         if name == "memory_ptr":
             return f"*{job.columns}"
         if name in ("rows_ptr", "cols_ptr"):

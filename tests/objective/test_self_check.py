@@ -86,7 +86,7 @@ def test_a_wrong_a_raising_and_a_hanging_kernel_are_found(tmp_path, monkeypatch)
 
 
 def test_an_interrupt_ends_the_processes(monkeypatch):
-    def interrupt(child):
+    def interrupt(child, ends):
         raise KeyboardInterrupt
 
     started = recorded_processes(monkeypatch)
