@@ -68,7 +68,7 @@ TABLE = [
     # bf16 products of columns of another dtype, which are cast in registers.
     TileRow("stats", A100 + HOPPER, "bf16", NOT_BF16, 384, ANY, Tile(64, 32, 128, 4, 2)),
     TileRow("stats", BLACKWELL, "bf16", NOT_BF16, 384, ANY, Tile(64, 32, 128, 8, 2)),
-    TileRow("stats", HOPPER, "bf16", NOT_BF16, 1024, ANY, Tile(64, 16, 128, 4, 2)),
+    TileRow("stats", HOPPER, "bf16", NOT_BF16, 1024, ANY, Tile(64, 16, 128, 8, 2)),
     TileRow("stats", A100 + BLACKWELL, "bf16", NOT_BF16, 1024, ANY, Tile(32, 16, 64, 4, 2)),
     TileRow("grad", A100 + BLACKWELL, "bf16", NOT_BF16, 384, ANY, Tile(64, 32, 128, 8, 2, grad_chunks=3)),
     TileRow("grad", HOPPER, "bf16", NOT_BF16, 384, ANY, Tile(64, 16, 64, 8, 3, grad_chunks=6)),
