@@ -109,7 +109,9 @@ def main() -> int:
     rows = reports(todo)
     if args.tables:
         print(tables(todo, rows))
-        return 0
+        broken = [f"{r.job}: {fault}" for r in rows for fault in r.faults if fault not in r.found.values()]
+        print("".join(f"{line}\n" for line in broken), end="", file=sys.stderr)
+        return 1 if broken else 0
     width = max(len(report.job) for report in rows)
     print(f"{'kernel':{width}}  registers  spill B  shared KiB  instructions each  matrix instructions")
     for r in rows:

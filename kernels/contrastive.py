@@ -49,8 +49,9 @@ def contrastive_koleo(
         torch.get_float32_matmul_precision() for float32 ones. `tf32` rounds z, but cuts off the
         last bits of a float32 memory: round it before, once (`rounding.round_to_tf32`). The
         reference takes float32.
-    finite_slots: whether rows and slots with a negative label are finite too. If so, the kernels
-        load ahead; without it they wait for the labels to leave out what may be NaN.
+    finite_slots: whether rows and slots with a negative label are finite too, and so small that no
+        product overflows, such as zeros or unit vectors. If so, the kernels load ahead on A100 and
+        H100/H200; without it they wait for the labels to leave out what may be NaN.
     impl: `triton`, `reference` (plain PyTorch) or `auto`: Triton where the device and D allow it.
     check: also check the values of memory_labels and memory_self, which waits for the device.
 

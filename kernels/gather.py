@@ -163,10 +163,11 @@ def gather_views(
 def _in_whole_words(pixels: Tensor) -> bool:
     """Whether the storage holds all bytes of each aligned word of `pixels`.
 
-    A storage itself begins at an aligned word, on every device.
+    torch's own storages begin at an aligned word; one made from a slice of a NumPy array may not.
     """
-    end = pixels.storage_offset() + pixels.numel()
-    return cdiv(end, 4) * 4 <= pixels.untyped_storage().nbytes()
+    offset = pixels.storage_offset()
+    begins_aligned = (pixels.data_ptr() - offset) % 4 == 0
+    return begins_aligned and cdiv(offset + pixels.numel(), 4) * 4 <= pixels.untyped_storage().nbytes()
 
 
 def gather_views_reference(

@@ -6,6 +6,8 @@ therefore be rounded before, as cuBLAS does; else every similarity is too small,
 
 from __future__ import annotations
 
+from typing import Optional
+
 import torch
 from torch import Tensor
 
@@ -37,15 +39,16 @@ def product_operand(vectors: Tensor, precision: str) -> Tensor:
     return vectors.float()  # 16-bit numbers are exact in tf32
 
 
-def columns_for_products(vectors: Tensor, precision: str, impl: str) -> Tensor:
+def columns_for_products(vectors: Tensor, precision: str, impl: str, rows: Optional[Tensor] = None) -> Tensor:
     """vectors (N, D) as columns for `pair_stats`, `pair_grad` or the memory of `contrastive_koleo`.
 
     These take columns as they are, since a copy of a large memory would cost as much as the pass.
-    precision, impl: as given to them. Unchanged for the reference, which takes float32.
+    precision, impl: as given to them. rows: that these columns will meet, if they are of another
+        dtype, on which `auto` depends. Unchanged for the reference, which takes float32.
     """
     if choose_impl(impl, vectors) == "reference":
         return vectors
-    return product_operand(vectors, resolve_precision(precision, vectors))
+    return product_operand(vectors, resolve_precision(precision, vectors, rows))
 
 
 def drops_bits(precision: str, impl: str, vectors: Tensor) -> bool:

@@ -53,6 +53,7 @@ def pair_stats(
     reduction: str = "anchor_sum",
     precision: str = "auto",
     finite_slots: bool = False,
+    products: Optional[Tensor] = None,
     impl: str = "auto",
 ) -> PairStats:
     """Sums and counts of the pairs that cost: 1 - s of positives, s - margin of negatives.
@@ -64,6 +65,8 @@ def pair_stats(
     row_offset: row i is column i + row_offset, which is no pair.
     self_slots: (N,) int64, instead of row_offset: row i is column self_slots[i], -1 for none.
         With neither, all pairs count.
+    products: the rows as `rounding.columns_for_products` makes them; None: made here, in up to four
+        launches.
     margin, reduction, precision, finite_slots, impl: as in `contrastive_koleo`; the columns are
         taken as its memory is.
 
@@ -76,7 +79,7 @@ def pair_stats(
     if choose_impl(impl, rows) == "reference":
         return PairStats(*reference.pair_stats(rows, row_labels, cols, col_labels, self_index, options))
     precision = resolve_precision(precision, rows, cols)
-    products = product_operand(rows, precision)
+    products = product_operand(rows, precision) if products is None else products
     sums, counts = operators.pair_stats(
         products, row_labels, cols, col_labels, self_index, margin, reduction, precision, finite_slots
     )
@@ -97,6 +100,7 @@ def pair_grad(
     reduction: str = "anchor_sum",
     precision: str = "auto",
     finite_slots: bool = False,
+    products: Optional[Tensor] = None,
     impl: str = "auto",
 ) -> Tensor:
     """(N, D) in the rows' dtype: the gradient of scale_pos * pos_sum + scale_neg * neg_sum.
@@ -119,7 +123,7 @@ def pair_grad(
         )
     scales = torch.stack([scale_pos.float(), scale_neg.float()])
     precision = resolve_precision(precision, rows, cols)
-    products = product_operand(rows, precision)
+    products = product_operand(rows, precision) if products is None else products
     return operators.pair_grad(
         rows, products, row_labels, cols, col_labels, self_index, scales, margin, reduction, precision, finite_slots
     )
@@ -134,6 +138,7 @@ def nearest(
     col_labels: Optional[Tensor] = None,
     distance_eps: float = KOLEO_DISTANCE_EPS,
     precision: str = "auto",
+    products: tuple[Optional[Tensor], Optional[Tensor]] = (None, None),
     impl: str = "auto",
 ) -> Nearest:
     """Each row's column of largest inner product, other than itself, and the distance to it.
@@ -143,6 +148,7 @@ def nearest(
     row_offset: row i is column i + row_offset.
     row_labels, col_labels: (N,) and (C,) integers; negative = padding. None: no padding.
     distance_eps: rho = ||row - column + distance_eps||, from the vectors as given.
+    products: rows and columns as `rounding.columns_for_products` makes them; None: made here.
     precision, impl: as in `contrastive_koleo`.
 
     Exact ties take the lowest index. Without another column rho is 0 and the index -1.
@@ -162,11 +168,9 @@ def nearest(
             )
         return Nearest(*neighbors)
     precision = resolve_precision(precision, rows, cols)
-    products, col_products = product_operand(rows, precision), product_operand(cols, precision)
+    made = [product_operand(x, precision) if given is None else given for x, given in zip((rows, cols), products)]
     return Nearest(
-        *operators.nearest(
-            rows, products, row_labels, cols, col_products, col_labels, row_offset, distance_eps, precision
-        )
+        *operators.nearest(rows, made[0], row_labels, cols, made[1], col_labels, row_offset, distance_eps, precision)
     )
 
 

@@ -94,6 +94,8 @@ class CrossBatchMemory(nn.Module):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state, prefix, *rest)
+        # The kernels are promised finite vectors there.
+        self.embeddings.masked_fill_((self.labels < 0)[:, None], 0)
         if self._tf32:  # a checkpoint of a run whose products take all bits
             self.embeddings.copy_(round_to_tf32(self.embeddings))
 

@@ -75,13 +75,15 @@ class _WholeBatch(torch.autograd.Function):
             margin=loss.margin, reduction=loss.contrastive, precision=loss.precision, impl=loss.impl,
             finite_slots=loss.finite_slots,
         )  # fmt: skip
-        columns = columns_for_products(whole, loss.precision, loss.impl)
-        numbers = [*pair_stats(own, own_labels, columns, labels, row_offset=first, **options)]
+        columns = columns_for_products(whole, loss.precision, loss.impl)  # made once a step
+        products = columns[first : first + count]
+        numbers = [*pair_stats(own, own_labels, columns, labels, row_offset=first, products=products, **options)]
         if memory is not None:
             rows = (whole, labels) if memory.sharded else (own, own_labels)
+            options["products"] = columns if memory.sharded else products
             numbers += pair_stats(*rows, memory.embeddings, memory.labels, self_slots=memory.slots, **options)
         neighbors = dict(row_labels=own_labels, col_labels=labels, precision=loss.precision, impl=loss.impl)
-        rho, index = nearest(own, whole, row_offset=first, **neighbors)
+        rho, index = nearest(own, whole, row_offset=first, products=(products, columns), **neighbors)
 
         # One exchange. Each rank adds up sums and counts in rank order, so all have the same bits.
         message = torch.cat([torch.stack([n.double() for n in numbers]), rho.double(), index.double()])
@@ -100,21 +102,22 @@ class _WholeBatch(torch.autograd.Function):
         koleo = terms.sum() / size
         losses = (batch.float(), memory_loss.float(), koleo)
         ctx.memory, ctx.loss, ctx.ranks, ctx.options, ctx.first = memory, loss, ranks, options, first
-        ctx.save_for_backward(own, whole, labels, rho, index, (1 / size).float(), *(s.float() for s in scales))
+        ctx.save_for_backward(own, whole, columns, labels, rho, index, (1 / size).float(), *(s.float() for s in scales))
         return losses[0] + losses[1] + loss.lambda_reg * losses[2], *losses
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Optional[Tensor], ...]:
-        own, whole, labels, rho, index, per_row, *scales = ctx.saved_tensors
+        own, whole, columns, labels, rho, index, per_row, *scales = ctx.saved_tensors
         total, batch, memory_grad, koleo = grads
         batch, memory_grad, koleo = total + batch, total + memory_grad, ctx.loss.lambda_reg * total + koleo
-        columns = columns_for_products(whole, ctx.loss.precision, ctx.loss.impl)
         own_labels, options, first = labels[ctx.first : ctx.first + len(own)], ctx.options, ctx.first
         # A pair of the batch stands in two rows, hence the 2.
         pull, push = 2 * batch * scales[0], 2 * batch * scales[1]
+        own_products = columns[first : first + len(own)]
         gradient = pair_grad(
-            own, own_labels, columns, labels, scale_pos=pull, scale_neg=push, row_offset=first, **options
-        )
+            own, own_labels, columns, labels, scale_pos=pull, scale_neg=push, row_offset=first,
+            **{**options, "products": own_products},
+        )  # fmt: skip
         if (memory := ctx.memory) is not None:
             rows = (whole, labels) if memory.sharded else (own, own_labels)
             part = pair_grad(

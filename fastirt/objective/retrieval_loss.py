@@ -83,7 +83,7 @@ class RetrievalLoss(nn.Module):
         if self.normalize:
             embeddings = F.normalize(embeddings.float(), dim=1)
             if memory is not None:
-                memory = columns_for_products(F.normalize(memory.float(), dim=1), self.precision, self.impl)
+                memory = columns_for_products(F.normalize(memory.float(), dim=1), self.precision, self.impl, embeddings)
         parts = contrastive_koleo(
             embeddings,
             labels,

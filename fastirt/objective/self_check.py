@@ -151,7 +151,7 @@ class _Child:
             self._count, self._since = count, time.monotonic()
         limit = min(KERNEL_LIMIT if self._count else START_LIMIT, ends - self._since)
         if time.monotonic() - self._since > limit:
-            self.exit = f"{TOO_LATE} {limit:.0f} s"
+            self.exit = f"{TOO_LATE} {max(limit, 0):.0f} s"
             return False
         return True
 

@@ -18,11 +18,11 @@ def integers(*values):
     return torch.tensor(values, device=DEVICE)
 
 
-def run(case, reduction="anchor_sum", **options):
+def run(case, reduction="anchor_sum", precision="fp32", **options):
     z = case.z.detach().clone().requires_grad_()
     found = contrastive_koleo(
         z, case.labels, case.memory, case.memory_labels, memory_self=case.memory_self, reduction=reduction,
-        impl="triton", precision="fp32", **options,
+        impl="triton", precision=precision, **options,
     )  # fmt: skip
     gradients = [torch.autograd.grad(loss, z, retain_graph=True)[0] for loss in found]
     return [loss.item() for loss in found], gradients
@@ -142,23 +142,25 @@ def test_a_memory_empty_or_partly_filled(filled, reduction):
 
 
 @BOTH
-def test_finite_slots_give_the_same_bits(reduction):
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_finite_slots_give_the_same_bits(precision, reduction):
     """What finite empty slots and padded rows hold changes no bit, with `finite_slots` or not."""
     case = make(30, 300, 100)
     empty = case._replace(z=case.z.clone(), memory=case.memory.clone())
     assert empty.memory[case.memory_labels < 0].isnan().all() and empty.z[case.labels < 0].isnan().all()
     empty.memory[case.memory_labels < 0] = -3.5
     empty.z[case.labels < 0] = -3.5
-    expected, gradients = run(case, reduction, margin=0.1)
+    options = dict(margin=0.1, precision=precision)
+    expected, gradients = run(case, reduction, **options)
     for finite_slots in (False, True):
-        losses, others = run(empty, reduction, margin=0.1, finite_slots=finite_slots)
+        losses, others = run(empty, reduction, finite_slots=finite_slots, **options)
         assert losses == expected
         assert all(torch.equal(a, b) for a, b in zip(gradients, others))
-    assert torch.tensor(run(case, reduction, margin=0.1, finite_slots=True)[0]).isnan().any()  # else NaN shows
+    assert torch.tensor(run(case, reduction, finite_slots=True, **options)[0]).isnan().any()  # else NaN shows
     stats = [
         pair_stats(
             c.z, c.labels, c.memory, c.memory_labels, self_slots=c.memory_self, reduction=reduction, impl="triton",
-            finite_slots=c is empty,
+            finite_slots=c is empty, precision=precision,
         )
         for c in (case, empty)
     ]  # fmt: skip
@@ -167,7 +169,7 @@ def test_finite_slots_give_the_same_bits(reduction):
     grads = [
         pair_grad(
             c.z, c.labels, c.memory, c.memory_labels, scale_pos=scale, scale_neg=scale, reduction=reduction,
-            impl="triton", finite_slots=c is empty,
+            impl="triton", finite_slots=c is empty, precision=precision,
         )
         for c in (case, empty)
     ]  # fmt: skip
