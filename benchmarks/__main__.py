@@ -17,7 +17,7 @@ import torch._dynamo
 
 from benchmarks import compare, report
 from benchmarks.ceilings import ceilings
-from benchmarks.results import Results, default_path, figure_of
+from benchmarks.results import Results, default_path, device_name, figure_of
 from benchmarks.timing import reason, release
 
 # Most important first. Each module in parts/ has `add_flags(parser)` and `run(args, results)`.
@@ -67,7 +67,8 @@ def _measure(args: argparse.Namespace, flags: dict[str, argparse.Namespace]) -> 
         torch.cuda.set_device(device)
     elif set(flags) - WITHOUT_CEILINGS:
         print("no GPU: small sizes and CPU figures; the kernels are left out, their interpreter is too slow")
-    path = None if args.no_save else args.out or default_path(device)
+    name = "predict" if set(flags) <= WITHOUT_CEILINGS else device_name(device)
+    path = None if args.no_save else args.out or default_path(name)
     results = Results(path, device, {})
     try:
         if set(flags) - WITHOUT_CEILINGS:

@@ -137,8 +137,9 @@ def key(row: dict[str, Any]) -> str:
     return json.dumps([row["part"], row["name"], row["unit"], row["params"], row["device"]], sort_keys=True)
 
 
-def default_path(device: torch.device) -> Path:
-    slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+def default_path(name: str) -> Path:
+    """name: of the device, or of what is no measurement."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return FOLDER / f"{datetime.date.today().isoformat()}-{slug}.jsonl"
 
 

@@ -79,6 +79,7 @@ class TrainingState:
         # names all shards, so it comes after them
         yield lambda: checkpoint.save(path, state, self.config.run.keep) if ranks.is_main else None
         self.last_checkpoint = path
+        log.info("saved %s", path)
 
     def load(self, path: Path) -> list[int]:
         """Restore a checkpoint; returns the unreadable rows of the training set.
@@ -134,4 +135,7 @@ def check_compatible(saved: Config, now: Config, path: Path) -> None:
         free.add("max_iter")
     different = [line for line in saved.difference(now) if line.split(":")[0] not in free]
     if different:
-        raise UserError(f"{path}: belongs to another configuration (saved, now): {'; '.join(different)}")
+        raise UserError(
+            f"{path}: belongs to another configuration (saved, now): {'; '.join(different)}: "
+            f"resume with the saved values, or begin a new run from its weights with --weights {path}"
+        )
