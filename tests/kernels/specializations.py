@@ -24,8 +24,10 @@ from fastirt.kernels.passes import launch
 from fastirt.kernels.variants.tile_table import lookup
 
 FILE = Path(__file__).with_suffix(".json")
+# As in gpu_check.sh, but for the tests of other folders.
+TESTS = ["tests/kernels", "--ignore", "tests/kernels/test_aot.py", "--ignore", "tests/kernels/test_gates.py"]
 PROCESSES = 16
-SMOKE = "cuda_graph or no_wait or page_locked or without_a_memory or a_captured_step"  # as in gpu_check.sh
+SMOKE = "cuda_graph or no_wait or page_locked or without_a_memory or a_captured_step"
 OF_THE_TILE = ("BM", "BN", "BD", "CHUNKS", "GRAD_CHUNKS", "SKIP_INACTIVE", "num_warps", "num_stages")
 
 
@@ -80,7 +82,7 @@ def counts(kernels: list[set[str]]) -> dict[str, int]:
 
 def main() -> int:
     recorder = Recorder()
-    code = pytest.main(["tests/kernels", "-p", "no:cacheprovider"], plugins=[recorder])
+    code = pytest.main([*TESTS, "-p", "no:cacheprovider"], plugins=[recorder])
     if code:
         return int(code)
 
@@ -91,7 +93,7 @@ def main() -> int:
             self.names = [item.nodeid for item in session.items]
 
     smoke = Selected()
-    pytest.main(["tests/kernels", "-k", SMOKE, "--collect-only"], plugins=[smoke])
+    pytest.main([*TESTS, "-k", SMOKE, "--collect-only"], plugins=[smoke])
     found = {
         "kernels": counts(list(recorder.kernels.values())),
         "smoke": counts([recorder.kernels[name] for name in smoke.names]),

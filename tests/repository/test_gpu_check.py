@@ -29,7 +29,7 @@ case "$*" in
         echo "RuntimeError: as the last line"
         echo '{"part": "step"}' >> "${@: -1}"
         exit 1 ;;
-    *"tests/kernels --shard 1/"*)
+    *"test_gates.py --shard 1/"*)
         echo "tests/kernels/test_edges.py::test_two FAILED [  1%]"
         echo "tests/kernels/test_edges.py::test_three "
         exec sleep 60 ;;
