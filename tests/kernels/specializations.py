@@ -1,6 +1,6 @@
 """Counts the kernels that the tests in gpu_check's stages compile on an H200; writes the counts.
 
-    python -m tests.kernels.specializations        about five minutes: the tests run interpreted
+    python -m tests.kernels.specializations        about three minutes: the tests run interpreted
 
 A test compiles a kernel once for each set of constants and types. Processes that share the tests
 compile side by side, some of them the same kernel, so what counts is the most that one compiles.
@@ -26,8 +26,11 @@ from fastirt.kernels.variants.tile_table import lookup
 FILE = Path(__file__).with_suffix(".json")
 # As in gpu_check.sh, but for the tests of other folders.
 TESTS = ["tests/kernels", "--ignore", "tests/kernels/test_aot.py", "--ignore", "tests/kernels/test_gates.py"]
+STAGES = {
+    "smoke": ["-k", "cuda_graph or no_wait or page_locked or without_a_memory or a_captured_step"],
+    "kernels": ["-k", "test_values or test_gather or test_parts"],
+}
 PROCESSES = 16
-SMOKE = "cuda_graph or no_wait or page_locked or without_a_memory or a_captured_step"
 OF_THE_TILE = ("BM", "BN", "BD", "CHUNKS", "GRAD_CHUNKS", "SKIP_INACTIVE", "num_warps", "num_stages")
 
 
@@ -75,6 +78,15 @@ class Recorded:
         return getattr(self.kernel, name)
 
 
+class Selected:
+    """pytest's plugin: the names of the tests that are selected."""
+
+    names: list[str] = []
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.names = [item.nodeid for item in session.items]
+
+
 def counts(kernels: list[set[str]]) -> dict[str, int]:
     parts = [set().union(*kernels[part::PROCESSES]) for part in range(PROCESSES)]
     return {"specializations": len(set().union(*kernels)), "most_of_one_process": max(map(len, parts))}
@@ -86,18 +98,11 @@ def main() -> int:
     if code:
         return int(code)
 
-    class Selected:
-        names: list[str] = []
-
-        def pytest_collection_finish(self, session: pytest.Session) -> None:
-            self.names = [item.nodeid for item in session.items]
-
-    smoke = Selected()
-    pytest.main([*TESTS, "-k", SMOKE, "--collect-only"], plugins=[smoke])
-    found = {
-        "kernels": counts(list(recorder.kernels.values())),
-        "smoke": counts([recorder.kernels[name] for name in smoke.names]),
-    }
+    found = {}
+    for stage, flags in STAGES.items():
+        selected = Selected()
+        pytest.main([*TESTS, *flags, "--collect-only"], plugins=[selected])
+        found[stage] = counts([recorder.kernels[name] for name in selected.names])
     FILE.write_text(json.dumps(found, indent=1) + "\n")
     print(found)
     return 0
