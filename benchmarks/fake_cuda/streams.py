@@ -44,7 +44,8 @@ def lines_of(frames: traceback.StackSummary, depth: int = 3) -> str:
     named = []
     for frame in frames:
         path = Path(frame.filename)
-        if path.is_relative_to(ROOT) and path not in _hidden:
+        # a virtual environment may lie in the project's folder
+        if path.is_relative_to(ROOT) and "site-packages" not in path.parts and path not in _hidden:
             named.append(f"{path.relative_to(ROOT)}:{frame.lineno}")
     return " < ".join(reversed(named[-depth:]))
 
