@@ -55,14 +55,14 @@ LEFT_OUT = {
         *("no cache", _WARM_UP, "self._stream.wait_stream(current)", "pass", "fastirt/step/step_input.py"),
     ),
     "the next batch does not wait for the capture's stream": (
-        *("no cache", _WARM_UP, "current.wait_stream(self._stream)", "pass", "fastirt/kernels/gather.py"),
+        *("no cache", _WARM_UP, "current.wait_stream(self._stream)", "pass", "kernels/gather.py"),
     ),
     "a replay on the capture's stream": (
         *("no cache", "fastirt.step.cuda_graph:Capture.__call__", "self._graph.replay()"),
-        *("with self.stream(): self._graph.replay()", "fastirt/kernels/gather.py"),
+        *("with self.stream(): self._graph.replay()", "kernels/gather.py"),
     ),
     "images are handed over before they are there": ("no cache", *_WAIT, "fastirt/loading/prefetch.py"),
-    "gathered images are handed over before they are there": ("host cache", *_WAIT, "fastirt/kernels/gather.py"),
+    "gathered images are handed over before they are there": ("host cache", *_WAIT, "kernels/gather.py"),
     "picks are handed over before they are there": ("device cache", *_WAIT, "fastirt/loading/prefetch.py"),
     "an image is valid before it is in the cache": (
         *("device cache", "fastirt.loading.cached_images:CachedImages._keep", "self.stream.wait()", "pass"),
@@ -76,10 +76,10 @@ LEFT_OUT = {
         f"the allocator does not know who reads {tensor}": ("each tensor read", _RECORDED, code, "", reader)
         for tensor, code, reader in (
             ("labels", "batch.labels, ", "tests/fake_cuda/streams_proof.py"),
-            ("starts", "views.starts, ", "fastirt/kernels/gather.py"),
-            ("widths", "views.widths, ", "fastirt/kernels/gather.py"),
-            ("picks", "views.picks, ", "fastirt/kernels/gather.py"),
-            ("images", ", views.per_batch", "fastirt/kernels/gather.py"),
+            ("starts", "views.starts, ", "kernels/gather.py"),
+            ("widths", "views.widths, ", "kernels/gather.py"),
+            ("picks", "views.picks, ", "kernels/gather.py"),
+            ("images", ", views.per_batch", "kernels/gather.py"),
         )
     },
 }

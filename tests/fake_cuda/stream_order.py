@@ -27,7 +27,7 @@ from tests.fake_cuda.watch import Launch
 
 HOST = -1  # the host's accesses to page-locked memory are those of a stream
 MOMENT = -2  # an event
-NAMED = tuple(f"{streams.ROOT}/{path}" for path in ("fastirt/", "tests/fake_cuda/streams_proof.py"))
+NAMED = tuple(f"{streams.ROOT}/{path}" for path in ("fastirt/", "kernels/", "tests/fake_cuda/streams_proof.py"))
 WRITTEN = {"gather_kernel": {"out_ptr"}}  # arguments that a kernel writes
 Accesses = tuple[str, set[Any], set[Any]]  # what, memory read, memory written
 
@@ -213,4 +213,6 @@ def _place() -> str:
     frame = sys._getframe(1)
     while not frame.f_code.co_filename.startswith(NAMED):
         frame = frame.f_back
-    return f"{frame.f_code.co_filename.removeprefix(f'{streams.ROOT}/')}:{frame.f_lineno}"
+    path = frame.f_code.co_filename.removeprefix(f"{streams.ROOT}/")
+    # An installation finds kernels/ in its place, a link in fastirt/.
+    return f"{path.replace('fastirt/kernels/', 'kernels/')}:{frame.f_lineno}"
