@@ -9,7 +9,7 @@ from typing import Any, Callable, Iterable, NamedTuple
 
 import torch
 
-from benchmarks.timing import peak, reason, release
+from benchmarks.timing import peak, reason, release, time_interleaved
 
 
 class Rounds(NamedTuple):
@@ -31,7 +31,7 @@ def run_interleaved(
     outcomes: dict[str, Rounds | str] = {}
     for name, step in contenders.items():
         try:
-            outcomes[name] = Rounds([], peak(partial(_repeat, step, warm_up), device))
+            outcomes[name] = Rounds([], peak(partial(repeated, step, warm_up), device))
         except Exception as error:
             outcomes[name] = reason(error)
             release(device)
@@ -53,15 +53,31 @@ def _turn(step: Callable[[], Any], device: torch.device, steps: int) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
-    _repeat(step, steps)
+    repeated(step, steps)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return (time.perf_counter() - start) / steps
 
 
-def _repeat(step: Callable[[], Any], steps: int) -> None:
+def repeated(step: Callable[[], Any], steps: int) -> None:
+    """Do `steps` steps."""
     for _ in range(steps):
         step()
+
+
+def milliseconds(
+    calls: dict[str, Callable[[], Any]], device: torch.device, repeats: int, passes: int, steps: int
+) -> dict[str, list[float] | str]:
+    """Of one pass, by name, timed in turns; an error as a string.
+
+    On a GPU each call is a CUDA graph of `passes` passes, since launches from Python take longer
+    than the kernels; on a CPU it is one pass, of which a turn has `steps`.
+    """
+    if device.type == "cuda":
+        timed = time_interleaved(calls, device, repeats, graphs=calls)[0]
+        return {k: v if isinstance(v, str) else [ms / passes for ms in v] for k, v in timed.items()}
+    rounds = run_interleaved(calls, device, repeats, steps)
+    return {k: v if isinstance(v, str) else [1e3 * seconds for seconds in v.seconds] for k, v in rounds.items()}
 
 
 def profiled(step: Callable[[], Any], device: torch.device) -> tuple[dict[str, int], dict[str, float]]:

@@ -17,7 +17,7 @@ _tensor: Any = Tensor
 _module: Any = torch.nn.Module
 _bindings: Any = torch._C
 
-# Page-locked host memory: address, and the tensor that keeps it from being used anew, or None.
+# Page-locked host memory: address, and the tensor that keeps it from being reused, or None.
 _locked: dict[int, Tensor | None] = {}
 _used: dict[int, list[int]] = {}  # by address: streams of which `record_stream` told the allocator
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from functools import partial
 from typing import Any, Callable
 
 import torch
 
 from benchmarks.contenders.model_variants import ATTENTION_IMPLS, attention
 from benchmarks.results import Results, figure_of
-from benchmarks.rounds import run_interleaved
-from benchmarks.timing import as_cuda_graph, peak, reason, release, time_interleaved, turns
+from benchmarks.rounds import milliseconds, repeated
+from benchmarks.timing import as_cuda_graph, peak, reason, release, turns
 
 PASSES_IN_GRAPH = 10
 
@@ -22,16 +23,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--heads", type=int, default=6, help="(default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=197, help="(default: %(default)s)")
     parser.add_argument("--dim", type=int, default=64, help="of each head (default: %(default)s)")
-
-
-def repeated(call: Callable[[], Any]) -> Callable[[], None]:
-    """PASSES_IN_GRAPH calls as one."""
-
-    def all_passes() -> None:
-        for _ in range(PASSES_IN_GRAPH):
-            call()
-
-    return all_passes
 
 
 def run(args: argparse.Namespace, results: Results) -> None:
@@ -51,7 +42,11 @@ def run(args: argparse.Namespace, results: Results) -> None:
         try:
             forward_backward(name)()
             peaks[name] = peak(forward_backward(name), device)
-            calls[name] = as_cuda_graph(repeated(forward_backward(name))) if on_gpu else forward_backward(name)
+            calls[name] = (
+                as_cuda_graph(partial(repeated, forward_backward(name), PASSES_IN_GRAPH))
+                if on_gpu
+                else forward_backward(name)
+            )
         except Exception as error:  # the backend is missing, or does not support these inputs
             results.not_run("attention", name, reason(error))
             release(device)
@@ -59,8 +54,9 @@ def run(args: argparse.Namespace, results: Results) -> None:
     operations = 7 * 2 * batch_size * args.heads * args.tokens**2 * args.dim
     params = dict(batch_size=batch_size, heads=args.heads, tokens=args.tokens, dim=args.dim, dtype=str(dtype)[6:])
     limit = operations / results.limits[precision] / 1e9
+    repeats = args.repeats or ((3 if args.quick else 20) if on_gpu else 2 if args.quick else 7)
     for due, together in turns(list(calls), device):
-        timed = _milliseconds({name: calls[name] for name in together}, args, device)
+        timed = milliseconds({name: calls[name] for name in together}, device, repeats, PASSES_IN_GRAPH, steps=2)
         for name in due:
             values = timed[name]
             if isinstance(values, str):
@@ -73,14 +69,3 @@ def run(args: argparse.Namespace, results: Results) -> None:
                     limit_name=f"{precision} products", extra=extra,
                 )
             )  # fmt: skip
-
-
-def _milliseconds(
-    calls: dict[str, Callable[[], Any]], args: argparse.Namespace, device: torch.device
-) -> dict[str, list[float] | str]:
-    """Of one forward and backward, by name; an error as a string."""
-    if device.type == "cuda":  # in graphs: launches from Python take longer than the kernels
-        timed = time_interleaved(calls, device, args.repeats or (3 if args.quick else 20), graphs=calls)[0]
-        return {k: v if isinstance(v, str) else [ms / PASSES_IN_GRAPH for ms in v] for k, v in timed.items()}
-    rounds = run_interleaved(calls, device, args.repeats or (2 if args.quick else 7), steps=2)
-    return {k: v if isinstance(v, str) else [1e3 * seconds for seconds in v.seconds] for k, v in rounds.items()}

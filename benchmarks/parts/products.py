@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from functools import partial
+from typing import Any, Callable
 
 import torch
 
 from benchmarks.results import Results, figure_of
-from benchmarks.rounds import run_interleaved
-from benchmarks.timing import as_cuda_graph, reason, release, time_interleaved, turns
+from benchmarks.rounds import milliseconds, repeated
+from benchmarks.timing import as_cuda_graph, reason, release, turns
 
 PRODUCTS_IN_GRAPH = 20
 
@@ -39,25 +41,22 @@ def run(args: argparse.Namespace, results: Results) -> None:
     device, on_gpu = results.device, results.device.type == "cuda"
     rows = (args.batch_size or (64 if on_gpu else 1 if args.quick else 4)) * args.tokens
     dtype, precision = (torch.bfloat16, "bf16") if on_gpu else (torch.float32, "fp32")
-    sizes, calls = shapes(rows, args.dim), {}
+    sizes = shapes(rows, args.dim)
+    calls: dict[str, Callable[[], Any]] = {}
     for name, (m, n, k) in sizes.items():
         left, right = (torch.randn(shape, dtype=dtype, device=device) for shape in ((m, k), (k, n)))
-        calls[name] = _repeated(left, right, PRODUCTS_IN_GRAPH if on_gpu else 1)
+        calls[name] = partial(torch.matmul, left, right)
     if on_gpu:  # in graphs: a launch from Python may take longer than the product
         for name, call in list(calls.items()):
             try:
-                calls[name] = as_cuda_graph(call)
+                calls[name] = as_cuda_graph(partial(repeated, call, PRODUCTS_IN_GRAPH))
             except Exception as error:
                 results.not_run("products", name, reason(error))
                 del calls[name]
                 release(device)
+    repeats = args.repeats or (10 if on_gpu else 5)
     for due, together in turns(list(calls), device):
-        group = {name: calls[name] for name in together}
-        if on_gpu:
-            timed = time_interleaved(group, device, args.repeats or 10, graphs=group)[0]
-        else:
-            rounds = run_interleaved(group, device, args.repeats or 5, steps=1)
-            timed = {k: v if isinstance(v, str) else [1e3 * s for s in v.seconds] for k, v in rounds.items()}
+        timed = milliseconds({name: calls[name] for name in together}, device, repeats, PRODUCTS_IN_GRAPH, steps=1)
         for name in due:
             values = timed[name]
             if isinstance(values, str):
@@ -65,19 +64,10 @@ def run(args: argparse.Namespace, results: Results) -> None:
                 continue
             m, n, k = sizes[name]
             flops = 2 * m * n * k
-            times = [ms / (PRODUCTS_IN_GRAPH if on_gpu else 1) for ms in values]
             results.add(
                 figure_of(
-                    times, part="products", name=name, unit="ms", better="lower", limit_name=f"{precision} products",
+                    values, part="products", name=name, unit="ms", better="lower", limit_name=f"{precision} products",
                     params=dict(M=m, N=n, K=k, dtype=str(dtype)[6:]), limit=flops / results.limits[precision] / 1e9,
-                    extra={"TFLOP/s": flops / statistics.median(times) / 1e9},
+                    extra={"TFLOP/s": flops / statistics.median(values) / 1e9},
                 )
             )  # fmt: skip
-
-
-def _repeated(left: torch.Tensor, right: torch.Tensor, times: int):
-    def call() -> None:
-        for _ in range(times):
-            left @ right
-
-    return call

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections import Counter, deque
 from pathlib import Path
@@ -13,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import fastirt
+import fastirt.kernels
 from fastirt.config.options import Config, flatten
 from fastirt.config.run_files import RunFiles
 from fastirt.datasets import Catalog
 from fastirt.datasets.digest import catalog_digest
 from fastirt.distributed.ranks import Ranks
+from fastirt.kernels.passes import self_check
 from fastirt.loading.batch import Batch
 from fastirt.model.encoder import Encoder
 from fastirt.step.async_metrics import AsyncMetrics
@@ -171,10 +171,4 @@ def checksum(tensors: Iterable[Tensor]) -> Tensor:
 @functools.cache
 def code_digest() -> str:
     """SHA-256 of the package's own Python files."""
-    digest = hashlib.sha256()
-    package = Path(fastirt.__file__).parent
-    kernels = Path(fastirt.kernels.__file__).parent if hasattr(fastirt, "kernels") else package / "kernels"
-    for folder in (package, kernels):
-        for file in sorted(folder.rglob("*.py")):
-            digest.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
+    return self_check.code_digest(*(Path(package.__file__).parent for package in (fastirt, fastirt.kernels)))

@@ -1,7 +1,7 @@
 """Accepted findings of the gates, and how many instructions each kernel takes.
 
-`python -m fastirt.kernels.aot --tables` prints both tables anew, after a change of a kernel or of a
-tile. A finding that is not listed is a fault, and so is an entry that no kernel needs.
+After a change to a kernel or a tile, `python -m fastirt.kernels.aot --tables` prints both tables
+again. A finding that is not listed is a fault, and so is an entry that no kernel needs.
 """
 
 from __future__ import annotations

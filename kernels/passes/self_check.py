@@ -155,12 +155,12 @@ def check(name: str, batch: SmallBatch) -> tuple[str, str]:
     return ("failed", fault) if fault else ("ok", "")
 
 
-def code_digest() -> str:
-    """SHA-256 of the kernels' Python files."""
+def code_digest(*folders: Path) -> str:
+    """SHA-256 of the Python files in folders; by default the kernels'."""
     digest = hashlib.sha256()
-    folder = Path(kernels.__file__).parent
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes())
+    for folder in folders or (Path(kernels.__file__).parent,):
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 
 

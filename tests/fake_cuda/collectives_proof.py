@@ -8,8 +8,7 @@ or NCCL would wait forever.
 from __future__ import annotations
 
 import contextlib
-import json
-import traceback
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Callable
 from unittest import mock
@@ -20,11 +19,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from benchmarks.fake_cuda.streams import lines_of
 from fastirt.distributed.collectives import Collectives
 from fastirt.distributed.ranks import Ranks
 from fastirt.images import normalize
 from fastirt.step import gradient_sync
+from tests.fake_cuda.cases import print_faults
 from tests.fake_cuda.step_proof import BATCH, batch_of, fake_step, run_steps
 
 NAMES = ("all_gather_into_tensor", "all_reduce", "reduce_scatter_tensor", "all_to_all", "broadcast", "barrier")
@@ -118,10 +117,4 @@ def prove(world_size: int, settings: dict[str, Any], last: dict[str, Any]) -> li
 
 
 def main(names: list[str]) -> None:
-    for name in names or CASES:
-        try:
-            faults = prove(*CASES[name])
-        except Exception as error:
-            place = lines_of(traceback.extract_tb(error.__traceback__))
-            faults = [f"{type(error).__name__}: {str(error)[:600]} at {place}"]
-        print(json.dumps([name, faults]), flush=True)
+    print_faults({name: partial(prove, *case) for name, case in CASES.items()}, names)

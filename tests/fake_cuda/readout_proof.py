@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import json
-import traceback
 from typing import Any, Callable
 from unittest import mock
 
@@ -15,12 +13,12 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from benchmarks.fake_cuda import events
 from benchmarks.fake_cuda.fake_tensors import is_locked
-from benchmarks.fake_cuda.streams import host_waits, lines_of
-from fastirt.images import normalize
+from benchmarks.fake_cuda.streams import host_waits
 from fastirt.step.async_metrics import AsyncMetrics
 from fastirt.step.step_counters import LOSS_NAMES
 from fastirt.step.train_step import PHASES
 from fastirt.training.profiler import Marks
+from tests.fake_cuda.cases import print_faults
 from tests.fake_cuda.step_proof import CUDA, batch_of, fake_step
 from tests.fake_cuda.watch import Watch
 
@@ -160,12 +158,4 @@ CASES: dict[str, Callable[[], list[str]]] = {
 
 
 def main(names: list[str]) -> None:
-    for name in names or CASES:
-        normalize.byte_table.cache_clear(), normalize.whole_views.cache_clear()
-        events.clear()
-        try:
-            faults = CASES[name]()
-        except Exception as error:
-            place = lines_of(traceback.extract_tb(error.__traceback__))
-            faults = [f"{type(error).__name__}: {str(error)[:600]} at {place}"]
-        print(json.dumps([name, faults]), flush=True)
+    print_faults(CASES, names)

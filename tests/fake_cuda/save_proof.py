@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import json
 import threading
-import traceback
 from pathlib import Path
 from typing import Any, Callable
 from unittest import mock
@@ -17,11 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from benchmarks.fake_cuda import events
 from benchmarks.fake_cuda.fake_tensors import address, is_locked, tensors_of
-from benchmarks.fake_cuda.streams import host_waits, lines_of
+from benchmarks.fake_cuda.streams import host_waits
 from fastirt.distributed.ranks import SINGLE_PROCESS
-from fastirt.images import normalize
 from fastirt.training import checkpoint
 from fastirt.training.training_state import TrainingState
+from tests.fake_cuda.cases import print_faults
 from tests.fake_cuda.step_proof import batch_of, fake_step
 from tests.fake_cuda.watch import Watch
 
@@ -105,12 +103,4 @@ CASES: dict[str, Callable[[], list[str]]] = {
 
 
 def main(names: list[str]) -> None:
-    for name in names or CASES:
-        normalize.byte_table.cache_clear(), normalize.whole_views.cache_clear()
-        events.clear()
-        try:
-            faults = CASES[name]()
-        except Exception as error:
-            place = lines_of(traceback.extract_tb(error.__traceback__))
-            faults = [f"{type(error).__name__}: {str(error)[:600]} at {place}"]
-        print(json.dumps([name, faults]), flush=True)
+    print_faults(CASES, names)

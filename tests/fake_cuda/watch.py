@@ -47,7 +47,7 @@ class Watch(TorchDispatchMode):
         self.products: collections.Counter = collections.Counter()
         self.count: collections.Counter = collections.Counter()
         self.read: dict[int, str] = {}
-        self._made: dict[int, Tensor] = {}  # keeps its tensors: a freed address could be used anew
+        self._made: dict[int, Tensor] = {}  # keeps its tensors: a freed address could be reused
 
     @classmethod
     def is_infra_mode(cls) -> bool:
