@@ -1,0 +1,115 @@
+"""Which gallery rows belong to each query, and the ranks that a search gives them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+UNRANKED = 2**62  # rank of a positive that a cut ranking does not contain
+
+
+class RowLists(NamedTuple):
+    """A list of gallery rows for each of Q queries, stored one after the other.
+
+    Attributes:
+        rows: (P,) int64, the lists' gallery rows, ascending within a list.
+        starts: (Q + 1,) int64; the list of query i is rows[starts[i] : starts[i + 1]].
+    """
+
+    rows: Tensor
+    starts: Tensor
+
+    @property
+    def counts(self) -> Tensor:
+        """(Q,) int64 length of each list."""
+        return self.starts.diff()
+
+    @property
+    def queries(self) -> Tensor:
+        """(P,) int64 query of each row."""
+        return torch.arange(len(self.starts) - 1).repeat_interleave(self.counts)
+
+    @staticmethod
+    def of_lists(lists: Sequence[Sequence[int]]) -> RowLists:
+        """From a sequence of gallery rows for each query, without doubles."""
+        counts = torch.tensor([len(rows) for rows in lists], dtype=torch.int64)
+        rows = torch.tensor([row for rows in lists for row in sorted(rows)], dtype=torch.int64)
+        return RowLists(rows, _starts(counts))
+
+    @staticmethod
+    def of_labels(query_labels: Tensor, gallery_labels: Tensor) -> RowLists:
+        """The gallery rows of each query's label. Labels: (Q,) and (G,) int64, not negative."""
+        classes = int(torch.cat([query_labels, gallery_labels]).max()) + 1 if len(query_labels) else 0
+        sizes = torch.bincount(gallery_labels, minlength=classes)
+        by_class = gallery_labels.argsort(stable=True)
+        counts = sizes[query_labels]
+        starts = _starts(counts)
+        place = torch.arange(int(starts[-1])) - starts[:-1].repeat_interleave(counts)
+        first = (sizes.cumsum(0) - sizes)[query_labels]
+        return RowLists(by_class[first.repeat_interleave(counts) + place], starts)
+
+    @staticmethod
+    def of_column(rows: Tensor) -> RowLists:
+        """At most one row for each query: (Q,) int64, -1 for none."""
+        return RowLists(rows[rows >= 0], _starts((rows >= 0).long()))
+
+    def without(self, other: RowLists) -> RowLists:
+        """These lists without the rows of the other's list of the same query."""
+        bound = int(torch.cat([self.rows, other.rows]).max()) + 1 if len(other.rows) and len(self.rows) else 0
+        if not bound:
+            return self
+        keep = ~torch.isin(self.queries * bound + self.rows, other.queries * bound + other.rows)
+        counts = torch.bincount(self.queries[keep], minlength=len(self.starts) - 1)
+        return RowLists(self.rows[keep], _starts(counts))
+
+
+class PositiveRanks(NamedTuple):
+    """The rank of each positive of each query among the gallery rows that are not ignored.
+
+    Attributes:
+        ranks: (P,) int64 from 1, ascending within a query; UNRANKED where a cut ranking ends before
+            the positive.
+        starts: (Q + 1,) int64; the ranks of query i are ranks[starts[i] : starts[i + 1]].
+        rows: (P,) int64, the gallery row that has the rank.
+        depth: ranks up to here are known; None: all are.
+    """
+
+    ranks: Tensor
+    starts: Tensor
+    rows: Tensor
+    depth: Optional[int] = None
+
+    @property
+    def counts(self) -> Tensor:
+        """(Q,) int64 number of positives, R."""
+        return self.starts.diff()
+
+    @property
+    def queries(self) -> Tensor:
+        """(P,) int64 query of each rank."""
+        return torch.arange(len(self.starts) - 1).repeat_interleave(self.counts)
+
+    @staticmethod
+    def of_rankings(rankings: Sequence[Sequence[int]], positives: RowLists, ignored: RowLists) -> PositiveRanks:
+        """From the gallery rows in the order of their similarity, for each query; may be cut.
+
+        Ignored rows are taken out of the ranking, and everything behind moves up.
+        """
+        ranks, rows = [], []
+        for query, ranking in enumerate(rankings):
+            left_out = set(_list(ignored, query))
+            place = {row: rank for rank, row in enumerate((row for row in ranking if row not in left_out), 1)}
+            found = sorted((place.get(row, UNRANKED), row) for row in _list(positives, query))
+            ranks += [rank for rank, _ in found]
+            rows += [row for _, row in found]
+        return PositiveRanks(torch.tensor(ranks), positives.starts, torch.tensor(rows))
+
+
+def _starts(counts: Tensor) -> Tensor:
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def _list(lists: RowLists, query: int) -> list[int]:
+    return lists.rows[lists.starts[query] : lists.starts[query + 1]].tolist()
