@@ -104,7 +104,9 @@ class PositiveRanks(NamedTuple):
             found = sorted((place.get(row, UNRANKED), row) for row in _list(positives, query))
             ranks += [rank for rank, _ in found]
             rows += [row for _, row in found]
-        return PositiveRanks(torch.tensor(ranks), positives.starts, torch.tensor(rows))
+        return PositiveRanks(
+            torch.tensor(ranks, dtype=torch.int64), positives.starts, torch.tensor(rows, dtype=torch.int64)
+        )
 
 
 def _starts(counts: Tensor) -> Tensor:
