@@ -31,6 +31,12 @@ class RowLists(NamedTuple):
         """(P,) int64 query of each row."""
         return torch.arange(len(self.starts) - 1).repeat_interleave(self.counts)
 
+    def places(self, queries: Tensor) -> Tensor:
+        """(B, R) int64: where the lists of some queries are in `rows`, padded with -1."""
+        counts = self.counts[queries, None]
+        place = torch.arange(int(counts.max()) if len(queries) else 0)
+        return torch.where(place < counts, self.starts[queries, None] + place, -1)
+
     @staticmethod
     def of_lists(lists: Sequence[Sequence[int]]) -> RowLists:
         """From a sequence of gallery rows for each query, without doubles."""

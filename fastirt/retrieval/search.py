@@ -6,7 +6,6 @@ import contextlib
 import logging
 from typing import Any, Iterator, Optional
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,9 +30,9 @@ def search(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """The k most similar gallery rows of each query, in chunks of queries to bound memory.
 
-    Rows of equal similarity come in the gallery's order, also at the k-th place. Identical gallery
-    rows always have equal similarities; otherwise similarities are those of the backend's matrix
-    product.
+    Found rows of equal similarity come in the gallery's order. Similarities are those of the
+    backend's matrix product, which may round identical rows differently; which of several such rows
+    is found at the k-th place is open. `positive_ranks` is exact in both.
 
     Args:
         query: (Q, D) float32, finite.
@@ -50,82 +49,31 @@ def search(
         best first.
     """
     device = torch.device(device)
-    gpus = min(gpus, torch.cuda.device_count()) if device.type == "cuda" else 1
-    rows = gallery.shape[0]
     if exclude_self:
         exclude = torch.arange(len(query))
     excludes = exclude is not None and bool((exclude >= 0).any())
-    k = min(k, rows - excludes)
-    # The excluded row, and one more to detect a tie at the k-th place.
-    wanted = min(k + (2 if excludes else 1), rows)
-    distinct = Distinct(gallery)
-    depth = min(wanted, len(distinct.vectors))
-    find = _backend(distinct.vectors, depth, backend, device, gpus)
-    redo: Optional[_Torch] = None
-    chunk = max(1, min(4096, CHUNK_VALUES // (rows if find.dense else wanted)))
+    k = min(k, len(gallery) - excludes)
+    wanted = k + excludes
+    find = make_index(gallery, wanted, backend, device, gpus, "plain torch")
+    find = TorchProduct(gallery, device) if find is None else find
+    chunk = max(1, min(4096, CHUNK_VALUES // max(1, wanted)))
     for first in range(0, query.shape[0], chunk):
         part = query[first : first + chunk]
-        excluded = exclude[first : first + chunk] if excludes else None
-        failure = ""
         try:
-            nearest = find(part, depth)
+            found = find(part, wanted)
         except (RuntimeError, MemoryError) as error:
-            if isinstance(find, _Torch):
+            if isinstance(find, TorchProduct):
                 raise
-            failure = first_line(error)
-        if failure:
-            log.warning("FAISS failed during the search (%s): plain torch takes over", failure)
+            log.warning("FAISS failed during the search (%s): plain torch takes over", first_line(error))
+            found = None
+        if found is None:
             del find  # with its copy of the gallery: memory may be what FAISS lacked
-            find = _Torch(distinct.vectors, device)
-            nearest = find(part, depth)
-        similarities, indices = distinct.expand(*nearest, wanted)
-        similarities, indices = _by_row(similarities, indices)
-        tied = similarities[:, -2:-1] == similarities[:, -1:]
-        undecided = tied.flatten().nonzero().flatten() if wanted < rows else tied.new_empty(0, dtype=torch.int64)
-        if excluded is not None:
-            similarities, indices = _move_to_end(excluded, similarities, indices)
-        similarities, indices = similarities[:, :k].clone(), indices[:, :k].clone()
-        # A tie at the k-th place may extend beyond the candidates: search the whole gallery.
-        if len(undecided):
-            redo = redo or (find if isinstance(find, _Torch) else _Torch(distinct.vectors, device))
-            for some in undecided.split(max(1, CHUNK_VALUES // rows)):
-                values = distinct.spread(redo.all(part[some]))
-                similarities[some], indices[some] = _top(values, k, None if excluded is None else excluded[some])
-        yield first, similarities, indices
-
-
-class Distinct:
-    """The distinct rows of a gallery, the only ones that are searched.
-
-    A matrix product may round two identical rows differently, depending on their position (5 % of
-    the pairs in FAISS's CPU index, D = 384), which would decide ties.
-    """
-
-    def __init__(self, gallery: Tensor) -> None:
-        data = np.ascontiguousarray(gallery.cpu().numpy())
-        keys = data.view(np.dtype((np.void, data.itemsize * data.shape[1]))).ravel()
-        _, first, group = np.unique(keys, return_index=True, return_inverse=True)
-        self.has_copies = len(first) < len(data)
-        self.vectors = gallery[torch.from_numpy(first)] if self.has_copies else gallery  # (U, D)
-        self.group = torch.from_numpy(group.ravel())  # (G,) row of `vectors`
-        self.rows = self.group.argsort(stable=True)  # gallery rows, group by group
-        self.counts = torch.bincount(self.group)
-        self.starts = self.counts.cumsum(0) - self.counts
-
-    def expand(self, similarities: Tensor, groups: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
-        """(C, K) neighbors among `vectors` to the first `wanted` gallery rows, (C, wanted)."""
-        if not self.has_copies:
-            return similarities, groups
-        counts = self.counts[groups]
-        ends = counts.cumsum(1)
-        place = torch.arange(wanted).expand(len(groups), wanted).contiguous()
-        at = torch.searchsorted(ends, place, right=True)  # the group of each place
-        member = place - (ends - counts).gather(1, at)
-        return similarities.gather(1, at), self.rows[self.starts[groups.gather(1, at)] + member]
-
-    def spread(self, values: Tensor) -> Tensor:
-        """(C, U) similarities to (C, G)."""
-        return values[:, self.group.to(values.device)] if self.has_copies else values
+            find = TorchProduct(gallery, device)
+            found = find(part, wanted)
+        similarities, indices = _by_row(*found)
+        if excludes:
+            similarities, indices = _move_to_end(exclude[first : first + chunk], similarities, indices)
+        yield first, similarities[:, :k].clone(), indices[:, :k].clone()
 
 
 def _by_row(similarities: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,41 +89,21 @@ def _move_to_end(excluded: Tensor, similarities: Tensor, indices: Tensor) -> tup
     return similarities.gather(1, order), indices.gather(1, order)
 
 
-def _top(values: Tensor, k: int, excluded: Optional[Tensor]) -> tuple[Tensor, Tensor]:
-    """The first k of (C, G) similarities, by descending similarity, then by ascending row."""
-    if excluded is not None:
-        queries = (excluded >= 0).nonzero().flatten()
-        values[queries, excluded[queries]] = float("-inf")
-    last = values.topk(k, dim=1).values[:, -1:]
-    above, tied = values > last, values == last
-    chosen = above | (tied & (tied.cumsum(1) <= k - above.sum(1, keepdim=True)))
-    indices = chosen.nonzero()[:, 1].view(-1, k)  # ascending
-    similarities, order = values.gather(1, indices).sort(dim=1, descending=True, stable=True)
-    return similarities.cpu(), indices.gather(1, order).cpu()
-
-
-class _Torch:
-    """Brute force: a chunk of queries against the whole gallery."""
-
-    dense = True
+class TorchProduct:
+    """Brute force: a product and topk, in chunks of queries."""
 
     def __init__(self, gallery: Tensor, device: torch.device) -> None:
         self.gallery, self.device = gallery.to(device), device
 
-    def all(self, part: Tensor) -> Tensor:
-        with _full_precision():
-            return part.to(self.device) @ self.gallery.T
-
     def __call__(self, part: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        # In pieces, because chunks for FAISS are larger than those that fit here.
-        pieces = [self.all(some).topk(k, dim=1) for some in part.split(max(1, CHUNK_VALUES // len(self.gallery)))]
-        return torch.cat([piece.values for piece in pieces]).cpu(), torch.cat([piece.indices for piece in pieces]).cpu()
+        with full_precision():
+            chunks = part.split(max(1, CHUNK_VALUES // len(self.gallery)))
+            found = [(some.to(self.device) @ self.gallery.T).topk(k, dim=1) for some in chunks]
+        return torch.cat([top.values for top in found]).cpu(), torch.cat([top.indices for top in found]).cpu()
 
 
-class _Faiss:
+class Faiss:
     """IndexFlatIP; takes CUDA tensors on a GPU; several GPUs each hold a part of the gallery."""
-
-    dense = False
 
     def __init__(self, gallery: Tensor, device: torch.device, parts: int = 1) -> None:
         import faiss
@@ -215,22 +143,25 @@ class _Faiss:
         return torch.from_numpy(values), torch.from_numpy(indices)
 
 
-def _backend(gallery: Tensor, k: int, backend: str, device: torch.device, gpus: int = 1) -> _Torch | _Faiss:
+def make_index(
+    gallery: Tensor, k: int, backend: str, device: torch.device, gpus: int, instead: str
+) -> Optional[TorchProduct | Faiss]:
+    """What finds k neighbors by `backend`; None where FAISS cannot, and the log says `instead`."""
     if backend == "torch":
-        return _Torch(gallery, device)
+        return TorchProduct(gallery, device)
     if device.type == "cuda" and k > FAISS_GPU_MAX_K:
         reason = f"k = {k} is above its limit of {FAISS_GPU_MAX_K} on a GPU"
     else:
         try:
-            return _Faiss(gallery, device, gpus)
+            return Faiss(gallery, device, min(gpus, torch.cuda.device_count()) if device.type == "cuda" else 1)
         except (ImportError, AttributeError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {first_line(error)}"
-    log.log(logging.WARNING if backend == "faiss" else logging.INFO, "search by plain torch: FAISS cannot (%s)", reason)
-    return _Torch(gallery, device)
+    log.log(logging.WARNING if backend == "faiss" else logging.INFO, "%s: FAISS cannot (%s)", instead, reason)
+    return None
 
 
 @contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """float32 products even if training allows TF32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
