@@ -129,6 +129,7 @@ def _add_per_query(parser: argparse.ArgumentParser) -> None:
         "--per-query",
         type=Path,
         metavar="FILE",
+        default=argparse.SUPPRESS,
         help="write a row per query of the evaluation to this .csv or .parquet file: what it found first, and its AP",
     )
 
@@ -136,7 +137,7 @@ def _add_per_query(parser: argparse.ArgumentParser) -> None:
 def _train(args: dict[str, Any]) -> int:
     from fastirt.distributed.launch import as_rank
 
-    per_query = args.pop("per_query")
+    per_query = args.pop("per_query", None)
 
     def work(ranks: Any) -> int:
         from fastirt.commands import train  # imports Inductor, which reads its settings only then
@@ -150,7 +151,7 @@ def _evaluate(args: dict[str, Any]) -> int:
     from fastirt.commands import evaluate_model
     from fastirt.distributed.launch import as_rank
 
-    run, per_query = args.pop("run"), args.pop("per_query")
+    run, per_query = args.pop("run"), args.pop("per_query", None)
     return as_rank("evaluate", lambda ranks: evaluate_model(run, given(args), ranks, per_query))
 
 
