@@ -146,7 +146,7 @@ class OptimConfig:
 class EvalConfig:
     """Evaluation"""
 
-    rank: tuple[int, ...] = option((1, 2, 4, 8), "compute Recall@K for these K")
+    rank: tuple[int, ...] = option((1, 2, 4, 8), "the K of Recall@K and the other metrics at K")
     eval_split: str = option(
         "test", "split to evaluate if a data set has a test and a validation split", ("test", "val")
     )
