@@ -78,6 +78,7 @@ def build_parser() -> Parser:
         allow_abbrev=False,
         usage="fastirt train [--method M] [--recipe R] [--dataset D] [--data-path PATH] [options]",
     )
+    _add_per_query(train)
     add_config(train, "train")
 
     evaluate = commands.add_parser(
@@ -88,6 +89,7 @@ def build_parser() -> Parser:
         usage="fastirt evaluate [RUN] [--weights FILE] [--dataset D] [--data-path PATH] [options]",
     )
     evaluate.add_argument("run", nargs="?", type=Path, help="run folder or file of weights")
+    _add_per_query(evaluate)
     add_config(evaluate, "evaluate")
 
     pack = commands.add_parser(
@@ -122,13 +124,25 @@ def build_parser() -> Parser:
     return parser
 
 
+def _add_per_query(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--per-query",
+        type=Path,
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="write a row per query of the evaluation to this .csv or .parquet file: what it found first, and its AP",
+    )
+
+
 def _train(args: dict[str, Any]) -> int:
     from fastirt.distributed.launch import as_rank
+
+    per_query = args.pop("per_query", None)
 
     def work(ranks: Any) -> int:
         from fastirt.commands import train  # imports Inductor, which reads its settings only then
 
-        return train(given(args), ranks)
+        return train(given(args), ranks, per_query)
 
     return as_rank("train", work)
 
@@ -137,8 +151,8 @@ def _evaluate(args: dict[str, Any]) -> int:
     from fastirt.commands import evaluate_model
     from fastirt.distributed.launch import as_rank
 
-    run = args.pop("run")
-    return as_rank("evaluate", lambda ranks: evaluate_model(run, given(args), ranks))
+    run, per_query = args.pop("run"), args.pop("per_query", None)
+    return as_rank("evaluate", lambda ranks: evaluate_model(run, given(args), ranks, per_query))
 
 
 def _pack(args: dict[str, Any]) -> int:

@@ -24,6 +24,7 @@ from fastirt.model.weights.timm_line import NO_LINE, loading_line
 from fastirt.objective.cross_batch_memory import memory_size
 from fastirt.objective.self_check import replace_faulty_kernels
 from fastirt.retrieval.evaluate import evaluate
+from fastirt.retrieval.metrics.per_query_file import check_per_query_file
 from fastirt.retrieval.report import table, write_metrics
 from fastirt.run_config import described_by_file, finalized, fresh_config, plan_training, with_flags
 from fastirt.training.health_checks import check_same_setup
@@ -38,15 +39,16 @@ RESULT_NEUTRAL_OPTIONS = {"device", "num_workers", "pin_mem", "eval_batch_size",
 
 class Data(NamedTuple):
     """What a command reads: the catalogue, image sources by split where a packed store is used, and
-    the K of Recall@K.
+    the K of Recall@K; and the file that its evaluations write a row per query to.
     """
 
     catalog: Catalog
     sources: Optional[dict[str, Any]]
     recall_at: Sequence[int]
+    per_query: Optional[Path]
 
 
-def train(flags: dict[str, Any], ranks: Ranks) -> int:
+def train(flags: dict[str, Any], ranks: Ranks, per_query: Optional[Path] = None) -> int:
     """`fastirt train`: returns the exit code. Raises UserError for anything the user can mend."""
     device = choose_device(flags.get("device"), ranks)
     ranks.start(device)
@@ -54,7 +56,7 @@ def train(flags: dict[str, Any], ranks: Ranks) -> int:
     config = finalized(plan.config, device, ranks.world_size)
     resumes = f"; resumes {plan.checkpoint}" if plan.checkpoint else ""
     log.info("train: %s, %s%s", config.method, config.describe_input(), resumes)
-    data = _open_data(config, "rank" in flags, ranks, training=config.optim.max_iter > 0)
+    data = _open_data(config, "rank" in flags, per_query, ranks, training=config.optim.max_iter > 0)
     with RunFolder.open(config, plan.fresh, ranks) as folder, folder.locked(ranks):
         config = config.replace(output_dir=str(folder.path), resume=None)
         encoder = _build_encoder(config, data, folder, ranks, pretrained=plan.checkpoint is None)
@@ -99,7 +101,7 @@ def _fit(
     return trainer.run(), trainer.metrics
 
 
-def evaluate_model(run: Optional[Path], flags: dict[str, Any], ranks: Ranks) -> int:
+def evaluate_model(run: Optional[Path], flags: dict[str, Any], ranks: Ranks, per_query: Optional[Path] = None) -> int:
     """`fastirt evaluate`: of a run's final model, a weights file, or a pretrained model."""
     if run is not None and not run.exists():
         raise UserError(f"{run}: no such run folder or file of weights")
@@ -119,7 +121,7 @@ def evaluate_model(run: Optional[Path], flags: dict[str, Any], ranks: Ranks) -> 
         log.warning("evaluate: %s: for training alone, changes nothing here", ", ".join(unused))
     what = f"{config.method}, {config.describe_input()}; eval split {config.eval.eval_split}"
     log.info("evaluate: %s%s %s in %s", what, place, device, config.model.precision)
-    data = _open_data(config, "rank" in flags, ranks, training=False)
+    data = _open_data(config, "rank" in flags, per_query, ranks, training=False)
 
     def measure_in(folder: RunFolder) -> None:
         written = config.replace(output_dir=str(folder.path))
@@ -176,6 +178,7 @@ def _measure(encoder: Encoder, config: Config, data: Data, folder: RunFolder, ra
         torch.device(config.run.device),
         stores=data.sources,
         csv_path=folder.bad_images,
+        per_query=data.per_query,
         ranks=ranks,
     )
 
@@ -207,8 +210,9 @@ def summary(config: Config, catalog: Catalog, encoder: Encoder, folder: Path) ->
     )
 
 
-def _open_data(config: Config, asked_for_k: bool, ranks: Ranks, training: bool) -> Data:
+def _open_data(config: Config, asked_for_k: bool, per_query: Optional[Path], ranks: Ranks, training: bool) -> Data:
     """Read and check the data set that `config` names. Raises UserError."""
+    ranks.host.run_on_main(lambda: check_per_query_file(per_query))
     with only_main_warns(ranks):
         catalog = load_dataset(
             config.data.dataset, config.data.data_path, eval_split=config.eval.eval_split, training=training
@@ -222,7 +226,7 @@ def _open_data(config: Config, asked_for_k: bool, ranks: Ranks, training: bool) 
         sources = {split.name: store.split(split) for split in catalog.splits()}
     if training:
         _check_memory_size(config, catalog)
-    return Data(catalog, sources, reachable_ks(catalog, config.eval.rank, asked_for_k, log=ranks.is_main))
+    return Data(catalog, sources, reachable_ks(catalog, config.eval.rank, asked_for_k, log=ranks.is_main), per_query)
 
 
 def _check_memory_size(config: Config, catalog: Catalog) -> None:
@@ -241,5 +245,5 @@ def _report(metrics: dict[str, Any], config: Config, folder: RunFolder) -> None:
     if not metrics:  # no test split
         return
     write_metrics(folder.metrics, metrics)
-    print(table(metrics, config.data.dataset, config.method, config.model.model, config.recipe))
+    print(table(metrics, config.data.dataset, config.method, config.model.model, config.recipe, config.eval.average))
     log.info("wrote %s", folder.metrics)

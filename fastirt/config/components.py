@@ -13,6 +13,7 @@ METHODS = ("irt-o", "irt-l", "irt-r")
 RECIPES = ("paper", "unofficial")
 RESIZES = ("square", "shorter")
 ORIENTATIONS = ("exif", "stored")
+AVERAGES = ("query", "class")
 SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")  # of the JPEG images in a packed store
 OPTIONAL_FLOATS = Optional[tuple[float, ...]]
 
@@ -145,14 +146,20 @@ class OptimConfig:
 class EvalConfig:
     """Evaluation"""
 
-    rank: tuple[int, ...] = option((1, 2, 4, 8), "compute Recall@K for these K")
+    rank: tuple[int, ...] = option((1, 2, 4, 8), "the K of Recall@K and the other metrics at K")
     eval_split: str = option(
         "test", "split to evaluate if a data set has a test and a validation split", ("test", "val")
     )
     eval_freq: int = option(0, "steps between evaluations, which keep the best model; 0: only at the end")
     eval_batch_size: int = option(128, "images per batch in evaluation")
+    average: str = option(
+        "query", "metrics are means over queries, or over classes of the mean over a class's queries", AVERAGES
+    )
     search: str = option(
-        "auto", "nearest neighbors by FAISS or plain torch; auto: FAISS if it can", ("auto", "faiss", "torch")
+        "auto",
+        "ranks: exact ranks of all positives, by counting; faiss, torch: the nearest images alone, by FAISS or plain "
+        "torch; auto: faiss on a GPU for K and classes of at most 2,048, else ranks",
+        ("auto", "ranks", "faiss", "torch"),
     )
 
 

@@ -10,7 +10,8 @@ from typing import Any, Callable, Optional, Sequence
 from fastirt.config.options import TRAINING_OPTIONS, Config, RunConfig, flatten
 from fastirt.config.run_files import RunFiles
 from fastirt.errors import UserError
-from fastirt.retrieval.report import markdown, read_json, read_metrics
+from fastirt.retrieval.metrics.summary import WITH_INTERVAL
+from fastirt.retrieval.report import interval, markdown, read_json, read_metrics
 
 Options = dict[str, Any]  # of a run, by field name; empty without config.json
 
@@ -95,18 +96,16 @@ def compare_runs(folders: Sequence[Path], sort: Optional[str] = None) -> str:
     values["data set"] = _distinct_names(values["data set"], [digest for _, digest in runs])
     shown = [name for name in columns if len(set(values[name]) - {""}) > 1]
     ks = sorted({int(name.split("@")[1]) for row in metrics for name in row if name.startswith("recall@")})
-    measured = [*(f"recall@{k}" for k in ks), "map@r"]
+    measured: dict[str, list[str]] = {}
+    for metric in [*(f"recall@{k}" for k in ks), "map@r"]:
+        measured[f"{metric} %"] = [f"{100 * row[metric]:.2f}" if metric in row else "" for row in metrics]
+        intervals = [interval(row, metric) for row in metrics]
+        if metric in WITH_INTERVAL and any(intervals):
+            measured[f"{metric} 95 % CI"] = intervals
     methods = [_method(o, with_recipe="recipe" not in shown) for o in options]
-    header = ["run", "method", *shown, *(f"{name} %" for name in measured)]
-    rows = [
-        [
-            folder.resolve().name,
-            methods[i],
-            *(values[name][i] for name in shown),
-            *(f"{100 * metrics[i][name]:.2f}" if name in metrics[i] else "" for name in measured),
-        ]
-        for i, folder in enumerate(folders)
-    ]
+    header = ["run", "method", *shown, *measured]
+    cells = [[folder.resolve().name for folder in folders], methods, *(values[name] for name in shown)]
+    rows = [list(row) for row in zip(*cells, *measured.values())]
     if sort is not None:
         rows = _sorted(rows, header, sort)
     return markdown(header, rows)

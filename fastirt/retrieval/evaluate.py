@@ -16,7 +16,8 @@ from fastirt.loading.eval_loader import EvalLoader
 from fastirt.model.encoder import Encoder, normalization_constants
 from fastirt.model.precision import resolve_precision
 from fastirt.retrieval.embed import Embeddings, embed
-from fastirt.retrieval.metrics import retrieval_metrics
+from fastirt.retrieval.metrics import rank_by_labels, summarize
+from fastirt.retrieval.metrics.per_query_file import check_per_query_file, write_per_query_file
 
 log = logging.getLogger("fastirt")
 
@@ -29,6 +30,7 @@ def evaluate(
     *,
     stores: Optional[Mapping[str, Any]] = None,
     csv_path: Optional[Path] = None,
+    per_query: Optional[Path] = None,
     progress: bool = True,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> dict[str, Any]:
@@ -41,6 +43,7 @@ def evaluate(
         device: of the encoder.
         stores: image sources by split name, to read from a packed store.
         csv_path: file for a row per unreadable image.
+        per_query: .csv or .parquet file for a row per query, as `write_per_query_file` says.
         progress: show progress bars.
         ranks: processes that share the embedding; the main rank searches on all GPUs of its node.
 
@@ -48,10 +51,11 @@ def evaluate(
         As `retrieval_metrics`, and the number of unreadable images as `bad`; equal on all ranks.
 
     Raises:
-        UserError: a K is larger than the gallery (before anything is embedded), too many images are
-            unreadable, or embeddings are not finite.
+        UserError: a K is larger than the gallery or `per_query` cannot be written (before anything
+            is embedded), too many images are unreadable, or embeddings are not finite.
     """
     check_recall_ks(catalog, config.eval.rank)
+    ranks.host.run_on_main(lambda: check_per_query_file(per_query))
     mean, std = normalization_constants(config, encoder)
     dtype = resolve_precision(config.model.precision, device)
 
@@ -80,14 +84,36 @@ def evaluate(
 
     query = embeddings(catalog.query)
     gallery = query if catalog.gallery is None else embeddings(catalog.gallery)
-    return ranks.host.run_on_main(lambda: _measure(query, gallery, catalog, config, device, ranks))
+
+    def measure() -> dict[str, Any]:
+        return _measure(
+            query,
+            gallery,
+            catalog,
+            config,
+            device=device,
+            gpus=ranks.local_world_size,
+            per_query=per_query,
+            progress=progress,
+        )
+
+    return ranks.host.run_on_main(measure)
 
 
 def _measure(
-    query: Embeddings, gallery: Embeddings, catalog: Catalog, config: Config, device: torch.device, ranks: Ranks
+    query: Embeddings,
+    gallery: Embeddings,
+    catalog: Catalog,
+    config: Config,
+    *,
+    device: torch.device,
+    gpus: int,
+    per_query: Optional[Path],
+    progress: bool,
 ) -> dict[str, Any]:
+    gallery_split = catalog.gallery or catalog.query
     query_labels = torch.from_numpy(catalog.query.labels)[query.rows]
-    gallery_labels = torch.from_numpy((catalog.gallery or catalog.query).labels)[gallery.rows]
+    gallery_labels = torch.from_numpy(gallery_split.labels)[gallery.rows]
     total = len(catalog.query) + (len(catalog.gallery) if catalog.gallery else 0)
     read = len(query.rows) + (len(gallery.rows) if catalog.gallery else 0)
     exclude = _excluded_rows(query, gallery, catalog)
@@ -97,7 +123,7 @@ def _measure(
     if len(depths) < len(ks):
         beside = " beside the query" if reachable < len(gallery.rows) else ""
         log.warning("left out Recall@K for K above %d, the number of readable gallery images%s", reachable, beside)
-    metrics = retrieval_metrics(
+    ranks = rank_by_labels(
         query.vectors,
         query_labels,
         gallery.vectors,
@@ -106,9 +132,15 @@ def _measure(
         exclude=exclude,
         backend=config.eval.search,
         device=device,
-        gpus=ranks.local_world_size,
+        gpus=gpus,
+        progress=progress,
     )
-    return {**metrics, "bad": total - read}
+    if per_query is not None:
+        splits = (catalog.query, query.rows, gallery_split, gallery.rows)
+        write_per_query_file(per_query, ranks, *splits, catalog.class_names)
+        log.info("wrote %s", per_query)
+    metrics = summarize(ranks, depths, query_labels, config.eval.average)
+    return {**metrics, "gallery": len(gallery.rows), "bad": total - read}
 
 
 def _excluded_rows(query: Embeddings, gallery: Embeddings, catalog: Catalog) -> Tensor:

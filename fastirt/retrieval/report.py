@@ -9,13 +9,17 @@ from typing import Any, Optional, Sequence
 from fastirt.atomic import atomic_write
 from fastirt.config.run_files import RunFiles
 from fastirt.errors import UserError
+from fastirt.retrieval.metrics.summary import HIGH, LOW, WITH_INTERVAL
 from fastirt.retrieval.published_results import DECIMALS, PAPER, PUBLIC, PUBLISHED, PUBLISHED_RANKS, TIMM_NAMES
 
+IN_PERCENT = {"map": "mAP", "mrr": "MRR", "minp": "mINP"}  # name in metrics.json and in the notes
 
-def table(metrics: dict[str, Any], dataset: str, method: str, model: str, recipe: str) -> str:
-    """A Markdown table with the row of this run and the published rows of the data set.
 
-    Published rows of the same method and model come first, then those of the recipe's source.
+def table(metrics: dict[str, Any], dataset: str, method: str, model: str, recipe: str, average: str = "query") -> str:
+    """A Markdown table with the row of this run and the published rows of the data set, and notes.
+
+    Published rows of the same method and model come first, then those of the recipe's source. The
+    notes hold counts, and what else of the metrics is there. average: what metrics are means over.
     """
     names = [name for name in metrics if name.startswith("recall@")] + ["map@r", "r_precision"]
     rows = [[f"this run ({recipe})", method, model, *(f"{100 * metrics[name]:.2f}" for name in names)]]
@@ -33,7 +37,20 @@ def table(metrics: dict[str, Any], dataset: str, method: str, model: str, recipe
     notes = [f"{metrics['queries']:,} queries, {metrics['gallery']:,} gallery images"]
     notes += [f"{metrics['unmatched']:,} queries without a match not counted"] if metrics.get("unmatched") else []
     notes += [f"{metrics['bad']:,} unreadable images skipped"] if metrics.get("bad") else []
-    return f"{text}\n{'; '.join(notes)}"
+    notes += ["means over classes"] if average == "class" else []
+    lines = [text, "; ".join(notes)]
+    intervals = [f"{name} {shown}" for name in WITH_INTERVAL if (shown := interval(metrics, name))]
+    lines += [f"95 % intervals: {', '.join(intervals)} %"] if intervals else []
+    others = [f"{label} {100 * metrics[name]:.2f} %" for name, label in IN_PERCENT.items() if name in metrics]
+    others += [f"median rank {metrics['median_rank']:g}"] if "median_rank" in metrics else []
+    return "\n".join([*lines, *([", ".join(others)] if others else [])])
+
+
+def interval(metrics: dict[str, Any], name: str) -> str:
+    """The 95 % interval of a metric in percent, such as `62.13-66.40`; empty without one."""
+    if LOW + name not in metrics or HIGH + name not in metrics:
+        return ""
+    return f"{100 * metrics[LOW + name]:.2f}-{100 * metrics[HIGH + name]:.2f}"
 
 
 def read_metrics(folder: Path, missing_is_empty: bool = False) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`fastirt evaluate` of runs, model files and checkpoints; `fastirt report`."""
 
+import csv
 import json
 import os
 import shutil
@@ -106,7 +107,9 @@ def test_k_above_what_is_left_after_unreadable_images(data, tmp_path, caplog):
     (data / "class05/0.jpg").write_bytes(b"")
     out, run, two = (tmp_path / name for name in ("out", "run", "two"))
     assert run_cli("evaluate", *folder_flags(data), *TINY, "--rank", "19", "--output-dir", out) == 0
-    assert set(read_metrics(out)) == {"map@r", "r_precision", "queries", "gallery", "unmatched", "bad"}
+    metrics = read_metrics(out)
+    assert list(metrics)[0] == "map@r" and {"r_precision", "queries", "gallery", "unmatched", "bad"} < set(metrics)
+    assert not [name for name in metrics if name.endswith(("@1", "@19"))]
     assert "K above 18" in caplog.text
     assert train_short(data, run, *"--rank 19 19 --eval-freq 2".split()) == 0
     assert run_cli("train", "--resume", run) == 0
@@ -124,7 +127,7 @@ def test_a_presets_k_that_the_gallery_cannot_hold_is_left_out(tmp_path, caplog, 
     assert run_cli(*words) == 0
     assert "K above 5" in caplog.text
     metrics = read_metrics(tmp_path / "out")
-    assert [name for name in metrics if "recall" in name] == ["recall@1", "recall@2", "recall@4"]
+    assert [name for name in metrics if name.startswith("recall@")] == ["recall@1", "recall@2", "recall@4"]
 
 
 def test_words_for_weights_are_no_files(data, tmp_path, monkeypatch, capsys):
@@ -171,3 +174,37 @@ def test_a_run_without_metrics_has_a_row(trained_run, tmp_path, capsys):
     assert run_cli("report", trained_run, unfinished) == 0
     assert "| unfinished |" in capsys.readouterr().out
     assert run_cli("report", tmp_path) == 2
+
+
+def test_a_row_for_each_query(trained_run, tmp_path, capsys, caplog):
+    """Of a run, whose own metrics stay; and of an evaluation at the end of training."""
+    before = (trained_run / "metrics.json").read_bytes()
+    capsys.readouterr()
+    assert run_cli("evaluate", trained_run, "--per-query", tmp_path / "rows.csv") == 0
+    assert (trained_run / "metrics.json").read_bytes() == before
+    metrics, printed = read_metrics(trained_run), capsys.readouterr().out
+    low, high = (f"{100 * metrics[f'ci95_{end}_recall@1']:.2f}" for end in ("low", "high"))
+    assert f"recall@1 {low}-{high}, map@r" in printed and f"median rank {metrics['median_rank']:g}" in printed
+    rows = list(csv.DictReader(open(tmp_path / "rows.csv", newline="")))
+    assert len(rows) == 24 and sum(row["first_rank"] == "1" for row in rows) == round(24 * metrics["recall@1"])
+    assert run_cli("evaluate", trained_run, "--per-query", tmp_path / "rows.xlsx") == 2
+    assert "rows.xlsx: end its name in .csv or .parquet" in last_line(capsys)
+    assert run_cli("evaluate", trained_run, "--per-query", tmp_path / "no/rows.csv") == 2
+    assert "no/rows.csv: cannot be written" in last_line(capsys)
+
+
+def test_training_writes_the_rows_too_and_refuses_a_bad_name_before_it_starts(data, tmp_path, capsys):
+    assert train_short(data, tmp_path / "run", "--per-query", tmp_path / "rows.csv") == 0
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + read_metrics(tmp_path / "run")["queries"]
+    assert train_short(data, tmp_path / "other", "--per-query", tmp_path / "rows.txt") == 2
+    assert "--per-query" in last_line(capsys) and not (tmp_path / "other").exists()
+
+
+def test_means_over_classes_go_to_a_folder_of_their_own(trained_run, tmp_path, capsys):
+    before = (trained_run / "metrics.json").read_bytes()
+    assert run_cli("evaluate", trained_run, "--average", "class", "--output-dir", tmp_path / "out") == 0
+    assert "means over classes" in capsys.readouterr().out
+    assert (trained_run / "metrics.json").read_bytes() == before
+    assert read_config(tmp_path / "out")["eval"]["average"] == "class"
+    assert run_cli("report", trained_run, tmp_path / "out") == 0
+    assert "| average |" in capsys.readouterr().out

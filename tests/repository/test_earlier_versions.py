@@ -28,5 +28,5 @@ def test_a_run_its_model_and_its_packed_store_are_evaluated(earlier, caplog):
     assert run_cli(*model, "--output-dir", "files") == 0
     assert run_cli(*model, "--output-dir", "packed", "--packed", "store.pack") == 0
     for folder in ("files", "packed"):
-        assert read_metrics(Path(folder)) == before
+        assert read_metrics(Path(folder)).items() >= before.items()
     assert "not the images" not in caplog.text

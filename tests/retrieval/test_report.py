@@ -196,3 +196,28 @@ def test_runs_side_by_side(tmp_path):
     assert "25.00" in text and "irt-l (paper)" in text
     with pytest.raises(UserError, match="no metrics.json"):
         compare_runs([tmp_path])
+
+
+def test_intervals_stand_beside_their_metrics(make_run, tmp_path):
+    """Runs of earlier versions have none."""
+    old, new = make_run("a", 0.5, seed=1), make_run("b", 0.6, seed=2)
+    assert report(old, old)[0][-3:] == ["recall@1 %", "recall@10 %", "map@r %"]
+    intervals = {
+        "ci95_low_recall@1": 0.58,
+        "ci95_high_recall@1": 0.6199,
+        "ci95_low_map@r": 0.29,
+        "ci95_high_map@r": 0.31,
+    }
+    write_metrics(new / "metrics.json", {**METRICS, "recall@1": 0.6, **intervals})
+    header, rows = report(old, new, sort="recall@1")
+    assert header[3:] == ["recall@1 %", "recall@1 95 % CI", "recall@10 %", "map@r %", "map@r 95 % CI"]
+    assert [row[0] for row in rows] == ["b", "a"]
+    assert [row[4] for row in rows] == ["58.00-61.99", ""] and rows[0][-1] == "29.00-31.00"
+
+
+def test_notes_below_the_table(make_run):
+    more = {"map": 0.4567, "mrr": 0.8, "minp": 0.1, "median_rank": 1.5, "ci95_low_map@r": 0.29, "ci95_high_map@r": 0.31}
+    lines = table({**METRICS, **more}, "folder", "irt-o", "m", "paper", "class").splitlines()
+    assert lines[3].endswith("60,502 gallery images; means over classes")
+    assert lines[4] == "95 % intervals: map@r 29.00-31.00 %"
+    assert lines[5:] == ["mAP 45.67 %, MRR 80.00 %, mINP 10.00 %, median rank 1.5"]

@@ -1,0 +1,129 @@
+"""From embeddings and labels to metrics."""
+
+from __future__ import annotations
+
+from typing import Any, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from fastirt.config.validate import check_ks
+from fastirt.errors import UserError
+from fastirt.retrieval.metrics.summary import NO_POSITIVES, summarize
+from fastirt.retrieval.positives import PositiveRanks, RowLists
+from fastirt.retrieval.ranks import positive_ranks
+
+
+def retrieval_metrics(
+    query: Tensor,
+    query_labels: Tensor,
+    gallery: Tensor,
+    gallery_labels: Tensor,
+    ranks: Sequence[int],
+    *,
+    exclude_self: bool = False,
+    exclude: Optional[Tensor] = None,
+    backend: str = "auto",
+    device: torch.device | str = "cpu",
+    gpus: int = 1,
+    average: str = "query",
+    same: bool = False,
+    own: Optional[Tensor] = None,
+) -> dict[str, Any]:
+    """Rank the gallery images of each query's class, and measure the result.
+
+    R is the number of gallery images of the query's class. Queries with R = 0 are not counted.
+    The definitions and their sources stand in `per_query`; all but the median rank and the counts
+    are means.
+
+    Args:
+        query: (Q, D) float32.
+        query_labels: (Q,) int64, not negative.
+        gallery: (G, D) float32.
+        gallery_labels: (G,) int64, not negative.
+        ranks: the K of Recall@K and the other metrics at K.
+        exclude_self: query i is gallery row i, which is excluded from its own neighbors.
+        exclude: (Q,) int64, the gallery row excluded from each query's neighbors, -1 for none.
+        backend: as in `positive_ranks`.
+        device: as in `positive_ranks`.
+        gpus: as in `positive_ranks`.
+        average: "query", or "class" for the mean over classes of the mean over a class's queries.
+        same: old name of `exclude_self`.
+        own: old name of `exclude`.
+
+    Returns:
+        As fractions for each distinct K `recall@K`, `precision@K`, `mp@K` and `map@K`, and for all
+        K `map@r`, `r_precision`, `map`, `map_trapezoid`, `mrr` and `minp`; `median_rank`, of the
+        first positive, over queries; the ends of 95 % bootstrap intervals of recall@1 and map@r,
+        `ci95_low_NAME` and `ci95_high_NAME`; and the counts `queries` (with a match), `gallery` and
+        `unmatched`. A backend that finds the nearest alone leaves `map`, `map_trapezoid`, `mrr`,
+        `minp` and `median_rank` out: they need the ranks of all positives.
+
+    Raises:
+        UserError: an empty set, a negative label, a K below 1 or above the number of gallery images
+            that a query is compared with, or no query with a match.
+    """
+    exclude = own if exclude is None else exclude
+    if exclude_self or same:
+        exclude = torch.arange(len(query))
+    found = rank_by_labels(
+        query,
+        query_labels,
+        gallery,
+        gallery_labels,
+        ranks,
+        exclude=exclude,
+        backend=backend,
+        device=device,
+        gpus=gpus,
+    )
+    return {**summarize(found, ranks, query_labels, average), "gallery": len(gallery)}
+
+
+def rank_by_labels(
+    query: Tensor,
+    query_labels: Tensor,
+    gallery: Tensor,
+    gallery_labels: Tensor,
+    ks: Sequence[int],
+    *,
+    exclude: Optional[Tensor] = None,
+    backend: str = "auto",
+    device: torch.device | str = "cpu",
+    gpus: int = 1,
+    progress: bool = False,
+) -> PositiveRanks:
+    """The ranks of the gallery images of each query's class: those that metrics at `ks` need.
+
+    Arguments and errors are those of `retrieval_metrics`.
+    """
+    _check(query, query_labels, gallery, gallery_labels)
+    excludes = exclude is not None and bool((exclude >= 0).any())
+    check_ks(ks, len(gallery) - excludes, beside_query=excludes)
+    positives, ignored = RowLists.of_labels(query_labels, gallery_labels), None
+    if exclude is not None and excludes:
+        ignored = RowLists.of_column(exclude)
+        positives = positives.without(ignored)
+    if not len(positives.rows):
+        raise UserError(NO_POSITIVES)
+    return positive_ranks(
+        query,
+        gallery,
+        positives,
+        ignored,
+        backend=backend,
+        device=device,
+        gpus=gpus,
+        depth=max([*ks, int(positives.counts.max())]),
+        progress=progress,
+    )
+
+
+def _check(query: Tensor, query_labels: Tensor, gallery: Tensor, gallery_labels: Tensor) -> None:
+    for name, vectors, labels in (("query", query, query_labels), ("gallery", gallery, gallery_labels)):
+        if len(vectors) == 0:
+            raise UserError(f"the {name} set is empty: there is nothing to measure")
+        if len(vectors) != len(labels):
+            raise UserError(f"the {name} set has {len(vectors)} vectors and {len(labels)} labels: pass one label each")
+        if int(labels.min()) < 0:
+            raise UserError(f"the {name} set has the label {int(labels.min())}: labels must not be negative")
