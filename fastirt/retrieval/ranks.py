@@ -34,7 +34,6 @@ from fastirt.retrieval.search import Faiss, TorchProduct, full_precision, make_i
 
 log = logging.getLogger("fastirt")
 
-SEARCHES = ("auto", "ranks", "faiss", "torch")
 BLOCK = 512  # queries of a block
 BLOCK_VALUES = 2**22  # positives of a block, or the neighbors that are found for it
 CROSSED = 2**22  # comparisons of ignored rows with positives at once

@@ -1,0 +1,203 @@
+"""Ranks of positives: every backend against the definition, with ties, copies, junk and borders."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastirt.retrieval import counting
+from fastirt.retrieval import ranks as ranks_module
+from fastirt.retrieval.positives import UNRANKED, RowLists
+from fastirt.retrieval.ranks import positive_ranks, reference_ranks
+from fastirt.retrieval.search import Faiss
+from tests.retrieval.vectors import vectors
+
+BACKENDS = ["ranks", "faiss", "torch"]
+QUERIES, GALLERY, DIM = 60, 300, 24
+
+
+def clustered(classes, count=GALLERY, dim=DIM):
+    """(unit vectors (count, dim), labels (count,)), classes of unequal sizes."""
+    generator = torch.Generator().manual_seed(classes)
+    labels = (torch.rand(count, generator=generator) ** 2 * classes).long()
+    noise = torch.randn(count, dim, generator=generator)
+    return F.normalize(torch.randn(classes, dim, generator=generator)[labels] + noise, dim=1), labels
+
+
+def collapsed(kind):
+    """Vectors among which rounding could decide nearly all, or exact ties do."""
+    plain = vectors(GALLERY, DIM)
+    copies = plain[torch.arange(GALLERY) % 40]
+    return {
+        "copies": copies,
+        "one vector": plain[:1].expand(GALLERY, DIM).clone(),
+        "nearly one vector": F.normalize(plain[:1] + 1e-6 * plain, dim=1),
+        "zeros": torch.zeros(GALLERY, DIM),
+        "one-hot": torch.eye(DIM)[torch.arange(GALLERY) * 7 % DIM],
+        "small whole numbers": torch.randint(-1, 2, (GALLERY, DIM), generator=torch.Generator().manual_seed(1)).float(),
+        "long and short": plain * torch.linspace(1e-3, 30, GALLERY)[:, None],
+    }[kind]
+
+
+def assert_ranks(found, expected, depth=None):
+    assert torch.equal(found.starts, expected.starts) and torch.equal(found.rows, expected.rows)
+    ranks = expected.ranks if depth is None else torch.where(expected.ranks <= depth, expected.ranks, UNRANKED)
+    assert torch.equal(found.ranks, ranks)
+
+
+def check_all(query, gallery, positives, ignored=None):
+    expected = reference_ranks(query, gallery, positives, ignored)
+    for backend in BACKENDS:
+        assert_ranks(positive_ranks(query, gallery, positives, ignored, backend=backend), expected)
+        for depth in (1, 20):
+            found = positive_ranks(query, gallery, positives, ignored, backend=backend, depth=depth)
+            assert found.depth == (None if backend == "ranks" else depth)
+            assert_ranks(found, expected, found.depth)
+
+
+def test_the_definition_by_hand():
+    query = torch.tensor([[1.0, 0], [0, 1]])
+    gallery = torch.tensor([[0.0, 1], [1, 0], [0.6, 0.8], [1, 0], [0.8, 0.6]])
+    positives = RowLists.of_lists([[3, 2], [4]])
+    found = reference_ranks(query, gallery, positives)
+    assert found.ranks.tolist() == [2, 4, 3] and found.rows.tolist() == [3, 2, 4]
+    ignored = RowLists.of_lists([[1, 4], [0, 4]])  # row 4 is a positive of query 1, and ignored
+    found = positive_ranks(query, gallery, positives, ignored)
+    assert found.ranks.tolist() == [1, 2] and found.counts.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("classes", [1, 5, 100, GALLERY])
+@pytest.mark.parametrize("dim", [3, DIM])
+def test_ranks_of_clusters_of_all_sizes(classes, dim):
+    vectors, labels = clustered(classes, dim=dim)
+    check_all(vectors, vectors, RowLists.of_labels(labels, labels), RowLists.of_column(torch.arange(GALLERY)))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["copies", "one vector", "nearly one vector", "zeros", "one-hot", "small whole numbers", "long and short"],
+)
+def test_ties_go_by_gallery_row(kind):
+    gallery, labels = collapsed(kind), torch.arange(GALLERY) % 30
+    query = gallery[:QUERIES]
+    check_all(query, gallery, RowLists.of_labels(labels[:QUERIES], labels), RowLists.of_column(torch.arange(QUERIES)))
+
+
+@pytest.mark.parametrize("tile", [1, 64, 299])
+@pytest.mark.parametrize("dense", [0, 16])
+def test_borders_of_tiles_and_blocks_change_nothing(tile, dense, monkeypatch):
+    for name, value in (("TILE", tile), ("SORTED_TILE", tile + 1), ("DENSE", dense), ("LISTED", 7)):
+        monkeypatch.setattr(counting, name, value)
+    monkeypatch.setattr(ranks_module, "BLOCK", 13)
+    monkeypatch.setattr(ranks_module, "CROSSED", 50)
+    vectors, labels = clustered(20)
+    gallery = vectors.clone()
+    gallery[200:] = vectors[:100]
+    junk = RowLists.of_lists([np.random.default_rng(i).permutation(GALLERY)[:20].tolist() for i in range(QUERIES)])
+    query, labels_of = vectors[:QUERIES], labels[:QUERIES]
+    check_all(query, gallery, RowLists.of_labels(labels_of, labels), junk)
+
+
+def test_a_class_of_5000():
+    vectors, labels = clustered(2, 5003, 8)
+    labels[:] = 0
+    labels[5000:] = 1
+    positives = RowLists.of_labels(labels[:3], labels)
+    expected = reference_ranks(vectors[:3], vectors, positives)
+    assert_ranks(positive_ranks(vectors[:3], vectors, positives), expected)
+
+
+def test_rounding_of_products_is_within_its_bound():
+    """The largest error of float32 products, in units of the bound, at D = 384 and 1,024."""
+    for dim in (384, 1024):
+        for query in (vectors(300, dim), F.normalize(torch.rand(300, dim), dim=1)):
+            gallery = F.normalize(query + 0.1 * vectors(300, dim, 1), dim=1)
+            error = (query @ gallery.T).double() - query.double() @ gallery.double().T
+            assert error.abs().max() < 0.5 * counting.rounding(dim)
+
+
+def test_a_product_beyond_its_bound_is_noticed_at_the_positive(monkeypatch):
+    """The positive itself is then outside its bounds: the tile is decided in float64."""
+    whole = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: whole(a.bfloat16(), b.bfloat16()).float() * 1.01 + 0 * out)
+    gallery, labels = clustered(20)
+    positives = RowLists.of_labels(labels, labels)
+    assert_ranks(positive_ranks(gallery, gallery, positives), reference_ranks(gallery, gallery, positives))
+
+
+def test_vectors_that_are_not_finite_are_refused():
+    gallery, positives = vectors(10), RowLists.of_lists([[1], [2]])
+    for value in (float("nan"), float("inf"), 1e38):
+        for bad in (0, 1):
+            pair = [gallery[:2].clone(), gallery.clone()]
+            pair[bad][1, 1] = value
+            with pytest.raises(ValueError, match="finite"):
+                positive_ranks(*pair, positives)
+
+
+def test_queries_without_positives_have_no_ranks():
+    found = positive_ranks(vectors(3), vectors(5), RowLists.of_lists([[], [2], []]))
+    assert found.counts.tolist() == [0, 1, 0]
+    found = positive_ranks(vectors(3), vectors(5), RowLists.of_lists([[], [], []]))
+    assert found.ranks.tolist() == [] and found.starts.tolist() == [0, 0, 0, 0]
+    assert positive_ranks(vectors(0), vectors(5), RowLists.of_lists([])).ranks.tolist() == []
+
+
+def test_shards_of_the_gallery_add_up(monkeypatch):
+    """As over several GPUs: each part counts its rows."""
+    gallery, labels = clustered(5)
+    positives = RowLists.of_labels(labels, labels)
+    split = ranks_module._Counting.__init__
+
+    def init(self, gallery, device, gpus):
+        split(self, gallery, device, gpus)
+        self.parts = [(0, gallery[:7]), (7, gallery[7:200]), (200, gallery[200:])]
+
+    monkeypatch.setattr(ranks_module._Counting, "__init__", init)
+    assert_ranks(positive_ranks(gallery, gallery, positives), reference_ranks(gallery, gallery, positives))
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_faiss_that_fails_during_the_search_is_replaced(after, monkeypatch, caplog):
+    monkeypatch.setattr(ranks_module, "BLOCK", 30)
+    gallery, labels = clustered(5)
+    positives, calls, whole = RowLists.of_labels(labels, labels), [], Faiss.__call__
+
+    def failing(self, part, k):
+        calls.append(k)
+        if len(calls) > after:
+            raise RuntimeError("Error in GpuIndex: out of temporary memory\nat line 7")
+        return whole(self, part, k)
+
+    monkeypatch.setattr(Faiss, "__call__", failing)
+    found = positive_ranks(gallery, gallery, positives, backend="faiss", depth=9)
+    assert_ranks(found, reference_ranks(gallery, gallery, positives), 9)
+    assert len(calls) == after + 1
+    assert caplog.text.count("out of temporary memory") == 1 and "exact ranks take over" in caplog.text
+
+
+def test_threads_are_released_and_their_number_restored():
+    before = torch.get_num_threads()
+    gallery, labels = clustered(5)
+    positives = RowLists.of_labels(labels, labels)
+    torch.set_num_threads(2)
+    try:
+        expected = positive_ranks(gallery, gallery, positives)
+        assert torch.get_num_threads() == 2
+        assert not [thread for thread in threading.enumerate() if "fastirt-ranks" in thread.name]
+        torch.set_num_threads(1)
+        assert_ranks(positive_ranks(gallery, gallery, positives), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_row_lists():
+    lists = RowLists.of_labels(torch.tensor([1, 0, 2]), torch.tensor([0, 1, 1, 3, 0]))
+    assert lists.rows.tolist() == [1, 2, 0, 4] and lists.counts.tolist() == [2, 2, 0]
+    assert lists.places(torch.tensor([2, 1])).tolist() == [[-1, -1], [2, 3]]
+    own = RowLists.of_column(torch.tensor([2, -1, 0]))
+    assert own.rows.tolist() == [2, 0] and own.counts.tolist() == [1, 0, 1]
+    assert lists.without(own).rows.tolist() == [1, 0, 4]
+    assert lists.without(own).counts.tolist() == [1, 2, 0]
