@@ -96,7 +96,7 @@ def test_infinities_and_nan(impl):
 
 
 @pytest.mark.parametrize("rounds", [0, 16], ids="{} rounds".format)
-def test_parts_of_a_gallery_add_up(rounds, monkeypatch):
+def test_shards_of_a_gallery_add_up(rounds, monkeypatch):
     """As on several GPUs; with one program for the whole gallery, and with one for each tile."""
     monkeypatch.setattr(similarities, "ROUNDS", rounds)
     query, gallery = unit_vectors(40, 30, 0), unit_vectors(700, 30, 1)
@@ -149,3 +149,16 @@ def test_wrong_arguments_are_named(fault):
     wrong = {name: torch.ones(shape, device=DEVICE) for name, shape in shapes.items()}
     with pytest.raises(ValueError, match=f"^{fault}: "):
         count_similarities(*{**given, fault: wrong[fault]}.values())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_wait_for_the_device():
+    query, gallery = unit_vectors(300, 384, 0).to(DEVICE), unit_vectors(5000, 384, 1).to(DEVICE)
+    low, high = torch.zeros(300, 12, device=DEVICE), torch.full((300, 12), 0.1, device=DEVICE)
+    first = count_similarities(query, gallery, low, high, impl="triton")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = count_similarities(query, gallery, low, high, impl="triton")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(map(torch.equal, first, again)) and first.above.any()
