@@ -97,7 +97,7 @@ def main() -> int:
         "--arch", type=int, nargs="+", choices=ARCHS, default=ARCHS, help="compute capabilities (default: all)"
     )
     parser.add_argument(
-        "--kernel", choices=("stats", "grad", "rows", "totals", "combine", "gather"), help="only this one"
+        "--kernel", choices=("stats", "grad", "rows", "totals", "combine", "gather", "count"), help="only this one"
     )
     parser.add_argument("--all", action="store_true", help="all combinations: an hour on two cores")
     parser.add_argument("--tables", action="store_true", help="print the tables of gates/known.py instead")

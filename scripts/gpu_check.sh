@@ -120,7 +120,7 @@ for name, (status, detail) in results.items():
 sys.exit(any(status in ("failed", "unchecked") for status, _ in results.values()))'
 compiled_here="--ignore tests/kernels/test_aot.py --ignore tests/kernels/test_gates.py" # without a GPU: minutes
 side_by_side smoke 30 tests/kernels tests/step/test_engine.py $compiled_here \
-    -k "cuda_graph or no_wait or page_locked or without_a_memory or a_captured_step"
+    -k "cuda_graph or no_wait or page_locked or without_a_memory or a_captured_step or up_to_the_error"
 bench step-loss 95 step loss --batch-size 64 --only "+ CUDA graph" --rows 64 --slots 59551 --dtype tf32 bf16 --repeats 5
 bench attention-products 25 attention products
 bench step-more 100 step --batch-size 64 --repeats 5 --only "+ CUDA graph" "graph, bf16 weights" "+ torch.compile" \
@@ -131,7 +131,7 @@ side_by_side gpu 40 tests/step/test_gpu.py tests/loading/test_image_cache.py tes
     -k "test_gpu and not input_wait or test_image_cache and not training_ends or on_the_kernels or snapshot"
 tests ranks 25 tests/distributed/test_on_gpu.py tests/step/test_gpu.py -k "test_on_gpu or input_wait" # alone: they take times
 bench train-input 40 train input --repeats 2 --steps 120 --images 480
-side_by_side kernels-edges 5 tests/kernels/test_edges.py tests/kernels/test_torch.py tests/kernels/test_precision.py # in what is left
+side_by_side kernels-edges 5 tests/kernels/test_edges.py tests/kernels/test_torch.py tests/kernels/test_counts.py tests/kernels/test_precision.py # in what is left
 stages+=("bench-step-256: not run: python -m benchmarks step --batch-size 256")
 stages+=("bench-max-autotune: not run: minutes of compiling: python -m benchmarks step --batch-size 64 --only '+ CUDA graph' 'graph, max-autotune'")
 

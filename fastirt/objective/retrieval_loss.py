@@ -124,7 +124,7 @@ def build_objective(config: Config, dim: int, dtype: torch.dtype, device: torch.
         precision = "fp32"
         if dtype == torch.bfloat16:
             precision = "bf16" if config.memory.memory_dtype == "bf16" else "tf32"
-    impl = "reference" if REPLACED - {"gather_views"} else objective.loss_impl
+    impl = "reference" if REPLACED - {"gather_views", "count_similarities"} else objective.loss_impl
     try:
         choose_impl(impl, torch.empty(0, dim, device=device))
     except ValueError as error:

@@ -6,8 +6,6 @@ Metrics of retrieval are functions of these ranks, so counting replaces any sele
 from __future__ import annotations
 
 import contextlib
-import functools
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Iterable, Iterator, Optional
 
@@ -15,27 +13,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastirt.errors import first_line
-from fastirt.retrieval.counting import (
-    DENSE,
-    Block,
-    add_ahead,
-    count_ahead,
-    counts,
-    exact_similarities,
-    in_bounds,
-    listed_similarities,
-    pair_similarities,
-    quanta,
-    rounding,
-)  # fmt: skip
+from fastirt.retrieval.counting import Block, exact_similarities, listed_similarities, pair_similarities, quanta
 from fastirt.retrieval.positives import UNRANKED, PositiveRanks, RowLists
-from fastirt.retrieval.search import Faiss, TorchProduct, full_precision, make_index
+from fastirt.retrieval.rank_backends import BLOCK_VALUES, Searching, choose_backend
+from fastirt.retrieval.search import full_precision
 
-log = logging.getLogger("fastirt")
-
-BLOCK = 512  # queries of a block
-BLOCK_VALUES = 2**22  # positives of a block, or the neighbors that are found for it
 CROSSED = 2**22  # comparisons of ignored rows with positives at once
 
 
@@ -85,7 +67,9 @@ def positive_ranks(
     order = similarity.argsort(descending=True, stable=True)
     order = order[positives.queries[order].argsort(stable=True)]
     similarity, rows = similarity[order], positives.rows[order]
-    count = _backend(backend, gallery, None if depth is None else depth + 1 + int(ignored.counts.max()), device, gpus)
+    count = choose_backend(
+        backend, gallery, None if depth is None else depth + 1 + int(ignored.counts.max()), device, gpus
+    )
     error = count.rounding(query.shape[1]) * longest
     ahead = torch.zeros_like(rows)
     bar = tqdm(total=len(query), desc="ranks", unit="query", disable=None if progress else True, leave=False)
@@ -104,7 +88,7 @@ def positive_ranks(
             bar.update(int((number == 0).sum()))
     found = ahead < UNRANKED
     ahead -= _ignored_ahead(query, gallery, quantum, ignored, RowLists(rows, positives.starts), similarity)
-    if not isinstance(count, _Searching) or depth is None:
+    if not isinstance(count, Searching) or depth is None:
         return PositiveRanks(ahead + 1, positives.starts, rows)
     return PositiveRanks(torch.where(found & (ahead < depth), ahead + 1, UNRANKED), positives.starts, rows, depth)
 
@@ -166,70 +150,3 @@ def _ignored_ahead(
         is_ahead = (theirs[some, None] > similarity[places]) | ((theirs[some, None] == similarity[places]) & tied_ahead)
         ahead.index_add_(0, places[valid], is_ahead[valid].long())
     return ahead
-
-
-class _Counting:
-    """Counts over the whole gallery, which is spread over the devices."""
-
-    def __init__(self, gallery: Tensor, device: torch.device, gpus: int) -> None:
-        on_gpu = device.type == "cuda"
-        devices = [torch.device("cuda", i) for i in range(gpus)] if on_gpu and gpus > 1 else [device]
-        parts = torch.arange(len(gallery)).tensor_split(len(devices))
-        self.parts = [(int(rows[0]), gallery[rows].to(at)) for rows, at in zip(parts, devices) if len(rows)]
-        self.block, self.threads = (32 * BLOCK, 1) if on_gpu else (BLOCK, torch.get_num_threads())
-
-    def rounding(self, dim: int) -> float:
-        return rounding(dim)
-
-    def __call__(self, block: Block, exact: bool = False) -> Tensor:
-        counted = [count_ahead(block.to(part.device), part, start, exact) for start, part in self.parts]
-        return torch.stack([ahead.cpu() for ahead in counted]).sum(dim=0)
-
-
-class _Searching:
-    """Counts among the nearest rows that a search finds; the rest is counted over all."""
-
-    def __init__(self, find: Faiss | TorchProduct, gallery: Tensor, k: int, counting: Callable[[], _Counting]) -> None:
-        self.find: Optional[Faiss | TorchProduct] = find
-        self.gallery, self.k, self.counting = gallery, k, counting
-        self.block, self.threads = max(1, min(BLOCK, BLOCK_VALUES // k)), 1
-
-    def rounding(self, dim: int) -> float:
-        return rounding(dim)
-
-    def __call__(self, block: Block) -> Tensor:
-        if self.find is None:
-            return self.counting()(block)
-        try:
-            values, columns = self.find(block.query, self.k)
-        except (RuntimeError, MemoryError) as error:
-            if isinstance(self.find, TorchProduct):
-                raise
-            log.warning("FAISS failed during the search (%s): exact ranks take over", first_line(error))
-            self.find = None
-            return self.counting()(block)
-        ahead, within = counts(values, block.low, block.high)
-        valid = block.rows >= 0
-        # Equal rows are many where embeddings have collapsed: too many to be compared pair by pair.
-        uncounted = within.sum(dim=1) > valid.sum(dim=1) + DENSE
-        for queries, places, found in in_bounds(values, block, torch.where(uncounted[:, None], 0, within)):
-            add_ahead(ahead, block, queries, places, columns[queries, found], self.gallery)
-        if self.k < len(self.gallery):
-            last = values[:, -1:]
-            ahead[block.high < last] = UNRANKED
-            # Rows that were not found may be as similar as the last one that was.
-            uncounted |= ((block.high >= last) & (block.low <= last) & valid).any(dim=1)
-        if uncounted.any():
-            ahead[uncounted] = self.counting()(block.select(uncounted.nonzero().flatten()))
-        return ahead
-
-
-def _backend(
-    backend: str, gallery: Tensor, nearest: Optional[int], device: torch.device, gpus: int
-) -> _Counting | _Searching:
-    counting = functools.cache(lambda: _Counting(gallery, device, gpus))
-    k = len(gallery) if nearest is None else min(nearest, len(gallery))
-    if backend == "ranks" or (backend == "auto" and device.type != "cuda"):
-        return counting()
-    find = make_index(gallery, k, backend, device, gpus, "exact ranks by counting")
-    return counting() if find is None else _Searching(find, gallery, k, counting)

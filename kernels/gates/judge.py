@@ -110,6 +110,8 @@ def ceiling_key(job: Job) -> str:
     head = f"{job.kernel} sm_{job.arch} {job.precision} D={job.dim}"
     if job.tile is None:
         return head
+    if not job.is_objective:
+        return f"{head} {tile_key(job)}"
     uses = [
         job.columns,
         "mean" if job.nonzero else "sum",

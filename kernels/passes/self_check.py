@@ -26,6 +26,7 @@ from fastirt.kernels.checks import choose_impl
 
 ROWS, SLOTS, DIM = 64, 500, 384
 VIEWS, SIDE, CROP = 6, 40, 32
+BANDS = 12  # thresholds of each query, as many as SOP has
 PRECISION = "tf32"  # of a run in bf16, the default on a GPU
 # Of the expected norm. Rounding to tf32 gives 0.002 at most, and a wrong kernel much more.
 TOLERANCE = 0.02
@@ -125,11 +126,31 @@ def gather_views(batch: SmallBatch, impl: str) -> Values:
     return {"bytes": out.view(torch.int16)}
 
 
+def count_similarities(batch: SmallBatch, impl: str) -> Values:
+    """Bands of `similarity_error` around those similarities that are furthest from any other one.
+
+    Similarities of the permitted error are in these bands, and no other ones are.
+    """
+    query, gallery = batch.z[batch.labels >= 0], batch.memory[batch.memory_labels >= 0]
+    exact = (query.double() @ gallery.double().T).sort(dim=1).values
+    steps = exact.diff(dim=1)
+    alone = torch.minimum(steps[:, 1:], steps[:, :-1]).topk(BANDS, dim=1).indices + 1
+    own = exact.gather(1, alone).float()
+    error = kernels.similarity_error(DIM)
+    return kernels.count_similarities(query, gallery, own - error, own + error, impl=impl)._asdict()
+
+
 CHECKS: dict[str, Callable[[SmallBatch, str], Values]] = {
-    check.__name__: check for check in (contrastive_koleo, pair_stats, pair_grad, nearest, koleo_grad, gather_views)
+    check.__name__: check
+    for check in (contrastive_koleo, pair_stats, pair_grad, nearest, koleo_grad, gather_views, count_similarities)
 }
 # Kernels that share a process: a run on several GPUs uses the second group as a whole.
-GROUPS = (("contrastive_koleo",), ("pair_stats", "pair_grad", "nearest", "koleo_grad"), ("gather_views",))
+GROUPS = (
+    ("contrastive_koleo",),
+    ("pair_stats", "pair_grad", "nearest", "koleo_grad"),
+    ("gather_views",),
+    ("count_similarities",),
+)
 
 
 def deviation(found: Values, expected: Values) -> Optional[str]:

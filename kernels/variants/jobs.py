@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable, Iterator, Optional
 
 from fastirt.kernels import gather
+from fastirt.kernels.counts.kernel import MOST_THRESHOLDS, SLICE, count_kernel
+from fastirt.kernels.counts.similarities import TILES
 from fastirt.kernels.passes import backward, forward, losses
 from fastirt.kernels.plan import LOADS_AHEAD, cdiv, chunk
 from fastirt.kernels.variants.tile_table import Tile, lookup, product_dtype
@@ -67,10 +69,18 @@ class Job:
         t = self.tile
         if t is None:
             return f"{self.kernel} sm_{self.arch} {self.precision} D={self.dim}"
-        tile = f"{t.bm}x{t.bn}x{t.bd} warps={t.warps} stages={t.stages} out={t.grad_chunks} skip={int(t.skip_inactive)}"
+        tile = f"{t.bm}x{t.bn}x{t.bd} warps={t.warps} stages={t.stages}"
+        if not self.is_objective:
+            return f"{self.kernel} sm_{self.arch} {self.precision} D={self.dim} {tile}"
+        tile += f" out={t.grad_chunks} skip={int(t.skip_inactive)}"
         reduction = "nonzero_mean" if self.nonzero else "anchor_sum"
         head = f"{self.kernel} sm_{self.arch} {self.precision} D={self.dim} columns={self.columns}"
         return f"{head} {tile} {reduction} {self.use.name}{' any slots' if self.waits_for_labels else ''}"
+
+    @property
+    def is_objective(self) -> bool:
+        """Whether the flags of the losses apply: `nonzero`, `columns`, `use`, `finite_slots`."""
+        return self.kernel in USES
 
     @property
     def waits_for_labels(self) -> bool:
@@ -104,6 +114,8 @@ def jobs(archs: tuple[int, ...] = ARCHS, every: bool = False) -> list[Job]:
                 todo += [replace(_pairs_job(kind, arch, "tf32", "fp32", 384, ROWS[0], True, WHOLE), finite_slots=False)]
         todo += [Job(name, arch, "fp32", 384) for name in ("rows", "totals", "combine", "combine few")]
         todo += [Job(name, arch, "bf16", 224) for name in ("gather", "gather edges")]
+        widths = (4, 8, MOST_THRESHOLDS) if every else (MOST_THRESHOLDS,)
+        todo += [Job(f"count {thresholds}", arch, "fp16", 384, TILES[arch]) for thresholds in widths]
     return list(dict.fromkeys(todo))
 
 
@@ -153,6 +165,10 @@ def source(job: Job) -> tuple[Any, Callable[[str], str], dict[str, Any], dict[st
             constants.update(GRAD_CHUNKS=cdiv(constants["CHUNKS"], slices), SKIP_INACTIVE=tile.skip_inactive)
         kernel = forward.stats_kernel if job.kernel == "stats" else backward.grad_kernel
         options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    elif job.kernel.startswith("count"):
+        kernel, options = count_kernel, {"num_warps": tile.warps, "num_stages": tile.stages}
+        constants = dict(D=job.dim, BM=tile.bm, BN=tile.bn, BD=SLICE, SLICES=cdiv(job.dim, SLICE))
+        constants["RB"] = int(job.kernel.split()[1])
     elif job.kernel == "rows":
         kernel, options = losses.rows_kernel, {}
         constants = dict(D=job.dim, BD=128, BR=8, BS=32, PAIRS=True, **has)
@@ -171,6 +187,10 @@ def source(job: Job) -> tuple[Any, Callable[[str], str], dict[str, Any], dict[st
     def types(name: str) -> str:
         if kernel is gather.gather_kernel:
             return {"out_ptr": "*i16", "table_ptr": "*i16", "pixels_ptr": "*u8", "length": "i64"}.get(name, "*i64")
+        if kernel is count_kernel and name in ("query_ptr", "gallery_ptr"):
+            return "*fp16"
+        if name in ("above_ptr", "within_ptr"):
+            return "*i32"
         if name == "memory_ptr":
             return f"*{job.columns}"
         if name in ("rows_ptr", "cols_ptr"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.predict import kernel_list
+from benchmarks.predict import counts, kernel_list
 from benchmarks.predict.categories import (
     ATTENTION,
     FP8_PRODUCTS,
@@ -22,6 +22,9 @@ from benchmarks.predict.measured import us_by_category
 from benchmarks.predict.model import GPUS, KERNEL_US, by_category, can_run, kernel_us, total
 from benchmarks.report import MODEL, split_modelled, table
 from benchmarks.results import read
+from fastirt.kernels.counts.kernel import MOST_THRESHOLDS, SLICE
+from fastirt.kernels.counts.similarities import TILES
+from fastirt.kernels.gates.known import CEILINGS
 from tests.helpers import ROOT
 
 DEFAULT, SIZES = "+ CUDA graph", {"model": "deit_small_patch16_224", "input_size": 224, "batch_size": 64}
@@ -160,6 +163,21 @@ def test_lists_are_written_and_read_back(tmp_path):
         kernel_list.read(path)
     with pytest.raises(ValueError, match="no lists of kernels"):
         kernel_list.read_all(tmp_path / "none")
+
+
+def test_the_counts_of_ranks_take_less_than_50_ms_for_sop():
+    """Its tile and its instructions for each threshold are those of the kernel."""
+    parts = counts.milliseconds(*counts.SIZES)
+    assert parts["products"] == pytest.approx(3 * 2 * 60544**2 * 384 / (0.75 * 790e12) * 1e3, rel=1e-4)
+    assert max(parts["products"] + parts["comparisons"], parts["loads from L2"]) < parts["total"] < 50
+    more = counts.milliseconds(60502, 60502, 384, 13)  # in two passes, each for 8 thresholds
+    assert more["products"] == 2 * parts["products"] and more["comparisons"] < 1.4 * parts["comparisons"]
+    tile = TILES[90]
+    assert (tile.bm, tile.bn, SLICE, MOST_THRESHOLDS) == (
+        counts.TILE, counts.TILE, counts.SLICE, counts.MOST_THRESHOLDS
+    )  # fmt: skip
+    (instructions,) = (each for name, each in CEILINGS.items() if name.startswith("count 12 sm_90"))
+    assert 4 <= instructions / 12 < 5
 
 
 def test_the_part_and_its_report(tmp_path, capsys):

@@ -1,4 +1,5 @@
-"""What is read out of a run on a fake GPU: metrics and the profiler's marks, and DALI's arguments.
+"""What is read out of a run on a fake GPU: metrics, the profiler's marks, counts for ranks; and
+DALI's arguments.
 
 `python -m tests.fake_cuda.run readout_proof [CASE ...]`
 """
@@ -14,12 +15,14 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from benchmarks.fake_cuda import events
 from benchmarks.fake_cuda.fake_tensors import is_locked
 from benchmarks.fake_cuda.streams import host_waits
+from fastirt.kernels import count_similarities
+from fastirt.kernels.gates import texts
 from fastirt.step.async_metrics import AsyncMetrics
 from fastirt.step.step_counters import LOSS_NAMES
 from fastirt.step.train_step import PHASES
 from fastirt.training.profiler import Marks
 from tests.fake_cuda.cases import print_faults
-from tests.fake_cuda.step_proof import CUDA, batch_of, fake_step
+from tests.fake_cuda.step_proof import CUDA, LAUNCHES, batch_of, fake_step
 from tests.fake_cuda.watch import Watch
 
 SIDE = 32  # of DALI's crops
@@ -138,6 +141,24 @@ def dali() -> list[str]:
     return faults
 
 
+def counts() -> list[str]:
+    """Operands, launch and result of SOP's counts are queued; the launch compiles as `aot` says."""
+    LAUNCHES.clear()
+    with FakeTensorMode(), Watch() as watch:
+        vectors, thresholds = torch.empty(60502, 384, device=CUDA), torch.empty(60502, 11, device=CUDA)
+        found = count_similarities(vectors, vectors, thresholds, thresholds)
+    faults = watch.faults + host_waits()
+    if [(value.shape, value.dtype, value.device) for value in found] != [((60502, 11), torch.int32, CUDA)] * 2:
+        faults.append(f"the result is {found}")
+    (launch,) = LAUNCHES
+    if launch.grid != (473, 5, 1):  # 16 programs and more for each of 132 multiprocessors
+        faults.append(f"the grid is {launch.grid}")
+    compiled = launch.compiled()
+    if "wgmma" not in compiled.asm["ptx"] or texts.waits_in_loops(compiled.asm["ttgir"]) != [8]:
+        faults.append("no wgmma, or the next slices are not loaded ahead")
+    return faults
+
+
 def _recorded(called: dict[str, dict[str, Any]], name: str, function: Callable) -> Callable:
     def call(*args: Any, **options: Any) -> Any:
         out = function(*args, **options)
@@ -154,6 +175,7 @@ CASES: dict[str, Callable[[], list[str]]] = {
     "marks, eager": lambda: marks("eager"),
     "marks, graph": lambda: marks("graph"),
     "dali": dali,
+    "counts": counts,
 }
 
 

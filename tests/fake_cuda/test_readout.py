@@ -1,4 +1,4 @@
-"""Metrics, the profiler's marks and DALI's arguments on a fake GPU."""
+"""Metrics, the profiler's marks, DALI's arguments and counts for ranks on a fake GPU."""
 
 import pytest
 
@@ -27,4 +27,9 @@ def test_the_profiler_marks_each_phase_once_and_waits_once(case, proofs):
 @needs_dali
 @pytest.mark.parametrize("case", ["dali"])
 def test_dali_decodes_on_the_gpu_as_on_a_cpu(case, proofs):
+    assert proofs[case] == []
+
+
+@pytest.mark.parametrize("case", ["counts"])
+def test_counts_are_queued_without_waiting(case, proofs):
     assert proofs[case] == []

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from fastirt.kernels import gather
+from fastirt.kernels.counts import similarities
 from fastirt.kernels.passes import launch
 from fastirt.kernels.variants.tile_table import lookup
 
@@ -27,7 +28,7 @@ FILE = Path(__file__).with_suffix(".json")
 # As in gpu_check.sh, but for the tests of other folders.
 TESTS = ["tests/kernels", "--ignore", "tests/kernels/test_aot.py", "--ignore", "tests/kernels/test_gates.py"]
 STAGES = {
-    "smoke": ["-k", "cuda_graph or no_wait or page_locked or without_a_memory or a_captured_step"],
+    "smoke": ["-k", "cuda_graph or no_wait or page_locked or without_a_memory or a_captured_step or up_to_the_error"],
     "kernels": ["-k", "test_values or test_gather or test_parts"],
 }
 PROCESSES = 16
@@ -48,7 +49,8 @@ class Recorder:
             return plan(kind, precision, columns, rows, batch, memory, dim, device, tile)
 
         launch.plan = planned
-        for module, names in ((launch, ("stats", "rows", "totals", "grad", "combine")), (gather, ("gather",))):
+        objective = ("stats", "rows", "totals", "grad", "combine")
+        for module, names in ((launch, objective), (gather, ("gather",)), (similarities, ("count",))):
             for name in names:
                 setattr(module, f"{name}_kernel", Recorded(self, name, getattr(module, f"{name}_kernel")))
 

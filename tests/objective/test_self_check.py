@@ -33,7 +33,8 @@ if "fastirt.kernels.passes.self_check" in sys.orig_argv:
         raise RuntimeError("ptxas:\\n  unknown instruction")
     def hanging(*args, **options):
         time.sleep(300)
-    gather.gather_kernel = Idle()
+    from fastirt.kernels.counts import similarities
+    gather.gather_kernel = similarities.count_kernel = Idle()
     operators.launch.forward = hanging if "pair_stats" in sys.orig_argv else raising
 """
 GOOD = {name: ["ok", ""] for name in CHECKS}
@@ -79,9 +80,10 @@ def test_a_wrong_a_raising_and_a_hanging_kernel_are_found(tmp_path, monkeypatch)
     results = parent.run_checks(DEVICE)
     assert {status for status, _ in results.values()} == {"failed"}
     assert results["gather_views"][1].startswith("bytes deviates by")
+    assert results["count_similarities"][1].startswith("above deviates by")
     assert results["contrastive_koleo"][1] == "raises RuntimeError: ptxas: unknown instruction"
     assert all(results[name][1] == "does not return within 5 s" for name in GROUPS[1])
-    assert len(started) == 3 and all(process.poll() is not None for process in started)
+    assert len(started) == len(GROUPS) and all(process.poll() is not None for process in started)
     assert time.monotonic() - start < 100
 
 
@@ -93,7 +95,7 @@ def test_an_interrupt_ends_the_processes(monkeypatch):
     monkeypatch.setattr(parent._Child, "is_running", interrupt)
     with pytest.raises(KeyboardInterrupt):
         parent.run_checks(DEVICE)
-    assert len(started) == 3 and all(process.poll() is not None for process in started)
+    assert len(started) == len(GROUPS) and all(process.poll() is not None for process in started)
 
 
 @pytest.mark.parametrize("code, detail", [("raise OSError('busy')", "OSError: busy"), ("exit(3)", "exit code 3")])
@@ -134,7 +136,7 @@ def test_the_objective_and_the_views_take_their_twins_with_one_warning(monkeypat
 
 
 def test_one_faulty_kernel_leaves_the_other_part_alone(monkeypatch):
-    checking(monkeypatch, {**GOOD, "gather_views": ["failed", "x"]})
+    checking(monkeypatch, {**GOOD, "gather_views": ["failed", "x"], "count_similarities": ["failed", "y"]})
     replace()
     assert build_objective(Config(), 8, torch.float32, torch.device("cpu")).impl == "auto"
 
@@ -193,7 +195,7 @@ def test_env_shows_the_results(monkeypatch):
     assert parent.describe_cache() == "not run"
     checking(monkeypatch, {**GOOD, "nearest": ["failed", "index deviates"]})
     replace()
-    assert parent.describe_cache().startswith("5 of 6 kernels pass; nearest: index deviates (20")
+    assert parent.describe_cache().startswith("6 of 7 kernels pass; nearest: index deviates (20")
 
 
 def test_commands_check_before_the_first_use_and_the_option_changes_no_figure(trained_run, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastirt.retrieval import counting
+from fastirt.retrieval import counting, rank_backends
 from fastirt.retrieval import ranks as ranks_module
 from fastirt.retrieval.positives import UNRANKED, RowLists
 from fastirt.retrieval.ranks import positive_ranks, reference_ranks
@@ -90,7 +90,7 @@ def test_ties_go_by_gallery_row(kind):
 def test_borders_of_tiles_and_blocks_change_nothing(tile, dense, monkeypatch):
     for name, value in (("TILE", tile), ("SORTED_TILE", tile + 1), ("DENSE", dense), ("LISTED", 7)):
         monkeypatch.setattr(counting, name, value)
-    monkeypatch.setattr(ranks_module, "BLOCK", 13)
+    monkeypatch.setattr(rank_backends, "BLOCK", 13)
     monkeypatch.setattr(ranks_module, "CROSSED", 50)
     vectors, labels = clustered(20)
     gallery = vectors.clone()
@@ -149,19 +149,19 @@ def test_shards_of_the_gallery_add_up(monkeypatch):
     """As over several GPUs: each part counts its rows."""
     gallery, labels = clustered(5)
     positives = RowLists.of_labels(labels, labels)
-    split = ranks_module._Counting.__init__
+    split = rank_backends.Counting.__init__
 
     def init(self, gallery, device, gpus):
         split(self, gallery, device, gpus)
         self.parts = [(0, gallery[:7]), (7, gallery[7:200]), (200, gallery[200:])]
 
-    monkeypatch.setattr(ranks_module._Counting, "__init__", init)
+    monkeypatch.setattr(rank_backends.Counting, "__init__", init)
     assert_ranks(positive_ranks(gallery, gallery, positives), reference_ranks(gallery, gallery, positives))
 
 
 @pytest.mark.parametrize("after", [0, 2])
 def test_a_faiss_that_fails_during_the_search_is_replaced(after, monkeypatch, caplog):
-    monkeypatch.setattr(ranks_module, "BLOCK", 30)
+    monkeypatch.setattr(rank_backends, "BLOCK", 30)
     gallery, labels = clustered(5)
     positives, calls, whole = RowLists.of_labels(labels, labels), [], Faiss.__call__
 
@@ -201,3 +201,18 @@ def test_row_lists():
     assert own.rows.tolist() == [2, 0] and own.counts.tolist() == [1, 0, 1]
     assert lists.without(own).rows.tolist() == [1, 0, 4]
     assert lists.without(own).counts.tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize("kind", ["clusters", "copies", "nearly one vector"])
+def test_the_path_of_a_gpu_decides_what_its_counts_leave_open(kind, monkeypatch):
+    """With the kernel's plain twin: rows in doubt are counted again in float64."""
+    gallery, labels = clustered(20)
+    gallery = gallery if kind == "clusters" else collapsed(kind)
+    positives, split = RowLists.of_labels(labels, labels), rank_backends.Counting.__init__
+
+    def init(self, gallery, device, gpus):
+        split(self, gallery, device, gpus)
+        self.on_gpu, self.parts = True, [(0, gallery[:100]), (100, gallery[100:])]
+
+    monkeypatch.setattr(rank_backends.Counting, "__init__", init)
+    assert_ranks(positive_ranks(gallery, gallery, positives), reference_ranks(gallery, gallery, positives))

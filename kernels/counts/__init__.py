@@ -1,0 +1,1 @@
+"""Counts of similarities above and between thresholds, from which ranks follow without a sort."""
