@@ -13,8 +13,8 @@ from benchmarks.timing import peak, reason, release, time_interleaved
 
 
 class Rounds(NamedTuple):
-    """seconds: of one step, a value a round. peak_bytes: peak of device memory beyond what was
-    allocated before; None where it is unknown."""
+    """seconds: of one step, a value a round. peak_bytes: peak of the device's memory, beyond what
+    was allocated before; None where it is unknown."""
 
     seconds: list[float]
     peak_bytes: int | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
+from pathlib import Path
 from typing import Any, Callable, Collection, Optional, Sequence
 
 import torch
@@ -35,19 +36,32 @@ def release(device: torch.device) -> None:
 
 
 def peak(call: Callable[[], Any], device: torch.device) -> Optional[int]:
-    """Run `call`; its peak of device memory in bytes, beyond what was allocated before.
+    """Run `call`; its peak of memory in bytes, beyond what was allocated before.
 
-    None on a CPU.
+    On a CPU it is the process's resident memory, and None where the system does not tell it.
     """
     if device.type != "cuda":
+        before = _resident_peak()
         call()
-        return None
+        after = None if before is None else _resident_peak(reset=False)
+        return None if after is None else max(0, after - before)
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     call()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
+
+
+def _resident_peak(reset: bool = True) -> Optional[int]:
+    """Largest resident memory in bytes since the last reset; Linux alone tells it."""
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+    except (OSError, StopIteration):
+        return None
 
 
 def time_interleaved(

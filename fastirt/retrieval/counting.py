@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastirt.retrieval.positives import RowLists
-
 PAIR_VALUES = 2**22  # float64 numbers of the pairs whose similarity is computed at once: 32 MiB
 TILE = 2048  # gallery rows whose similarities to a block are held at once
 # Above as many positives a query, the similarities of a tile are sorted: a comparison for each
@@ -89,24 +87,20 @@ def pair_similarities(query: Tensor, gallery: Tensor, quantum: Tensor, rows: Ten
     return torch.cat(parts) if parts else quantum.new_empty(0)
 
 
-def listed_similarities(query: Tensor, gallery: Tensor, quantum: Tensor, lists: RowLists) -> Tensor:
-    """The similarity of each query with each row of its list, (P,) float64."""
-    similarity = quantum.new_empty(len(lists.rows))
-    counts = lists.counts
-    queries = counts.nonzero().flatten()
-    # Queries of one class have the same list: one product of matrices then serves many pairs.
-    queries = queries[lists.rows[lists.starts[queries]].argsort(stable=True)]
-    for some in queries.split(LISTED):
-        places = lists.places(some)
-        valid = places >= 0
-        chosen = places[valid]
-        rows, column = lists.rows[chosen].unique(return_inverse=True)
-        pair = torch.arange(len(some)).repeat_interleave(counts[some])
-        if len(some) * len(rows) <= PRODUCT_GAIN * len(chosen):
-            product = exact_similarities(query[some], gallery[rows], quantum[some])
-            similarity[chosen] = product[pair, column]
+def listed_similarities(query: Tensor, gallery: Tensor, quantum: Tensor, rows: Tensor) -> Tensor:
+    """Similarities of B queries and (B, R) gallery rows, (B, R) float64; -inf for row -1."""
+    similarity = torch.full(rows.shape, -torch.inf, dtype=torch.float64)
+    for first in range(0, len(rows), LISTED):
+        some = slice(first, first + LISTED)
+        at, place = (rows[some] >= 0).nonzero(as_tuple=True)
+        columns = rows[some][at, place]
+        # Queries of one class have the same rows: one product of matrices then serves many pairs.
+        distinct, column = columns.unique(return_inverse=True)
+        if len(rows[some]) * len(distinct) <= PRODUCT_GAIN * len(columns):
+            pairs = exact_similarities(query[some], gallery[distinct], quantum[some])[at, column]
         else:
-            similarity[chosen] = pair_similarities(query[some], gallery, quantum[some], pair, lists.rows[chosen])
+            pairs = pair_similarities(query[some], gallery, quantum[some], at, columns)
+        similarity[some][at, place] = pairs
     return similarity
 
 

@@ -24,6 +24,8 @@ BLOCK_VALUES = 2**22  # positives of a block, or the neighbors that are found fo
 class Counting:
     """Counts over the whole gallery, which is spread over the devices."""
 
+    cuts = False
+
     def __init__(self, gallery: Tensor, device: torch.device, gpus: int) -> None:
         self.on_gpu = device.type == "cuda"
         devices = [torch.device("cuda", i) for i in range(gpus)] if self.on_gpu and gpus > 1 else [device]
@@ -59,9 +61,12 @@ class Counting:
 class Searching:
     """Counts among the nearest rows that a search finds; the rest is counted over all."""
 
+    cuts = True  # ranks beyond what it finds are UNRANKED
+
     def __init__(self, find: Faiss | TorchProduct, gallery: Tensor, k: int, counting: Callable[[], Counting]) -> None:
         self.find: Optional[Faiss | TorchProduct] = find
-        self.gallery, self.k, self.counting = gallery, k, counting
+        # Where FAISS has several parts, what it finds is on the CPU.
+        self.gallery, self.k, self.counting = gallery.to(find.device), k, counting
         self.block, self.threads = max(1, min(BLOCK, BLOCK_VALUES // k)), 1
 
     def rounding(self, dim: int) -> float:
@@ -78,20 +83,22 @@ class Searching:
             log.warning("FAISS failed during the search (%s): exact ranks take over", first_line(error))
             self.find = None
             return self.counting()(block)
+        block, gallery = block.to(values.device), self.gallery.to(values.device)
         ahead, within = counts(values, block.low, block.high)
         valid = block.rows >= 0
         # Equal rows are many where embeddings have collapsed: too many to be compared pair by pair.
         uncounted = within.sum(dim=1) > valid.sum(dim=1) + DENSE
         for queries, places, found in in_bounds(values, block, torch.where(uncounted[:, None], 0, within)):
-            add_ahead(ahead, block, queries, places, columns[queries, found], self.gallery)
+            add_ahead(ahead, block, queries, places, columns[queries, found], gallery)
         if self.k < len(self.gallery):
             last = values[:, -1:]
             ahead[block.high < last] = UNRANKED
             # Rows that were not found may be as similar as the last one that was.
             uncounted |= ((block.high >= last) & (block.low <= last) & valid).any(dim=1)
         if uncounted.any():
-            ahead[uncounted] = self.counting()(block.select(uncounted.nonzero().flatten()))
-        return ahead
+            rest = self.counting()(block.select(uncounted.nonzero().flatten()).to(torch.device("cpu")))
+            ahead[uncounted] = rest.to(ahead.device)
+        return ahead.cpu()
 
 
 def choose_backend(

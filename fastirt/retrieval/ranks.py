@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastirt.retrieval.counting import Block, exact_similarities, listed_similarities, pair_similarities, quanta
+from fastirt.retrieval.counting import Block, exact_similarities, listed_similarities, quanta
 from fastirt.retrieval.positives import UNRANKED, PositiveRanks, RowLists
-from fastirt.retrieval.rank_backends import BLOCK_VALUES, Searching, choose_backend
+from fastirt.retrieval.rank_backends import BLOCK_VALUES, choose_backend
 from fastirt.retrieval.search import full_precision
-
-CROSSED = 2**22  # comparisons of ignored rows with positives at once
 
 
 def positive_ranks(
@@ -63,34 +61,36 @@ def positive_ranks(
     quantum, longest = quanta(query, gallery)
     if not torch.isfinite(longest).all():
         raise ValueError("query and gallery: vectors must be finite, and their products too")
-    similarity = listed_similarities(query, gallery, quantum, positives)
-    order = similarity.argsort(descending=True, stable=True)
-    order = order[positives.queries[order].argsort(stable=True)]
-    similarity, rows = similarity[order], positives.rows[order]
-    count = choose_backend(
-        backend, gallery, None if depth is None else depth + 1 + int(ignored.counts.max()), device, gpus
-    )
+    nearest = None if depth is None else depth + 1 + int(ignored.counts.max())
+    count = choose_backend(backend, gallery, nearest, device, gpus)
     error = count.rounding(query.shape[1]) * longest
-    ahead = torch.zeros_like(rows)
-    bar = tqdm(total=len(query), desc="ranks", unit="query", disable=None if progress else True, leave=False)
 
-    def counted(queries: Tensor) -> tuple[Tensor, Tensor]:
+    def ranked(queries: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+        """(where, rank, row) of each positive of B queries, each (P,) int64, and B."""
+        vectors, step, slack = query[queries], quantum[queries], error[queries, None]
         places = positives.places(queries)  # (B, R)
         valid = places >= 0
-        near, slack = torch.where(valid, similarity[places], torch.inf), error[queries, None]
-        at = torch.where(valid, rows[places], -1)
-        block = Block(query[queries], quantum[queries], near, at, (near - slack).float(), (near + slack).float())
-        return places[valid], count(block)[valid]
+        rows = torch.where(valid, positives.rows[places], -1)
+        similarity, order = listed_similarities(vectors, gallery, step, rows).sort(dim=1, descending=True, stable=True)
+        rows, similarity = rows.gather(1, order), torch.where(valid, similarity, torch.inf)
+        bounds = (similarity - slack).float(), (similarity + slack).float()
+        ahead = count(Block(vectors, step, similarity, rows, *bounds))
+        found = ahead < UNRANKED
+        left_out = torch.where(ignored.places(queries) >= 0, ignored.rows[ignored.places(queries)], -1)
+        others = listed_similarities(vectors, gallery, step, left_out)
+        for other, row in zip(others.T[:, :, None], left_out.T[:, :, None]):
+            ahead -= ((other > similarity) | ((other == similarity) & (row < rows))).long()
+        if count.cuts:
+            found &= ahead < (depth or len(gallery))
+        return places[valid], torch.where(found, ahead + 1, UNRANKED)[valid], rows[valid], len(queries)
 
-    with bar, full_precision(), _threads(count.threads) as run:
-        for places, number in run(counted, _blocks(positives.counts, count.block)):
-            ahead[places] = number
-            bar.update(int((number == 0).sum()))
-    found = ahead < UNRANKED
-    ahead -= _ignored_ahead(query, gallery, quantum, ignored, RowLists(rows, positives.starts), similarity)
-    if not isinstance(count, Searching) or depth is None:
-        return PositiveRanks(ahead + 1, positives.starts, rows)
-    return PositiveRanks(torch.where(found & (ahead < depth), ahead + 1, UNRANKED), positives.starts, rows, depth)
+    ranks, rows = torch.empty_like(positives.rows), torch.empty_like(positives.rows)
+    bar = tqdm(total=len(query), desc="ranks", unit="query", disable=None if progress else True, leave=False)
+    with bar, full_precision(), threads_over_blocks(count.threads) as run:
+        for where, rank, row, done in run(ranked, _blocks(positives, count.block)):
+            ranks[where], rows[where] = rank, row
+            bar.update(done)
+    return PositiveRanks(ranks, positives.starts, rows, depth if count.cuts else None)
 
 
 def reference_ranks(
@@ -103,10 +103,13 @@ def reference_ranks(
     return PositiveRanks.of_rankings(order.tolist(), positives.without(ignored), ignored)
 
 
-def _blocks(counts: Tensor, size: int) -> Iterator[Tensor]:
-    """Queries with positives, those with the most first, so that a block needs little padding."""
-    order = counts.argsort(descending=True, stable=True)
-    order = order[counts[order] > 0]
+def _blocks(positives: RowLists, size: int) -> Iterator[Tensor]:
+    """Queries with positives: those with the most first, so that a block needs little padding, and
+    those of one class together."""
+    counts = positives.counts
+    order = counts.nonzero().flatten()
+    order = order[positives.rows[positives.starts[order]].argsort(stable=True)]
+    order = order[counts[order].argsort(descending=True, stable=True)]
     while len(order):
         taken = max(1, min(size, BLOCK_VALUES // int(counts[order[0]])))
         yield order[:taken]
@@ -114,7 +117,7 @@ def _blocks(counts: Tensor, size: int) -> Iterator[Tensor]:
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[Callable[[Callable, Iterable], Iterator]]:
+def threads_over_blocks(count: int) -> Iterator[Callable[[Callable, Iterable], Iterator]]:
     """A `map` whose calls run in `count` threads, each of which computes alone.
 
     A block of queries for each thread, because threads that share a block wait for each other after
@@ -130,23 +133,3 @@ def _threads(count: int) -> Iterator[Callable[[Callable, Iterable], Iterator]]:
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)
-
-
-def _ignored_ahead(
-    query: Tensor, gallery: Tensor, quantum: Tensor, ignored: RowLists, positives: RowLists, similarity: Tensor
-) -> Tensor:
-    """(P,) int64: the ignored rows that are ahead of each positive, of (P,) similarity."""
-    ahead = torch.zeros_like(positives.rows)
-    # Those of queries without positives are of no use.
-    chosen = positives.counts[ignored.queries].nonzero().flatten()
-    queries, ignored_rows = ignored.queries[chosen], ignored.rows[chosen]
-    theirs = pair_similarities(query, gallery, quantum, queries, ignored_rows)
-    chunk = max(1, CROSSED // max(1, int(positives.counts.max())))
-    for first in range(0, len(queries), chunk):
-        some = slice(first, first + chunk)
-        places = positives.places(queries[some])
-        valid = places >= 0
-        tied_ahead = ignored_rows[some, None] < positives.rows[places]
-        is_ahead = (theirs[some, None] > similarity[places]) | ((theirs[some, None] == similarity[places]) & tied_ahead)
-        ahead.index_add_(0, places[valid], is_ahead[valid].long())
-    return ahead

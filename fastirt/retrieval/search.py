@@ -70,7 +70,7 @@ def search(
             del find  # with its copy of the gallery: memory may be what FAISS lacked
             find = TorchProduct(gallery, device)
             found = find(part, wanted)
-        similarities, indices = _by_row(*found)
+        similarities, indices = _by_row(*(tensor.cpu() for tensor in found))
         if excludes:
             similarities, indices = _move_to_end(exclude[first : first + chunk], similarities, indices)
         yield first, similarities[:, :k].clone(), indices[:, :k].clone()
@@ -99,7 +99,7 @@ class TorchProduct:
         with full_precision():
             chunks = part.split(max(1, CHUNK_VALUES // len(self.gallery)))
             found = [(some.to(self.device) @ self.gallery.T).topk(k, dim=1) for some in chunks]
-        return torch.cat([top.values for top in found]).cpu(), torch.cat([top.indices for top in found]).cpu()
+        return torch.cat([top.values for top in found]), torch.cat([top.indices for top in found])
 
 
 class Faiss:
@@ -137,8 +137,7 @@ class Faiss:
 
     def __call__(self, part: Tensor, k: int) -> tuple[Tensor, Tensor]:
         if self.on_gpu:
-            values, indices = self.index.search(part.to(self.device), k)
-            return values.cpu(), indices.cpu()
+            return self.index.search(part.to(self.device), k)
         values, indices = self.index.search(part.contiguous().numpy(), k)
         return torch.from_numpy(values), torch.from_numpy(indices)
 

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from fastirt.retrieval import counting, rank_backends
-from fastirt.retrieval import ranks as ranks_module
 from fastirt.retrieval.positives import UNRANKED, RowLists
 from fastirt.retrieval.ranks import positive_ranks, reference_ranks
 from fastirt.retrieval.search import Faiss
@@ -91,7 +90,6 @@ def test_borders_of_tiles_and_blocks_change_nothing(tile, dense, monkeypatch):
     for name, value in (("TILE", tile), ("SORTED_TILE", tile + 1), ("DENSE", dense), ("LISTED", 7)):
         monkeypatch.setattr(counting, name, value)
     monkeypatch.setattr(rank_backends, "BLOCK", 13)
-    monkeypatch.setattr(ranks_module, "CROSSED", 50)
     vectors, labels = clustered(20)
     gallery = vectors.clone()
     gallery[200:] = vectors[:100]
