@@ -107,7 +107,12 @@ def test_shards_of_a_gallery_add_up(rounds, monkeypatch):
     assert_within_the_error(whole, low, high, exact, similarity_error(30))
 
 
-def test_a_program_counts_at_most_what_16_bits_hold():
+def test_a_program_counts_at_most_what_16_bits_hold(monkeypatch):
+    monkeypatch.setattr(similarities, "ROUNDS", 0)  # few programs, each of as many rows as it may have
+    gallery = torch.ones(MOST_COLUMNS + 1000, 2)
+    above, within = count(gallery[:1], gallery, torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 2.0]]))
+    assert above.tolist() == [[len(gallery), 0]] and within.tolist() == [[0, len(gallery)]]
+    monkeypatch.undo()
     tile = Tile(128, 64, 32, 8, 4)
     for columns in (1, 10, 10**5, 10**7):
         for rows in (1, 500, 10**6):
