@@ -67,7 +67,8 @@ def quanta(query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
     The quantum is a power of two, 2^-24 for vectors of length 1. Not finite if a vector is not, or
     if float32 products may overflow.
     """
-    longest = gallery.double().norm(dim=1).max() * query.double().norm(dim=1)
+    lengths = (torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64) for vectors in (query, gallery))
+    longest = next(lengths) * next(lengths).max()
     # 0.9, because the length of a normalized vector may round to more than 1.
     exponent = torch.log2((0.9 * longest).clamp(min=2.0**-200)).ceil()
     return torch.exp2(exponent - 24), torch.where(longest < 2.0**120, longest, torch.inf)

@@ -30,8 +30,16 @@ SMALL = {
     ),
     "train": ("--steps 15 --images 48", {"fastirt", "fastirt, no cache", "public recipe"}),
     "retrieval": (
-        "--queries 200 --dim 16 --k 5",
-        {"fastirt (FAISS)", "fastirt (torch)", "torch product + topk", "FAISS IndexFlatIP"},
+        "--queries 200 --dim 16 --k 5 --sets cub200",
+        {
+            "fastirt",
+            "fastirt, all metrics",
+            "fastirt (FAISS)",
+            "torch product + topk",
+            "FAISS IndexFlatIP",
+            "metric-learning",
+            "bare product",
+        },
     ),
     "scaling": (
         "--step-ms 4",
