@@ -67,11 +67,15 @@ def quanta(query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
     The quantum is a power of two, 2^-24 for vectors of length 1. Not finite if a vector is not, or
     if float32 products may overflow.
     """
-    lengths = (torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64) for vectors in (query, gallery))
-    longest = next(lengths) * next(lengths).max()
+    longest = _lengths(query) * _lengths(gallery).max()
     # 0.9, because the length of a normalized vector may round to more than 1.
     exponent = torch.log2((0.9 * longest).clamp(min=2.0**-200)).ceil()
     return torch.exp2(exponent - 24), torch.where(longest < 2.0**120, longest, torch.inf)
+
+
+def _lengths(vectors: Tensor) -> Tensor:
+    """(N,) float64, in parts, because torch copies the vectors to float64."""
+    return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in vectors.split(TILE)])
 
 
 def pair_similarities(query: Tensor, gallery: Tensor, quantum: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

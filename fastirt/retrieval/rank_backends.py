@@ -29,8 +29,10 @@ class Counting:
     def __init__(self, gallery: Tensor, device: torch.device, gpus: int) -> None:
         self.on_gpu = device.type == "cuda"
         devices = [torch.device("cuda", i) for i in range(gpus)] if self.on_gpu and gpus > 1 else [device]
-        stretches = torch.arange(len(gallery)).tensor_split(len(devices))
-        self.parts = [(int(rows[0]), gallery[rows].to(at)) for rows, at in zip(stretches, devices) if len(rows)]
+        self.parts, start = [], 0
+        for rows, at in zip(gallery.tensor_split(len(devices)), devices):
+            self.parts.append((start, rows.to(at)))
+            start += len(rows)
         self.block, self.threads = (GPU_BLOCK, 1) if self.on_gpu else (BLOCK, torch.get_num_threads())
 
     def rounding(self, dim: int) -> float:
