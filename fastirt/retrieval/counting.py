@@ -44,7 +44,7 @@ class Block(NamedTuple):
 
     def select(self, queries: Tensor) -> Block:
         """Some of its queries."""
-        return Block(*(field[queries.to(field.device)] for field in self))
+        return Block(*(field[queries] for field in self))
 
     def to(self, device: torch.device) -> Block:
         return Block(*(field.to(device) for field in self))
@@ -94,7 +94,7 @@ def pair_similarities(query: Tensor, gallery: Tensor, quantum: Tensor, rows: Ten
 
 def listed_similarities(query: Tensor, gallery: Tensor, quantum: Tensor, rows: Tensor) -> Tensor:
     """Similarities of B queries and (B, R) gallery rows, (B, R) float64; -inf for row -1."""
-    similarity = torch.full(rows.shape, -torch.inf, dtype=torch.float64)
+    similarity = quantum.new_full(rows.shape, -torch.inf)
     for first in range(0, len(rows), LISTED):
         some = slice(first, first + LISTED)
         at, place = (rows[some] >= 0).nonzero(as_tuple=True)

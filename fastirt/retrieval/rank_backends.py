@@ -17,7 +17,7 @@ from fastirt.retrieval.search import Faiss, TorchProduct, make_index
 
 log = logging.getLogger("fastirt")
 
-BLOCK, GPU_BLOCK = 512, 65536  # queries of a block
+BLOCK, GPU_BLOCK, SEARCH_BLOCK = 512, 65536, 4096  # queries of a block
 BLOCK_VALUES = 2**22  # positives of a block, or the neighbors that are found for it
 
 
@@ -44,7 +44,7 @@ class Counting:
     def _by_tiles(self, block: Block, exact: bool = False) -> Tensor:
         ahead = torch.zeros_like(block.rows)
         for start, part in self.parts:
-            ahead += count_ahead(block.to(part.device), part, start, exact).cpu()
+            ahead += count_ahead(block.to(part.device), part, start, exact).to(ahead.device)
         return ahead
 
     def _by_kernel(self, block: Block) -> Tensor:
@@ -52,7 +52,7 @@ class Counting:
         for _, part in self.parts:  # all are launched before the first is waited for
             here = block.to(part.device)
             counted.append(count_similarities(here.query, part, here.low, here.high))
-        above, within = (sum(counts[i].cpu().long() for counts in counted) for i in range(2))
+        above, within = (sum(counts[i].to(block.rows.device).long() for counts in counted) for i in range(2))
         # Each positive is within its own bounds; anything else there is decided in float64.
         doubtful = (within != (block.rows >= 0)).any(dim=1).nonzero().flatten()
         for some in doubtful.split(BLOCK):
@@ -67,9 +67,8 @@ class Searching:
 
     def __init__(self, find: Faiss | TorchProduct, gallery: Tensor, k: int, counting: Callable[[], Counting]) -> None:
         self.find: Optional[Faiss | TorchProduct] = find
-        # Where FAISS has several parts, what it finds is on the CPU.
-        self.gallery, self.k, self.counting = gallery.to(find.device), k, counting
-        self.block, self.threads = max(1, min(BLOCK, BLOCK_VALUES // k)), 1
+        self.gallery, self.k, self.counting = gallery, k, counting
+        self.block, self.threads = max(1, min(SEARCH_BLOCK, BLOCK_VALUES // k)), 1
 
     def rounding(self, dim: int) -> float:
         return rounding(dim)
@@ -78,29 +77,27 @@ class Searching:
         if self.find is None:
             return self.counting()(block)
         try:
-            values, columns = self.find(block.query, self.k)
+            values, columns = (found.to(block.rows.device) for found in self.find(block.query, self.k))
         except (RuntimeError, MemoryError) as error:
             if isinstance(self.find, TorchProduct):
                 raise
             log.warning("FAISS failed during the search (%s): exact ranks take over", first_line(error))
             self.find = None
             return self.counting()(block)
-        block, gallery = block.to(values.device), self.gallery.to(values.device)
         ahead, within = counts(values, block.low, block.high)
         valid = block.rows >= 0
         # Equal rows are many where embeddings have collapsed: too many to be compared pair by pair.
         uncounted = within.sum(dim=1) > valid.sum(dim=1) + DENSE
         for queries, places, found in in_bounds(values, block, torch.where(uncounted[:, None], 0, within)):
-            add_ahead(ahead, block, queries, places, columns[queries, found], gallery)
+            add_ahead(ahead, block, queries, places, columns[queries, found], self.gallery)
         if self.k < len(self.gallery):
             last = values[:, -1:]
             ahead[block.high < last] = UNRANKED
             # Rows that were not found may be as similar as the last one that was.
             uncounted |= ((block.high >= last) & (block.low <= last) & valid).any(dim=1)
         if uncounted.any():
-            rest = self.counting()(block.select(uncounted.nonzero().flatten()).to(torch.device("cpu")))
-            ahead[uncounted] = rest.to(ahead.device)
-        return ahead.cpu()
+            ahead[uncounted] = self.counting()(block.select(uncounted.nonzero().flatten()))
+        return ahead
 
 
 def choose_backend(

@@ -58,6 +58,7 @@ def positive_ranks(
     positives = positives.without(ignored)
     if not len(positives.rows):
         return PositiveRanks(positives.rows, positives.starts, positives.rows)
+    query, gallery = query.to(device), gallery.to(device)
     quantum, longest = quanta(query, gallery)
     if not torch.isfinite(longest).all():
         raise ValueError("query and gallery: vectors must be finite, and their products too")
@@ -65,29 +66,30 @@ def positive_ranks(
     count = choose_backend(backend, gallery, nearest, device, gpus)
     error = count.rounding(query.shape[1]) * longest
 
-    def ranked(queries: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-        """(where, rank, row) of each positive of B queries, each (P,) int64, and B."""
-        vectors, step, slack = query[queries], quantum[queries], error[queries, None]
-        places = positives.places(queries)  # (B, R)
+    def ranked(queries: Tensor) -> tuple[Tensor, int]:
+        """(place, rank, row) of each positive of B queries, (3, P) int64, and B."""
+        at = queries.to(device)
+        vectors, step, slack = query[at], quantum[at], error[at, None]
+        places, rows = _listed(positives, queries, device)
         valid = places >= 0
-        rows = torch.where(valid, positives.rows[places], -1)
         similarity, order = listed_similarities(vectors, gallery, step, rows).sort(dim=1, descending=True, stable=True)
         rows, similarity = rows.gather(1, order), torch.where(valid, similarity, torch.inf)
         bounds = (similarity - slack).float(), (similarity + slack).float()
         ahead = count(Block(vectors, step, similarity, rows, *bounds))
         found = ahead < UNRANKED
-        left_out = torch.where(ignored.places(queries) >= 0, ignored.rows[ignored.places(queries)], -1)
+        left_out = _listed(ignored, queries, device)[1]
         others = listed_similarities(vectors, gallery, step, left_out)
         for other, row in zip(others.T[:, :, None], left_out.T[:, :, None]):
             ahead -= ((other > similarity) | ((other == similarity) & (row < rows))).long()
         if count.cuts:
             found &= ahead < (depth or len(gallery))
-        return places[valid], torch.where(found, ahead + 1, UNRANKED)[valid], rows[valid], len(queries)
+        ranks = torch.where(found, ahead + 1, UNRANKED)
+        return torch.stack([places[valid], ranks[valid], rows[valid]]).cpu(), len(queries)
 
     ranks, rows = torch.empty_like(positives.rows), torch.empty_like(positives.rows)
     bar = tqdm(total=len(query), desc="ranks", unit="query", disable=None if progress else True, leave=False)
     with bar, full_precision(), threads_over_blocks(count.threads) as run:
-        for where, rank, row, done in run(ranked, _blocks(positives, count.block)):
+        for (where, rank, row), done in run(ranked, _blocks(positives, count.block)):
             ranks[where], rows[where] = rank, row
             bar.update(done)
     return PositiveRanks(ranks, positives.starts, rows, depth if count.cuts else None)
@@ -101,6 +103,12 @@ def reference_ranks(
     similarity = exact_similarities(query, gallery, quanta(query, gallery)[0])
     order = similarity.argsort(dim=1, descending=True, stable=True)
     return PositiveRanks.of_rankings(order.tolist(), positives.without(ignored), ignored)
+
+
+def _listed(lists: RowLists, queries: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(places, rows), each (B, R) int64 on `device`: the queries' lists, padded with -1."""
+    places = lists.places(queries)
+    return places.to(device), torch.where(places >= 0, lists.rows[places], -1).to(device)
 
 
 def _blocks(positives: RowLists, size: int) -> Iterator[Tensor]:

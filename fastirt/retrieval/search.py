@@ -124,7 +124,7 @@ class Faiss:
             self.index = faiss.IndexShards(gallery.shape[1], True, True)  # type: ignore[call-arg]
             for index, _ in self._owned:
                 self.index.add_shard(index)
-        self.index.add(gallery if self.on_gpu else gallery.numpy())
+        self.index.add(gallery if self.on_gpu else gallery.cpu().numpy())
 
     @staticmethod
     def _flat(faiss: Any, place: torch.device, dim: int) -> tuple[Any, Any]:
@@ -138,7 +138,7 @@ class Faiss:
     def __call__(self, part: Tensor, k: int) -> tuple[Tensor, Tensor]:
         if self.on_gpu:
             return self.index.search(part.to(self.device), k)
-        values, indices = self.index.search(part.contiguous().numpy(), k)
+        values, indices = self.index.search(part.cpu().contiguous().numpy(), k)
         return torch.from_numpy(values), torch.from_numpy(indices)
 
 

@@ -89,7 +89,8 @@ def test_ties_go_by_gallery_row(kind):
 def test_borders_of_tiles_and_blocks_change_nothing(tile, dense, monkeypatch):
     for name, value in (("TILE", tile), ("SORTED_TILE", tile + 1), ("DENSE", dense), ("LISTED", 7)):
         monkeypatch.setattr(counting, name, value)
-    monkeypatch.setattr(rank_backends, "BLOCK", 13)
+    for name in ("BLOCK", "SEARCH_BLOCK"):
+        monkeypatch.setattr(rank_backends, name, 13)
     vectors, labels = clustered(20)
     gallery = vectors.clone()
     gallery[200:] = vectors[:100]
@@ -159,7 +160,7 @@ def test_shards_of_the_gallery_add_up(monkeypatch):
 
 @pytest.mark.parametrize("after", [0, 2])
 def test_a_faiss_that_fails_during_the_search_is_replaced(after, monkeypatch, caplog):
-    monkeypatch.setattr(rank_backends, "BLOCK", 30)
+    monkeypatch.setattr(rank_backends, "SEARCH_BLOCK", 30)
     gallery, labels = clustered(5)
     positives, calls, whole = RowLists.of_labels(labels, labels), [], Faiss.__call__
 

@@ -10,6 +10,8 @@ from torch.nn.attention import sdpa_kernel
 from benchmarks.contenders.model_variants import BACKENDS
 from fastirt.datasets import load_dataset
 from fastirt.loading.eval_loader import EvalLoader
+from fastirt.retrieval.positives import RowLists
+from fastirt.retrieval.ranks import positive_ranks
 from fastirt.retrieval.search import search
 from fastirt.step.train_step import PHASES
 from fastirt.training.throughput import InputWait
@@ -80,6 +82,17 @@ def test_search_on_the_gpu_agrees_with_the_cpu(k):
         for device in ("cpu", GPU)
     )
     assert (on_cpu == on_gpu).mean() > 0.999  # near-ties may be rounded differently
+
+
+@pytest.mark.parametrize("backend", ["ranks", "faiss", "torch"])
+def test_ranks_on_the_gpu_are_those_of_the_cpu(backend):
+    vectors = torch.nn.functional.normalize(torch.randn(3000, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    vectors[100:200] = vectors[0]
+    positives = RowLists.of_labels(torch.arange(3000) % 150, torch.arange(3000) % 150)
+    own = RowLists.of_column(torch.arange(3000))
+    on_cpu = positive_ranks(vectors, vectors, positives, own)
+    on_gpu = positive_ranks(vectors, vectors, positives, own, backend=backend, device=GPU)
+    assert torch.equal(on_gpu.ranks, on_cpu.ranks) and torch.equal(on_gpu.rows, on_cpu.rows)
 
 
 @pytest.mark.parametrize("tokens", [37, 197])
