@@ -15,9 +15,9 @@ from benchmarks.results import Results, figure_of
 from benchmarks.rounds import run_interleaved
 from benchmarks.timing import reason, turns
 from fastirt.retrieval.counting import TILE
-from fastirt.retrieval.metrics import rank_by_labels, retrieval_metrics
+from fastirt.retrieval.metrics import positives_by_labels, retrieval_metrics
 from fastirt.retrieval.rank_backends import BLOCK
-from fastirt.retrieval.ranks import threads_over_blocks
+from fastirt.retrieval.ranks import positive_ranks, threads_over_blocks
 
 CHUNK = 1024  # queries in a product of the brute force
 NOISE = 2.0  # beside class centers of the same size: Recall@1 is about 0.8 at SOP's size
@@ -121,7 +121,12 @@ def contenders(sizes: Set, dim: int, device: torch.device) -> dict[str, Callable
     neighbors = max(sizes.k, int(torch.bincount(tensors[3]).max()) - sizes.same) + sizes.same
 
     def ours(backend: str) -> Callable[[], Any]:
-        return lambda: rank_by_labels(*tensors, [1, sizes.k], exclude=own, backend=backend, device=device)
+        def call() -> Any:
+            positives, ignored, depth = positives_by_labels(*tensors, [1, sizes.k], own)
+            rows = tensors[0], tensors[2]
+            return positive_ranks(*rows, positives, ignored, backend=backend, device=device, depth=depth)
+
+        return call
 
     return {
         "fastirt": lambda: ours("ranks"),

@@ -55,6 +55,17 @@ class HostChannel:
         dist.gather(padded, parts, group=self._group, dst=0)
         return torch.cat([part[:count] for part, count in zip(parts, counts)]) if parts else None
 
+    def broadcast(self, tensor: Optional[Tensor]) -> Tensor:
+        """Rank 0's tensor, on the CPU of all ranks; the others pass None."""
+        if self.world_size == 1:
+            return tensor
+        is_main = self.rank == 0
+        shape, dtype = self.gather_json([list(tensor.shape), str(tensor.dtype)] if is_main else None)[0]
+        # contiguous, because gloo sends the memory as it lies there
+        whole = tensor.contiguous() if is_main else torch.empty(shape, dtype=getattr(torch, dtype.split(".")[1]))
+        dist.broadcast(whole, src=0, group=self._group)
+        return whole
+
     def run_on_main(self, work: Callable[[], Any]) -> Any:
         """Run `work` on rank 0 alone and return its JSON value on all ranks.
 

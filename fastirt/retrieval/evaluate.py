@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from fastirt.loading.eval_loader import EvalLoader
 from fastirt.model.encoder import Encoder, normalization_constants
 from fastirt.model.precision import resolve_precision
 from fastirt.retrieval.embed import Embeddings, embed
-from fastirt.retrieval.metrics import rank_by_labels, summarize
+from fastirt.retrieval.metrics import positives_by_labels, summarize
 from fastirt.retrieval.metrics.per_query_file import check_per_query_file, write_per_query_file
+from fastirt.retrieval.ranks import shared_ranks
 
 log = logging.getLogger("fastirt")
 
@@ -45,7 +46,7 @@ def evaluate(
         csv_path: file for a row per unreadable image.
         per_query: .csv or .parquet file for a row per query, as `write_per_query_file` says.
         progress: show progress bars.
-        ranks: processes that share the embedding; the main rank searches on all GPUs of its node.
+        ranks: processes that share the embedding and the ranking.
 
     Returns:
         As `retrieval_metrics`, and the number of unreadable images as `bad`; equal on all ranks.
@@ -58,6 +59,8 @@ def evaluate(
     ranks.host.run_on_main(lambda: check_per_query_file(per_query))
     mean, std = normalization_constants(config, encoder)
     dtype = resolve_precision(config.model.precision, device)
+
+    splits = [catalog.query] if catalog.gallery is None else [catalog.query, catalog.gallery]
 
     def embeddings(split: Split) -> Optional[Embeddings]:
         loader = EvalLoader(
@@ -85,62 +88,55 @@ def evaluate(
     query = embeddings(catalog.query)
     gallery = query if catalog.gallery is None else embeddings(catalog.gallery)
 
+    depths: list[int] = []
+    lists: Any = (None, None)
+
+    def prepare() -> int:
+        nonlocal lists
+        exclude = _excluded_rows(query, gallery, catalog)
+        depths.extend(_reachable_ks(config.eval.rank, len(gallery.rows), bool((exclude >= 0).any())))
+        labels = _labels(catalog.query, query), _labels(catalog.gallery or catalog.query, gallery)
+        *lists, depth = positives_by_labels(query.vectors, labels[0], gallery.vectors, labels[1], depths, exclude)
+        return depth
+
+    # Errors are raised on all ranks, before these share the work.
+    depth = ranks.host.run_on_main(prepare)
+    vectors = (query.vectors, gallery.vectors) if ranks.is_main else (None, None)
+    found = shared_ranks(
+        ranks.host,
+        *vectors,
+        *lists,
+        backend=config.eval.search,
+        device=device,
+        depth=depth,
+        progress=progress and ranks.is_main,
+    )
+
     def measure() -> dict[str, Any]:
-        return _measure(
-            query,
-            gallery,
-            catalog,
-            config,
-            device=device,
-            gpus=ranks.local_world_size,
-            per_query=per_query,
-            progress=progress,
-        )
+        if per_query is not None:
+            of_gallery = (catalog.gallery or catalog.query, gallery.rows)
+            write_per_query_file(per_query, found, catalog.query, query.rows, *of_gallery, catalog.class_names)
+            log.info("wrote %s", per_query)
+        metrics = summarize(found, depths, _labels(catalog.query, query), config.eval.average)
+        bad = sum(len(split) - len(read.rows) for split, read in zip(splits, (query, gallery)))
+        return {**metrics, "gallery": len(gallery.rows), "bad": bad}
 
     return ranks.host.run_on_main(measure)
 
 
-def _measure(
-    query: Embeddings,
-    gallery: Embeddings,
-    catalog: Catalog,
-    config: Config,
-    *,
-    device: torch.device,
-    gpus: int,
-    per_query: Optional[Path],
-    progress: bool,
-) -> dict[str, Any]:
-    gallery_split = catalog.gallery or catalog.query
-    query_labels = torch.from_numpy(catalog.query.labels)[query.rows]
-    gallery_labels = torch.from_numpy(gallery_split.labels)[gallery.rows]
-    total = len(catalog.query) + (len(catalog.gallery) if catalog.gallery else 0)
-    read = len(query.rows) + (len(gallery.rows) if catalog.gallery else 0)
-    exclude = _excluded_rows(query, gallery, catalog)
-    reachable = len(gallery.rows) - bool((exclude >= 0).any())
-    ks = set(config.eval.rank)
-    depths = [k for k in ks if k <= reachable]
-    if len(depths) < len(ks):
-        beside = " beside the query" if reachable < len(gallery.rows) else ""
+def _labels(split: Split, read: Embeddings) -> Tensor:
+    """(N,) int64 of the images that were embedded."""
+    return torch.from_numpy(split.labels)[read.rows]
+
+
+def _reachable_ks(ks: Sequence[int], gallery: int, excludes: bool) -> list[int]:
+    """Those K for which the readable gallery images are enough; the others are logged."""
+    reachable = gallery - excludes
+    depths = [k for k in set(ks) if k <= reachable]
+    if len(depths) < len(set(ks)):
+        beside = " beside the query" if excludes else ""
         log.warning("left out Recall@K for K above %d, the number of readable gallery images%s", reachable, beside)
-    ranks = rank_by_labels(
-        query.vectors,
-        query_labels,
-        gallery.vectors,
-        gallery_labels,
-        depths,
-        exclude=exclude,
-        backend=config.eval.search,
-        device=device,
-        gpus=gpus,
-        progress=progress,
-    )
-    if per_query is not None:
-        splits = (catalog.query, query.rows, gallery_split, gallery.rows)
-        write_per_query_file(per_query, ranks, *splits, catalog.class_names)
-        log.info("wrote %s", per_query)
-    metrics = summarize(ranks, depths, query_labels, config.eval.average)
-    return {**metrics, "gallery": len(gallery.rows), "bad": total - read}
+    return depths
 
 
 def _excluded_rows(query: Embeddings, gallery: Embeddings, catalog: Catalog) -> Tensor:

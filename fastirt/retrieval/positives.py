@@ -37,12 +37,17 @@ class RowLists(NamedTuple):
         place = torch.arange(int(counts.max()) if len(queries) else 0)
         return torch.where(place < counts, self.starts[queries, None] + place, -1)
 
+    def part(self, first: int, stop: int) -> RowLists:
+        """The lists of queries `first` to `stop` - 1."""
+        starts = self.starts[first : stop + 1]
+        return RowLists(self.rows[starts[0] : starts[-1]], starts - starts[0])
+
     @staticmethod
     def of_lists(lists: Sequence[Sequence[int]]) -> RowLists:
         """From a sequence of gallery rows for each query, without doubles."""
         counts = torch.tensor([len(rows) for rows in lists], dtype=torch.int64)
         rows = torch.tensor([row for rows in lists for row in sorted(rows)], dtype=torch.int64)
-        return RowLists(rows, _starts(counts))
+        return RowLists(rows, starts_of(counts))
 
     @staticmethod
     def of_labels(query_labels: Tensor, gallery_labels: Tensor) -> RowLists:
@@ -51,7 +56,7 @@ class RowLists(NamedTuple):
         sizes = torch.bincount(gallery_labels, minlength=classes)
         by_class = gallery_labels.argsort(stable=True)
         counts = sizes[query_labels]
-        starts = _starts(counts)
+        starts = starts_of(counts)
         place = torch.arange(int(starts[-1])) - starts[:-1].repeat_interleave(counts)
         first = (sizes.cumsum(0) - sizes)[query_labels]
         return RowLists(by_class[first.repeat_interleave(counts) + place], starts)
@@ -59,7 +64,7 @@ class RowLists(NamedTuple):
     @staticmethod
     def of_column(rows: Tensor) -> RowLists:
         """At most one row for each query: (Q,) int64, -1 for none."""
-        return RowLists(rows[rows >= 0], _starts((rows >= 0).long()))
+        return RowLists(rows[rows >= 0], starts_of((rows >= 0).long()))
 
     def without(self, other: RowLists) -> RowLists:
         """These lists without the rows of the other's list of the same query."""
@@ -68,7 +73,7 @@ class RowLists(NamedTuple):
             return self
         keep = ~torch.isin(self.queries * bound + self.rows, other.queries * bound + other.rows)
         counts = torch.bincount(self.queries[keep], minlength=len(self.starts) - 1)
-        return RowLists(self.rows[keep], _starts(counts))
+        return RowLists(self.rows[keep], starts_of(counts))
 
 
 class PositiveRanks(NamedTuple):
@@ -115,7 +120,8 @@ class PositiveRanks(NamedTuple):
         )
 
 
-def _starts(counts: Tensor) -> Tensor:
+def starts_of(counts: Tensor) -> Tensor:
+    """(Q + 1,) int64, where lists of these lengths start and end."""
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Iterable, Iterator, Optional
+from typing import Any, Callable, Iterable, Iterator, Optional
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastirt.distributed.host_channel import HostChannel
 from fastirt.retrieval.counting import Block, exact_similarities, listed_similarities, quanta
-from fastirt.retrieval.positives import UNRANKED, PositiveRanks, RowLists
+from fastirt.retrieval.positives import UNRANKED, PositiveRanks, RowLists, starts_of
 from fastirt.retrieval.rank_backends import BLOCK_VALUES, choose_backend
 from fastirt.retrieval.search import full_precision
 
@@ -93,6 +94,33 @@ def positive_ranks(
             ranks[where], rows[where] = rank, row
             bar.update(done)
     return PositiveRanks(ranks, positives.starts, rows, depth if count.cuts else None)
+
+
+def shared_ranks(
+    host: HostChannel,
+    query: Optional[Tensor],
+    gallery: Optional[Tensor],
+    positives: Optional[RowLists],
+    ignored: Optional[RowLists],
+    **options: Any,
+) -> Optional[PositiveRanks]:
+    """As `positive_ranks`, each rank for a part of the queries; a collective call.
+
+    Rank 0 passes the arguments and gets the ranks; the others pass and get None. `options` are
+    those of `positive_ranks`, the same on all ranks, but for the device.
+    """
+    if host.world_size == 1:
+        return positive_ranks(query, gallery, positives, ignored, **options)
+    query, gallery = host.broadcast(query), host.broadcast(gallery)
+    if host.rank == 0 and ignored is None:
+        ignored = RowLists.of_lists([[]] * len(query))
+    positives = RowLists(*(host.broadcast(field) for field in positives or (None, None)))
+    ignored = RowLists(*(host.broadcast(field) for field in ignored or (None, None)))
+    first, stop = (len(query) * (host.rank + i) // host.world_size for i in range(2))
+    own = positive_ranks(query[first:stop], gallery, positives.part(first, stop), ignored.part(first, stop), **options)
+    ranks, rows, counts = (host.gather_rows(field) for field in (own.ranks, own.rows, own.counts))
+    depths = [depth for depth in host.gather_json(own.depth) if depth is not None]
+    return None if ranks is None else PositiveRanks(ranks, starts_of(counts), rows, *depths[:1])
 
 
 def reference_ranks(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from fastirt.retrieval import counting, rank_backends
 from fastirt.retrieval.positives import UNRANKED, RowLists
-from fastirt.retrieval.ranks import positive_ranks, reference_ranks
+from fastirt.retrieval.ranks import positive_ranks, reference_ranks, shared_ranks
 from fastirt.retrieval.search import Faiss
 from tests.retrieval.vectors import vectors
 
@@ -190,6 +190,54 @@ def test_threads_are_released_and_their_number_restored():
         assert_ranks(positive_ranks(gallery, gallery, positives), expected)
     finally:
         torch.set_num_threads(before)
+
+
+class ThreadHost:
+    """Stands for a rank's HostChannel; the ranks are threads."""
+
+    def __init__(self, rank, world_size, barrier, desk):
+        self.rank, self.world_size, self.barrier, self.desk = rank, world_size, barrier, desk
+
+    def gather_json(self, value):
+        self.desk[self.rank] = value
+        self.barrier.wait()
+        values = list(self.desk)
+        self.barrier.wait()
+        return values
+
+    def broadcast(self, tensor):
+        return self.gather_json(tensor)[0].clone()
+
+    def gather_rows(self, own):
+        values = self.gather_json(own)
+        return torch.cat(values) if self.rank == 0 else None
+
+
+@pytest.mark.parametrize("backend", ["ranks", "faiss"])
+@pytest.mark.parametrize("queries", [2, 50])
+def test_ranks_share_the_queries(backend, queries):
+    """Also where a rank has no query, or none with a positive."""
+    gallery, labels = clustered(20)
+    positives = RowLists.of_labels(labels[:queries], labels)
+    positives = positives.without(
+        RowLists.of_lists([positives.rows[: positives.starts[1]].tolist()] + [[]] * (queries - 1))
+    )
+    ignored = RowLists.of_column(torch.arange(queries))
+    barrier, desk, found = threading.Barrier(3), [None] * 3, [None] * 3
+
+    def work(rank):
+        mine = (gallery[:queries], gallery, positives, ignored) if rank == 0 else (None,) * 4
+        found[rank] = shared_ranks(ThreadHost(rank, 3, barrier, desk), *mine, backend=backend, depth=9)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    expected = reference_ranks(gallery[:queries], gallery, positives, ignored)
+    assert found[1:] == [None, None]
+    assert found[0].depth == (9 if backend == "faiss" else None)
+    assert_ranks(found[0], expected, found[0].depth)
 
 
 def test_row_lists():

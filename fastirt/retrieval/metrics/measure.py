@@ -10,7 +10,7 @@ from torch import Tensor
 from fastirt.config.validate import check_ks
 from fastirt.errors import UserError
 from fastirt.retrieval.metrics.summary import NO_POSITIVES, summarize
-from fastirt.retrieval.positives import PositiveRanks, RowLists
+from fastirt.retrieval.positives import RowLists
 from fastirt.retrieval.ranks import positive_ranks
 
 
@@ -66,57 +66,32 @@ def retrieval_metrics(
     exclude = own if exclude is None else exclude
     if exclude_self or same:
         exclude = torch.arange(len(query))
-    found = rank_by_labels(
-        query,
-        query_labels,
-        gallery,
-        gallery_labels,
-        ranks,
-        exclude=exclude,
-        backend=backend,
-        device=device,
-        gpus=gpus,
-    )
+    positives, ignored, depth = positives_by_labels(query, query_labels, gallery, gallery_labels, ranks, exclude)
+    found = positive_ranks(query, gallery, positives, ignored, backend=backend, device=device, gpus=gpus, depth=depth)
     return {**summarize(found, ranks, query_labels, average), "gallery": len(gallery)}
 
 
-def rank_by_labels(
+def positives_by_labels(
     query: Tensor,
     query_labels: Tensor,
     gallery: Tensor,
     gallery_labels: Tensor,
     ks: Sequence[int],
-    *,
     exclude: Optional[Tensor] = None,
-    backend: str = "auto",
-    device: torch.device | str = "cpu",
-    gpus: int = 1,
-    progress: bool = False,
-) -> PositiveRanks:
-    """The ranks of the gallery images of each query's class: those that metrics at `ks` need.
+) -> tuple[RowLists, RowLists, int]:
+    """(positives, ignored rows, depth) for `positive_ranks`: what metrics at `ks` need.
 
-    Arguments and errors are those of `retrieval_metrics`.
+    The positives of a query are the gallery images of its class. Arguments and errors are those of
+    `retrieval_metrics`.
     """
     _check(query, query_labels, gallery, gallery_labels)
     excludes = exclude is not None and bool((exclude >= 0).any())
     check_ks(ks, len(gallery) - excludes, beside_query=excludes)
-    positives, ignored = RowLists.of_labels(query_labels, gallery_labels), None
-    if exclude is not None and excludes:
-        ignored = RowLists.of_column(exclude)
-        positives = positives.without(ignored)
+    ignored = RowLists.of_column(torch.full((len(query),), -1) if exclude is None else exclude)
+    positives = RowLists.of_labels(query_labels, gallery_labels).without(ignored)
     if not len(positives.rows):
         raise UserError(NO_POSITIVES)
-    return positive_ranks(
-        query,
-        gallery,
-        positives,
-        ignored,
-        backend=backend,
-        device=device,
-        gpus=gpus,
-        depth=max([*ks, int(positives.counts.max())]),
-        progress=progress,
-    )
+    return positives, ignored, max([*ks, int(positives.counts.max())])
 
 
 def _check(query: Tensor, query_labels: Tensor, gallery: Tensor, gallery_labels: Tensor) -> None:
