@@ -9,7 +9,7 @@ VERSION = next(
     line.split('"')[1] for line in (HERE / "fastirt/__init__.py").read_text().splitlines() if "__version__" in line
 )
 
-TEST = ["pytest", "pytorch-metric-learning", "matplotlib"]
+TEST = ["pytest", "pytorch-metric-learning", "matplotlib", "pyarrow"]
 
 setup(
     name="fastirt",
@@ -38,6 +38,7 @@ setup(
     ],
     extras_require={
         "bench": ["pytorch-metric-learning", "matplotlib"],
+        "parquet": ["pyarrow"],
         "test": TEST,
         "dev": [*TEST, "ruff==0.17.6", "mypy==2.4.1", "pre-commit", "pytest-xdist"],
     },
