@@ -54,7 +54,8 @@ class InputConfig:
     pin_mem: bool = option(True, "copy batches to a GPU from page-locked memory")
     cache: str = option(
         "auto",
-        "decode each image once and keep it, resized, in GPU or host memory; auto: where it fits",
+        "decode each image once and keep it, resized, in GPU or host memory; auto: where training images fit in "
+        "40 % of the GPU's free memory or half of the host's; with --eval-freq also those of evaluation, in 20 or 25 %",
         ("auto", "device", "host", "none"),
     )
     max_bad: int = option(100, "stop after this many distinct unreadable images")

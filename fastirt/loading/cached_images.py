@@ -1,4 +1,4 @@
-"""Images from the decoded cache; those that a batch needs and lacks there are decoded into it."""
+"""Images from a decoded cache; those that a batch needs and lacks there are decoded into it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastirt.images.resize_crop import crop_corners
 from fastirt.loading.augment import Crops
 from fastirt.loading.batch import ImageViews
 from fastirt.loading.image_cache import ImageCache, next_missing
-from fastirt.loading.image_reader import ImageDecoder, ImageReader
+from fastirt.loading.image_reader import DecodedImages, ImageDecoder, ImageReader
 from fastirt.loading.prefetch import DeviceStream
 
 log = logging.getLogger("fastirt")
@@ -145,3 +145,37 @@ class CachedImages:
         elif now - self._logged > LOG_INTERVAL_S:
             log.info("cache: %d of %d images", valid.sum(), total)
             self._logged = now
+
+
+class CachedCrops:
+    """Center crops for evaluation, decoded once and kept: those of `DecodedImages.views`.
+
+    Args:
+        decoded: reads and decodes what is missing.
+        cache: room for crops (S, S, 3); it may outlive this object.
+        first: row of the split that is the cache's first.
+    """
+
+    def __init__(self, decoded: DecodedImages, cache: ImageCache, first: int) -> None:
+        self.decoded, self.cache, self.first = decoded, cache, first
+        self.bad, self.stream, self.size = decoded.bad, decoded.stream, decoded.reader.input.input_size
+        self.open, self.close = decoded.open, decoded.close
+
+    def views(self, rows: np.ndarray, crops: None, step: int, following: np.ndarray) -> ImageViews | None:
+        """As `DecodedImages.views` without crops."""
+        missing, ahead = (part[~self.cache.valid[part - self.first]] for part in (rows, following))
+        if len(missing):
+            views = self.decoded.views(missing, None, step, ahead)
+            if views is None:
+                return None
+            for row, image in zip(missing - self.first, views.images):
+                self.cache.put(int(row), image)
+            self.stream.wait()
+            self.cache.valid[missing - self.first] = True
+            if len(missing) == len(rows):
+                return views
+        kept = self.cache.pixels.view(-1, self.size, self.size, 3)
+        places = rows - self.first
+        if places[-1] - places[0] < len(places):  # no bad one among them: not copied
+            return ImageViews.whole(self.stream.upload(kept[places[0] : places[-1] + 1]))
+        return ImageViews.whole(self.stream.upload(torch.stack([kept[place] for place in places.tolist()])))

@@ -18,6 +18,7 @@ from fastirt.loading.augment import Crops, draw_crops
 from fastirt.loading.batch import Batch, ImageViews
 from fastirt.loading.cache_budget import make_cache
 from fastirt.loading.cached_images import CachedImages
+from fastirt.loading.image_cache import ImageCache
 from fastirt.loading.image_reader import DecodedImages, ImageDecoder, ImageReader
 from fastirt.loading.prefetch import BackgroundLoader, DeviceStream, Images
 from fastirt.loading.sampler import Sampler, make_sampler
@@ -71,6 +72,11 @@ class TrainLoader(BackgroundLoader):
         self._slice = slice(first, first + count)
         self._steps = start_step, stop_step
         self._class_names = class_names
+
+    @property
+    def cache(self) -> ImageCache | None:
+        """The decoded images, if they are kept."""
+        return self.images.cache if isinstance(self.images, CachedImages) else None
 
     def batches(self) -> Iterator[Batch]:
         step, stop = self._steps

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastirt.config.options import Config
 from fastirt.datasets import Catalog, Split, check_recall_ks
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
+from fastirt.loading.cache_budget import EvalCaches
 from fastirt.loading.eval_loader import EvalLoader
 from fastirt.model.encoder import Encoder, normalization_constants
 from fastirt.model.precision import resolve_precision
@@ -29,6 +30,7 @@ def evaluate(
     *,
     stores: Optional[Mapping[str, Any]] = None,
     csv_path: Optional[Path] = None,
+    caches: Optional[EvalCaches] = None,
     progress: bool = True,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> dict[str, Any]:
@@ -41,6 +43,7 @@ def evaluate(
         device: of the encoder.
         stores: image sources by split name, to read from a packed store.
         csv_path: file for a row per unreadable image.
+        caches: of a run that evaluates again, which then decodes nothing; None: nothing is kept.
         progress: show progress bars.
         ranks: processes that share the embedding; the main rank searches on all GPUs of its node.
 
@@ -55,8 +58,9 @@ def evaluate(
     mean, std = normalization_constants(config, encoder)
     dtype = resolve_precision(config.model.precision, device)
 
-    def embeddings(split: Split) -> Optional[Embeddings]:
-        loader = EvalLoader(
+    splits = [catalog.query] if catalog.gallery is None else [catalog.query, catalog.gallery]
+    loaders = {
+        split.name: EvalLoader(
             split,
             batch_size=config.eval.eval_batch_size,
             input=config.input,
@@ -65,9 +69,16 @@ def evaluate(
             csv_path=csv_path,
             ranks=ranks,
         )
+        for split in splits
+    }
+    if caches is not None:
+        for name, cache in caches.of({name: len(loader.own_rows) for name, loader in loaders.items()}).items():
+            loaders[name].keep_in(cache)
+
+    def embeddings(split: Split) -> Optional[Embeddings]:
         return embed(
             encoder,
-            loader,
+            loaders[split.name],
             split.paths,
             mean=mean,
             std=std,
