@@ -27,6 +27,7 @@ from fastirt.objective.self_check import replace_faulty_kernels
 from fastirt.retrieval.evaluate import evaluate
 from fastirt.retrieval.report import table, write_metrics
 from fastirt.run_config import described_by_file, finalized, fresh_config, plan_training, with_flags
+from fastirt.step.engine import engine_of_run
 from fastirt.training.health_checks import check_same_setup
 from fastirt.training.run_folder import RunFolder
 from fastirt.training.trainer import Trainer
@@ -88,6 +89,7 @@ def _fit(
         if ranks.is_main:
             save_model(encoder, folder.final_model, config)
         return 0, evaluate(encoder.to(config.run.device, memory_format=torch.channels_last))
+    config = config if checkpoint else config.replace(engine=engine_of_run(config, encoder, ranks))  # resumed: its own
     trainer = Trainer(
         encoder,
         data.catalog,
