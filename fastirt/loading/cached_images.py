@@ -170,7 +170,7 @@ class CachedCrops:
                 return None
             for row, image in zip(missing - self.first, views.images):
                 self.cache.put(int(row), image)
-            self.stream.wait()
+            self.stream.wait()  # the host may read them below
             self.cache.valid[missing - self.first] = True
             if len(missing) == len(rows):
                 return views
