@@ -17,16 +17,18 @@ from fastirt.distributed.launch import only_main_warns
 from fastirt.distributed.ranks import Ranks
 from fastirt.errors import UserError
 from fastirt.images.packed_store import PackedStore
+from fastirt.loading.cache_budget import EvalCaches
 from fastirt.model.build import build_encoder
 from fastirt.model.encoder import Encoder, normalization_constants
 from fastirt.model.save import save_model
 from fastirt.model.weights.timm_line import NO_LINE, loading_line
-from fastirt.objective.cross_batch_memory import memory_size
+from fastirt.objective.cross_batch_memory import check_memory_size
 from fastirt.objective.self_check import replace_faulty_kernels
 from fastirt.retrieval.evaluate import evaluate
 from fastirt.retrieval.metrics.per_query_file import check_per_query_file
 from fastirt.retrieval.report import table, write_metrics
 from fastirt.run_config import described_by_file, finalized, fresh_config, plan_training, with_flags
+from fastirt.step.engine import engine_of_run
 from fastirt.training.health_checks import check_same_setup
 from fastirt.training.run_folder import RunFolder
 from fastirt.training.trainer import Trainer
@@ -75,8 +77,11 @@ def _fit(
     With --max-iter 0 the model is saved and measured as it is.
     """
 
+    again = 0 < config.eval.eval_freq < config.optim.max_iter  # evaluated more than once
+    caches = EvalCaches(config.input, torch.device(config.run.device), ranks) if again else None
+
     def evaluate(model: Encoder) -> dict[str, Any]:
-        return _measure(model, config, data, folder, ranks)
+        return _measure(model, config, data, folder, ranks, caches)
 
     if checkpoint is None and ranks.is_main:
         # of an attempt that ended before its first checkpoint
@@ -86,6 +91,7 @@ def _fit(
         if ranks.is_main:
             save_model(encoder, folder.final_model, config)
         return 0, evaluate(encoder.to(config.run.device, memory_format=torch.channels_last))
+    config = config if checkpoint else config.replace(engine=engine_of_run(config, encoder, ranks))  # resumed: its own
     trainer = Trainer(
         encoder,
         data.catalog,
@@ -96,6 +102,8 @@ def _fit(
         resume=checkpoint,
         ranks=ranks,
     )
+    if caches is not None:
+        caches.training = trainer.loader.cache
     # After the trainer: a checkpoint that it refuses leaves config.json as it was.
     ranks.host.run_on_main(lambda: folder.write_config(config, data.catalog))
     return trainer.run(), trainer.metrics
@@ -170,7 +178,14 @@ def _build_encoder(config: Config, data: Data, folder: RunFolder, ranks: Ranks, 
     return encoder
 
 
-def _measure(encoder: Encoder, config: Config, data: Data, folder: RunFolder, ranks: Ranks) -> dict[str, Any]:
+def _measure(
+    encoder: Encoder,
+    config: Config,
+    data: Data,
+    folder: RunFolder,
+    ranks: Ranks,
+    caches: Optional[EvalCaches] = None,
+) -> dict[str, Any]:
     return evaluate(
         encoder,
         data.catalog,
@@ -178,6 +193,7 @@ def _measure(encoder: Encoder, config: Config, data: Data, folder: RunFolder, ra
         torch.device(config.run.device),
         stores=data.sources,
         csv_path=folder.bad_images,
+        caches=caches,
         per_query=data.per_query,
         ranks=ranks,
     )
@@ -225,19 +241,8 @@ def _open_data(config: Config, asked_for_k: bool, per_query: Optional[Path], ran
         store.check(catalog, config.input.resize, config.input.resize_size, config.input.orientation)
         sources = {split.name: store.split(split) for split in catalog.splits()}
     if training:
-        _check_memory_size(config, catalog)
+        check_memory_size(config, len(catalog.train))
     return Data(catalog, sources, reachable_ks(catalog, config.eval.rank, asked_for_k, log=ranks.is_main), per_query)
-
-
-def _check_memory_size(config: Config, catalog: Catalog) -> None:
-    """A check that needs the size of the training set."""
-    slots = memory_size(config, len(catalog.train))
-    if config.memory.memory_ratio > 0 and slots < config.optim.batch_size:
-        raise UserError(
-            f"--batch-size {config.optim.batch_size}: larger than the memory, which holds {slots} "
-            f"(--memory-ratio {config.memory.memory_ratio} of {len(catalog.train)} training images): lower it, "
-            "raise the ratio, or pass --memory-ratio 0"
-        )
 
 
 def _report(metrics: dict[str, Any], config: Config, folder: RunFolder) -> None:

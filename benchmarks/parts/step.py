@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import statistics
 from typing import Any, Callable, Iterator
 
@@ -19,6 +20,7 @@ from benchmarks.results import Results, figure_of
 from benchmarks.rounds import Rounds, profiled, run_interleaved
 from benchmarks.timing import reason, release, turns
 from fastirt.config.options import Config
+from fastirt.distributed.device import keep_freed_memory
 from fastirt.loading.batch import Batch, ImageViews
 from fastirt.model.build import build_encoder
 from fastirt.model.flops import peak_flops, training_flops
@@ -51,7 +53,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="timm name (default: deit_small_patch16_224; on a CPU vit_tiny_patch16_224)")
-    parser.add_argument("--input-size", type=int, help="(default: 224; on a CPU 64)")
+    parser.add_argument("--input-size", type=int, nargs="+", help="(default: 224; on a CPU 64)")
     parser.add_argument("--batch-size", type=int, nargs="+", help="(default: 64 256; on a CPU 16)")
     parser.add_argument("--slots", type=int, help="slots of the memory (default: 59551; on a CPU 2000)")
     parser.add_argument("--only", nargs="+", help="names of contenders, e.g. '+ CUDA graph'")
@@ -129,24 +131,22 @@ def contenders(device: torch.device) -> dict[str, dict[str, Any] | None]:
         others = {name: {**last, **changes} for name, changes in ABLATIONS.items()}
         found = {**WATERFALL, PUBLIC: None, **others}
         return {**{name: found[name] for name in (LAST, "graph, bf16 weights", "+ torch.compile", PUBLIC)}, **found}
-    return {
-        "eager fp32": WATERFALL["eager fp32"],
-        "compile fp32": dict(engine="compile", precision="fp32"),
-        PUBLIC: None,
-    }
+    fp32 = {f"{engine} fp32": dict(engine=engine, precision="fp32") for engine in ("eager", "onednn", "compile")}
+    return {**fp32, PUBLIC: None}
 
 
 def run(args: argparse.Namespace, results: Results) -> None:
     on_gpu = results.device.type == "cuda"
     if not on_gpu:
+        keep_freed_memory()  # as `fastirt train` does; the public recipe gains too
         for name in [*WATERFALL, *ABLATIONS][1:]:
             results.not_run("step", name, "needs a GPU")
-    for batch_size in args.batch_size or (
-        [64] if on_gpu and args.quick else [64, 256] if on_gpu else [8 if args.quick else 16]
-    ):
+    batch_sizes = args.batch_size or (([64] if args.quick else [64, 256]) if on_gpu else [8 if args.quick else 16])
+    input_sizes = args.input_size or [224 if on_gpu else 32 if args.quick else 64]
+    for batch_size, input_size in itertools.product(batch_sizes, input_sizes):
         sizes = dict(
             model=args.model or default_model(results.device),
-            input_size=args.input_size or (224 if on_gpu else 32 if args.quick else 64),
+            input_size=input_size,
             batch_size=batch_size,
             slots=args.slots or (59551 if on_gpu else 500 if args.quick else 2000),
         )
@@ -193,7 +193,7 @@ def _group(
             results.not_run("step", _label(name), reason(error))
             release(device)
     steps = args.steps or (2 if args.quick else 20 if on_gpu else 3)
-    timed = run_interleaved(calls, device, args.repeats or (2 if args.quick else 7), steps)
+    timed = run_interleaved(calls, device, args.repeats or (2 if args.quick else 7), steps, 6 if on_gpu else 1)
     medians = {name: statistics.median(rounds.seconds) for name, rounds in timed.items() if isinstance(rounds, Rounds)}
     for name in named:
         rounds = timed.get(name)

@@ -34,6 +34,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-path", type=Path, help="class folders of images (default: rendered, 500 x 375)")
     parser.add_argument("--images", "--pictures", type=int, help="images to render (default: 960; on a CPU 120)")
     parser.add_argument("--model", help="timm name (default: deit_small_patch16_224; on a CPU vit_tiny_patch16_224)")
+    parser.add_argument("--input-size", type=int, help="(default: 224; on a CPU 64)")
     parser.add_argument("--batch-size", type=int, help="(default: 64; on a CPU 8)")
     parser.add_argument("--steps", type=int, help="(default: 300; on a CPU 90, in a quick run 15)")
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
         loader="dali" if has_dali() else "pil",
         model=args.model or default_model(results.device),
         batch_size=args.batch_size or (64 if on_gpu else 8),
-        input_size=224 if on_gpu else 64,
+        input_size=args.input_size or (224 if on_gpu else 64),
         steps=args.steps or (300 if on_gpu else 15 if args.quick else 90),
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -52,6 +53,8 @@ def run(args: argparse.Namespace, results: Results) -> None:
         flags_of_run = {"fastirt": [], "fastirt, no cache": ["--cache", "none"]}
         if on_gpu:  # on a CPU these are the defaults
             flags_of_run["fastirt, eager fp32"] = ["--engine", "eager", "--precision", "fp32"]
+        else:  # the default of longer runs on some CPUs
+            flags_of_run["fastirt, onednn"] = ["--engine", "onednn"]
         for name, flags in flags_of_run.items():
             try:
                 rates, extra = _ours(Path(folder) / name.replace(" ", ""), root, sizes, flags, results.device)
@@ -60,7 +63,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
                 results.not_run("train", name, reason(error))
             release(results.device)
         try:
-            _add(results, public_recipe.recipe_name(), sizes, _public(root, sizes, results.device), {})
+            _add(results, public_recipe.recipe_name(), sizes, *_public(root, sizes, results.device))
         except Exception as error:
             results.not_run("train", public_recipe.recipe_name(), reason(error))
 
@@ -82,7 +85,8 @@ def _add(results: Results, name: str, sizes: dict[str, Any], rates: list[float],
 def _ours(
     folder: Path, root: Path, sizes: dict[str, Any], flags: list[str], device: torch.device
 ) -> tuple[list[float], dict[str, Any]]:
-    """(imgs/s at each reading of the last third, medians of other columns of the log).
+    """(imgs/s at each reading of the last third; medians of other columns of the log, and imgs/s of
+    the first epoch).
 
     Evaluation is not timed.
     """
@@ -100,14 +104,21 @@ def _ours(
         raise RuntimeError(f"fastirt train ended with exit code {code}")
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "imgs_per_s" in row]
+    first = _first_epoch([row["imgs_per_s"] for row in rows], root, sizes)
     rows = rows[2 * len(rows) // 3 :]
     logged = [name for name in ("mfu", "input_wait") if name in rows[0]]  # no MFU on a CPU
     extra = {name: statistics.median(row[name] for row in rows) for name in logged}
-    return [row["imgs_per_s"] for row in rows], extra
+    return [row["imgs_per_s"] for row in rows], extra | first
 
 
-def _public(root: Path, sizes: dict[str, Any], device: torch.device) -> list[float]:
-    """imgs/s at each reading of the last third of a run of `steps` steps, at most 60."""
+def _first_epoch(rates: list[float], root: Path, sizes: dict[str, Any]) -> dict[str, float]:
+    """imgs/s of the readings that end within the first epoch, in which every image is new."""
+    readings = len(load_dataset("folder", str(root)).train) // (LOG_STEPS * sizes["batch_size"])
+    return {"first_epoch": statistics.harmonic_mean(rates[:readings])} if readings else {}
+
+
+def _public(root: Path, sizes: dict[str, Any], device: torch.device) -> tuple[list[float], dict[str, float]]:
+    """As `_ours`, of a run of `steps` steps, at most 60."""
     torch.backends.cudnn.allow_tf32 = True  # torch's default; a run in fp32 has changed it
     split = load_dataset("folder", str(root)).train
     config = Config().replace(weights="scratch", model=sizes["model"])
@@ -122,4 +133,4 @@ def _public(root: Path, sizes: dict[str, Any], device: torch.device) -> list[flo
         if step % LOG_STEPS == 0:
             rates.append(LOG_STEPS * sizes["batch_size"] / (time.perf_counter() - start))
             start = time.perf_counter()
-    return rates[2 * len(rates) // 3 :]
+    return rates[2 * len(rates) // 3 :], _first_epoch(rates, root, sizes)

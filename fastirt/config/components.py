@@ -55,7 +55,8 @@ class InputConfig:
     pin_mem: bool = option(True, "copy batches to a GPU from page-locked memory")
     cache: str = option(
         "auto",
-        "decode each image once and keep it, resized, in GPU or host memory; auto: where it fits",
+        "decode each image once and keep it, resized, in GPU or host memory; auto: where training images fit in "
+        "40 % of the GPU's free memory or half of the host's; with --eval-freq also those of evaluation, in 20 or 25 %",
         ("auto", "device", "host", "none"),
     )
     max_bad: int = option(100, "stop after this many distinct unreadable images")
@@ -128,9 +129,10 @@ class OptimConfig:
     lr: float = option(3e-5, "peak learning rate")
     engine: str = option(
         "auto",
-        "how a step runs: eager PyTorch, torch.compile, or one CUDA graph; auto: graph on one GPU, compile on "
-        "several or if the optimizer cannot be captured, eager on a CPU",
-        ("auto", "eager", "compile", "graph"),
+        "how a step runs: eager PyTorch, eager with oneDNN's fp32 products on a CPU, torch.compile, or one CUDA graph; "
+        "auto: graph on one GPU, compile on several or if the optimizer cannot be captured; on a CPU eager, for runs "
+        "above minutes onednn on AMD's with AVX-512, for hours compile",
+        ("auto", "eager", "onednn", "compile", "graph"),
     )
     opt: str = option("adamw", "optimizer: a timm name, or apex-fused-adam, apex-fused-lamb (NVIDIA apex)")
     opt_eps: Optional[float] = option(1e-8, "optimizer epsilon")

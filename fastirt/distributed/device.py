@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+
 import torch
 
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
@@ -33,4 +36,22 @@ def choose_device(name: str | None, ranks: Ranks = SINGLE_PROCESS) -> torch.devi
         raise UserError(f"--device {name}: no such device; present: {', '.join(present)}")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     return device
+
+
+# Of glibc's malloc.h: the number of blocks that are mapped, and free bytes that stay at the top.
+M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep what a step frees for the next one; only glibc has this setting.
+
+    glibc maps a block above 32 MiB by itself and unmaps it when it is freed, so that the system
+    must clear its pages again in each step: a seventh of a step of DeiT-tiny at 224 pixels.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        library = ctypes.CDLL(None)
+        if library.mallopt(M_MMAP_MAX, 0):
+            library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -1,1 +1,1 @@
-"""Batches of images in the background: samplers, crops, caches, loaders."""
+"""Batches of images for the step: samplers, crops, caches, loaders."""

@@ -1,4 +1,4 @@
-"""Whether the decoded images of a split fit into the device's or the host's memory."""
+"""Whether the decoded images of a run fit into the device's or the host's memory."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ log = logging.getLogger("fastirt")
 
 # The share of the free memory that `auto` may take; training needs the rest.
 AUTO_MEMORY_FRACTION = {"device": 0.4, "host": 0.5}
+# The same for the images to evaluate on, of what is free beside the training images.
+EVAL_MEMORY_FRACTION = {"device": 0.2, "host": 0.25}
 
 
 def make_cache(
@@ -75,6 +77,57 @@ def make_cache(
         )
     log.info("cache: %d images, %.2f GiB in %s memory", len(source), needed / 2**30, _NAMES[where])
     return ImageCache(shapes, device, where)
+
+
+class EvalCaches:
+    """The center crops of the splits that a run evaluates on more than once, each rank's part.
+
+    Crops are kept if all of a rank's fit in EVAL_MEMORY_FRACTION of the memory that is free at the
+    first evaluation: on the device or on the host as `--cache` says. Each rank decides by itself.
+
+    training: the cache of the training images, whose missing ones must still fit; None without one.
+    """
+
+    training: ImageCache | None = None
+
+    def __init__(self, input: InputConfig, device: torch.device, ranks: Ranks = SINGLE_PROCESS) -> None:
+        self.input, self.device, self.ranks = input, device, ranks
+        self._caches: dict[str, ImageCache] | None = None
+
+    def of(self, counts: dict[str, int]) -> dict[str, ImageCache]:
+        """The caches by the split's name, the same ones at each call; empty if they do not fit.
+
+        counts: images of each split that this rank embeds.
+        """
+        if self._caches is None:
+            side, count = self.input.input_size, sum(counts.values())
+            needed = count * side**2 * 3
+            place = self._place(needed)
+            if place is None:
+                log.info("cache: none for evaluation, which decodes %d images each time", count)
+                self._caches = {}
+            else:
+                where = _NAMES[place]
+                log.info("cache: %d images of evaluation, %.2f GiB in %s memory", count, needed / 2**30, where)
+                shapes = {name: np.full((part, 2), side, np.int64) for name, part in counts.items()}
+                self._caches = {name: ImageCache(shape, self.device, place) for name, shape in shapes.items()}
+        return self._caches
+
+    def _place(self, needed: int) -> str | None:
+        """Where `needed` bytes fit: "device", "host", or None."""
+        asked = self.input.cache
+        if self.device.type == "cuda":
+            places = {"auto": ("device", "host"), "none": ()}.get(asked, (asked,))
+        else:
+            places = () if asked == "none" else ("host",)
+        for place in places:
+            room = free_memory(place, self.device)
+            if place == "host":
+                room //= self.ranks.local_world_size
+                room -= self.training.untouched_bytes if self.training is not None else 0
+            if needed <= EVAL_MEMORY_FRACTION[place] * room:
+                return place
+        return None
 
 
 _NAMES = {"device": "the device's", "host": "the host's"}

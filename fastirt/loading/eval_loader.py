@@ -14,6 +14,8 @@ from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.images.bad_images import BadRows
 from fastirt.images.source import FileSource, ImageSource
 from fastirt.loading.batch import Batch, ImageViews
+from fastirt.loading.cached_images import CachedCrops
+from fastirt.loading.image_cache import ImageCache
 from fastirt.loading.image_reader import DecodedImages, ImageDecoder, ImageReader
 from fastirt.loading.prefetch import BackgroundLoader, DeviceStream
 
@@ -43,7 +45,7 @@ class EvalLoader(BackgroundLoader):
             unreadable.
     """
 
-    images: DecodedImages
+    images: DecodedImages | CachedCrops
 
     def __init__(
         self,
@@ -80,6 +82,17 @@ class EvalLoader(BackgroundLoader):
         """This rank's batches."""
         rank, count = self._ranks.rank, self._ranks.world_size
         return range(len(self) * rank // count, len(self) * (rank + 1) // count)
+
+    @property
+    def own_rows(self) -> range:
+        """Rows of this rank's batches."""
+        first, stop = (min(batch * self._size, len(self._labels)) for batch in (self.own.start, self.own.stop))
+        return range(first, stop)
+
+    def keep_in(self, cache: ImageCache) -> None:
+        """Keep the crops of `own_rows` in `cache`, which has room for them, and reuse them."""
+        assert isinstance(self.images, DecodedImages)
+        self.images = CachedCrops(self.images, cache, self.own_rows.start)
 
     def agree(self) -> None:
         """Report what any rank could not read. A collective call, after the last batch."""

@@ -58,6 +58,12 @@ class ImageCache:
         self.starts = torch.from_numpy(self._starts).to(device)
         self.widths = torch.from_numpy(np.ascontiguousarray(shapes[:, 1])).to(device)
 
+    @property
+    def untouched_bytes(self) -> int:
+        """Memory that is promised and not in use yet: the system still counts it as free."""
+        lazy = self.place == "host" and not self.remote
+        return int(self.shapes[~self.valid].prod(1).sum()) * 3 if lazy else 0
+
     def put(self, row: int, image: Tensor) -> None:
         """Start to copy an image (H, W, 3) uint8 into the cache.
 

@@ -1,4 +1,4 @@
-"""Batches made ahead of the step, in a background thread and on its own CUDA stream."""
+"""Batches made ahead of a GPU's step, in a background thread and on its own CUDA stream."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import queue
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from typing import Any, Generic, Iterator, Protocol, TypeVar
+from typing import Any, Generator, Generic, Iterator, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -58,11 +58,16 @@ class Images(Protocol):
 
 
 class BackgroundLoader(ABC):
-    """Iterating runs `batches` in a background thread. There is one iteration at a time."""
+    """Iterating runs `batches`: for a GPU in a background thread, on a CPU in the consumer's.
+
+    On a CPU all cores work on the step; decoding beside it would hold up the threads that share a
+    product, so that a step and a batch take longer than one after the other. Files are read ahead
+    on both. There is one iteration at a time.
+    """
 
     def __init__(self, images: Images) -> None:
         # Weak, so that a consumer that leaves its loop stops the thread.
-        self._running: weakref.ref[Prefetch[Batch]] | None = None
+        self._running: weakref.ref[Prefetch[Batch] | Generator[Batch, None, None]] | None = None
         self.images = images
 
     @abstractmethod
@@ -72,9 +77,10 @@ class BackgroundLoader(ABC):
     def __iter__(self) -> Iterator[Batch]:
         self.close()
         self.images.open()
-        running = Prefetch(self._on_stream(), PREFETCH)
+        on_gpu = self.images.stream.device.type == "cuda"
+        running = Prefetch(self._on_stream(), PREFETCH) if on_gpu else self._on_stream()
         self._running = weakref.ref(running)
-        return _recorded(running) if self.images.stream.device.type == "cuda" else running
+        return _recorded(running) if on_gpu else running
 
     @property
     def bad(self) -> set[int]:
@@ -82,13 +88,13 @@ class BackgroundLoader(ABC):
         return set(self.images.bad.rows)
 
     def close(self) -> None:
-        """Stop the background thread and free what it used. Iterating again starts afresh."""
+        """Stop the iteration and free what it used. Iterating again starts afresh."""
         running = self._running() if self._running is not None else None
         if running is not None:
             running.close()
         self.images.close()
 
-    def _on_stream(self) -> Iterator[Batch]:
+    def _on_stream(self) -> Generator[Batch, None, None]:
         with self.images.stream.active():
             yield from self.batches()
 

@@ -18,6 +18,7 @@ from fastirt.loading.augment import Crops, draw_crops
 from fastirt.loading.batch import Batch, ImageViews
 from fastirt.loading.cache_budget import make_cache
 from fastirt.loading.cached_images import CachedImages
+from fastirt.loading.image_cache import ImageCache
 from fastirt.loading.image_reader import DecodedImages, ImageDecoder, ImageReader
 from fastirt.loading.prefetch import BackgroundLoader, DeviceStream, Images
 from fastirt.loading.sampler import Sampler, make_sampler
@@ -35,7 +36,7 @@ class TrainImages(Images, Protocol):
 
 
 class TrainLoader(BackgroundLoader):
-    """Batches of start_step up to stop_step (exclusive), made in a background thread.
+    """Batches of start_step up to stop_step (exclusive), made ahead of a GPU's step.
 
     Batch `step` is a function of (seed, step, which images are bad). It depends neither on the
     number of threads nor on start_step. Each rank gets its slice of the batch of all ranks.
@@ -71,6 +72,11 @@ class TrainLoader(BackgroundLoader):
         self._slice = slice(first, first + count)
         self._steps = start_step, stop_step
         self._class_names = class_names
+
+    @property
+    def cache(self) -> ImageCache | None:
+        """The decoded images, if they are kept."""
+        return self.images.cache if isinstance(self.images, CachedImages) else None
 
     def batches(self) -> Iterator[Batch]:
         step, stop = self._steps
@@ -138,10 +144,11 @@ def train_loader(
     threads, own = ranks.threads(input.num_workers), ranks.batch_slice(batch_size)[1]
     reader, decoder = ImageReader(source, input, threads), ImageDecoder(input, own, threads, device)
     rows, stream = BadRows(source, csv_path, input.max_bad, bad, ranks), DeviceStream(device, input.pin_mem)
+    ahead = batch_size if device.type == "cuda" else 0
     images: TrainImages = (
         DecodedImages(reader, decoder, rows, stream)
         if cache is None
-        else CachedImages(reader, decoder, rows, stream, cache, ahead=batch_size)
+        else CachedImages(reader, decoder, rows, stream, cache, ahead)
     )
     return TrainLoader(
         make_sampler(split.labels, batch_size, config.data.m, config.run.seed),

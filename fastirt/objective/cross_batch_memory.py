@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastirt.config.options import Config
 from fastirt.distributed.ranks import Ranks
+from fastirt.errors import UserError
 from fastirt.kernels.rounding import round_to_tf32
 
 
@@ -113,6 +114,17 @@ class CrossBatchMemory(nn.Module):
 def memory_size(config: Config, train_size: int) -> int:
     """Slots of the memory: `--memory-ratio` of the training set, rounded down."""
     return int(train_size * config.memory.memory_ratio)
+
+
+def check_memory_size(config: Config, train_size: int) -> None:
+    """Raises UserError for a memory that is smaller than a batch."""
+    slots = memory_size(config, train_size)
+    if config.memory.memory_ratio > 0 and slots < config.optim.batch_size:
+        raise UserError(
+            f"--batch-size {config.optim.batch_size}: larger than the memory, which holds {slots} "
+            f"(--memory-ratio {config.memory.memory_ratio} of {train_size} training images): lower it, "
+            "raise the ratio, or pass --memory-ratio 0"
+        )
 
 
 def build_memory(

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastirt.config.options import Config
 from fastirt.datasets import Catalog, Split, check_recall_ks
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
+from fastirt.loading.cache_budget import EvalCaches
 from fastirt.loading.eval_loader import EvalLoader
 from fastirt.model.encoder import Encoder, normalization_constants
 from fastirt.model.precision import resolve_precision
@@ -31,6 +32,7 @@ def evaluate(
     *,
     stores: Optional[Mapping[str, Any]] = None,
     csv_path: Optional[Path] = None,
+    caches: Optional[EvalCaches] = None,
     per_query: Optional[Path] = None,
     progress: bool = True,
     ranks: Ranks = SINGLE_PROCESS,
@@ -44,6 +46,7 @@ def evaluate(
         device: of the encoder.
         stores: image sources by split name, to read from a packed store.
         csv_path: file for a row per unreadable image.
+        caches: of a run that evaluates again, which then decodes nothing; None: nothing is kept.
         per_query: .csv or .parquet file for a row per query, as `write_per_query_file` says.
         progress: show progress bars.
         ranks: processes that share the embedding and the ranking.
@@ -61,9 +64,8 @@ def evaluate(
     dtype = resolve_precision(config.model.precision, device)
 
     splits = [catalog.query] if catalog.gallery is None else [catalog.query, catalog.gallery]
-
-    def embeddings(split: Split) -> Optional[Embeddings]:
-        loader = EvalLoader(
+    loaders = {
+        split.name: EvalLoader(
             split,
             batch_size=config.eval.eval_batch_size,
             input=config.input,
@@ -72,9 +74,16 @@ def evaluate(
             csv_path=csv_path,
             ranks=ranks,
         )
+        for split in splits
+    }
+    if caches is not None:
+        for name, cache in caches.of({name: len(loader.own_rows) for name, loader in loaders.items()}).items():
+            loaders[name].keep_in(cache)
+
+    def embeddings(split: Split) -> Optional[Embeddings]:
         return embed(
             encoder,
-            loader,
+            loaders[split.name],
             split.paths,
             mean=mean,
             std=std,

@@ -11,6 +11,7 @@ from fastirt.config.options import Config
 from fastirt.model.bf16_copy import Bf16Copy
 from fastirt.model.encoder import Encoder
 from fastirt.model.momentum_encoder import make_momentum_encoder, momentum_update
+from fastirt.model.onednn_linear import use_onednn
 from fastirt.model.precision import autocast, resolve_precision
 
 
@@ -36,6 +37,13 @@ class Networks:
             self.compute_encoder = self.bf16_copies[0].encoder
             if self.momentum_encoder is not None:
                 self.compute_momentum_encoder = self.bf16_copies[1].encoder
+
+    def use_onednn(self) -> None:
+        """Train by oneDNN's fp32 linear layers; torch has it for bf16 anyway."""
+        if self.dtype == torch.float32:
+            for encoder in (self.encoder, self.momentum_encoder):
+                if encoder is not None:
+                    use_onednn(encoder)
 
     def draw_masks(self, seed: int, step: int, batch_size: int, part: tuple[int, int], keys: bool) -> None:
         """Set the drop-path masks for rows `part` = (first, count) of a global batch of

@@ -156,6 +156,8 @@ def build_train_step(
     """
     engine = Engine(config.optim, device, ranks, compile_options)
     networks = Networks(encoder, config, device)
+    if engine.uses_onednn:
+        networks.use_onednn()
     step_input = StepInput(*normalization_constants(config, encoder), networks.dtype, device)
     objective = build_objective(config, encoder.embed_dim, networks.dtype, device)
     rounded = objective.rounds_memory(encoder.embed_dim, device)

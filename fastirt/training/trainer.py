@@ -77,7 +77,7 @@ class Trainer:
             csv_path=files.bad_images,
             ranks=ranks,
         )
-        self.fills_at_once = source is not None
+        self.fills_at_once = source is not None and device.type == "cuda"
         self.async_metrics = AsyncMetrics(self.step_module.counters)
         self.non_finite = NonFiniteWatch(self.async_metrics, catalog, self.state, files, ranks)
         self.log: RunLog | NoLog = NoLog()

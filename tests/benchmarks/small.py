@@ -15,7 +15,7 @@ SMALL = {
         {"decode alone", "decode alone, packed", "fastirt files", "fastirt files, PIL", "fastirt packed"}
         | {"public recipe", "torchvision v2"},
     ),
-    "step": ("--input-size 32 --only", {"eager fp32", "public recipe", "compile fp32"}),
+    "step": ("--input-size 32 --only", {"eager fp32", "onednn fp32", "public recipe", "compile fp32"}),
     "attention": (
         "--tokens 20 --heads 2 --dim 8",
         {"torch's choice", "flash", "math", "padded to 200", "padded to 256"},
@@ -28,7 +28,7 @@ SMALL = {
             for product in ("forward", "gradient of input", "gradient of weight")
         },
     ),
-    "train": ("--steps 15 --images 48", {"fastirt", "fastirt, no cache", "public recipe"}),
+    "train": ("--steps 15 --images 48", {"fastirt", "fastirt, onednn", "fastirt, no cache", "public recipe"}),
     "retrieval": (
         "--queries 200 --dim 16 --k 5 --sets cub200",
         {

@@ -2,10 +2,12 @@
 
 import errno
 import json
+from collections import Counter
 
 import pytest
 import torch
 
+from fastirt.images.source import FileSource
 from fastirt.step.train_step import TrainStep
 from fastirt.training import checkpoint
 from fastirt.training.run_log import RunLog
@@ -22,9 +24,12 @@ from tests.helpers import (
 )
 
 
-def test_a_run_writes_everything_and_can_be_evaluated_again(image_folder, tmp_path, capsys):
-    out = tmp_path / "run"
+def test_a_run_writes_everything_and_can_be_evaluated_again(image_folder, tmp_path, capsys, monkeypatch):
+    out, read, reads = tmp_path / "run", FileSource.read, Counter()
+    monkeypatch.setattr(FileSource, "read", lambda self, row: reads.update([self.path(row)]) or read(self, row))
     assert train_few(image_folder, out, *"--recipe unofficial --eval-freq 2 --encoder-momentum 0.9".split()) == 0
+    # three evaluations and 96 draws from 80 training images
+    assert set(reads.values()) == {1} and sum("/test/" in path for path in reads) == 24
     assert "recall@1" in capsys.readouterr().out.lower()
     metrics = read_metrics(out)
     assert {"recall@1", "recall@2", "recall@4", "map@r", "r_precision"} <= set(metrics)

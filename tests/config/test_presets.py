@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import platform
+import resource
 
 import pytest
+import torch
 
 from fastirt.cli import build_parser
 from fastirt.config.flags import given
@@ -220,6 +223,18 @@ def test_absent_device_names_those_present():
     with pytest.raises(UserError, match="toaster"):
         choose_device("toaster")
     assert choose_device("cpu").type == "cpu"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_a_cpu_does_not_map_the_memory_of_a_step_again():
+    choose_device("cpu")
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(10 << 20)  # 40 MiB: glibc alone maps and unmaps it each time
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    assert min(faults() for _ in range(10)) < 1000
 
 
 def test_config_survives_json():

@@ -89,6 +89,8 @@ OTHER_WAITS = [
     *[("fastirt.step.cuda_graph", "torch.cuda.synchronize(self.device)")] * 2,
     # DeviceStream.wait itself: its three callers are left out above
     ("fastirt.loading.prefetch", "self._stream.synchronize()"),
+    # crops of evaluation in the host's memory, which the host reads
+    ("fastirt.loading.cached_images", "self.stream.wait()"),
     # for five tensors, which are left out above
     ("fastirt.loading.prefetch", "tensor.record_stream(torch.cuda.current_stream(tensor.device))"),
 ]

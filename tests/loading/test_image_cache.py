@@ -68,12 +68,16 @@ def equal(a, b):
 )
 def test_batches_are_those_without_it(mixed, place, resize, decoder, m):
     """Bit for bit, bad images and all, and wherever the run begins."""
-    plain = batches(loader(mixed, "none", resize=resize, loader=decoder, m=m))
-    cached = loader(mixed, place, resize=resize, loader=decoder, m=m)
-    assert equal(batches(cached), plain)
+    uncached = loader(mixed, "none", resize=resize, loader=decoder, m=m)
+    plain = batches(uncached)
+    # on a GPU further images are decoded beside those of the batch
+    lazy, cached = (loader(mixed, place, resize=resize, loader=decoder, m=m) for _ in range(2))
+    lazy.images.ahead, cached.images.ahead = 0, 8
+    assert equal(batches(lazy), plain) and equal(batches(cached), plain)
     assert equal(batches(loader(mixed, place, start=5, resize=resize, loader=decoder, m=m)), plain[5:])
     # nine steps of eight: the whole training set
     assert len(cached.bad) == 2 and cached.images.cache.valid.sum() == 58
+    assert lazy.bad == uncached.bad
 
 
 @pytest.mark.parametrize("resize", ["square", "shorter"])
@@ -87,17 +91,33 @@ def test_a_packed_store_fills_it_at_once(mixed, tmp_path, resize):
     assert passed == sorted(passed)
     assert passed[-1] == 60
     assert cached.images.cache.valid.sum() == 58
-    decoder = cached.images.decoder
-    decode, calls = decoder.decode_whole, []
-    decoder.decode_whole = lambda encoded: calls.append(len(encoded)) or decode(encoded)
-    assert equal(batches(cached), plain) and not calls
+    decoded = decodes(cached.images)
+    assert equal(batches(cached), plain) and not decoded
+
+
+def decodes(images):
+    """A list that receives the number of images of each call of the decoder."""
+    decode, decoded = images.decoder.decode_whole, []
+    images.decoder.decode_whole = lambda encoded: decoded.append(len(encoded)) or decode(encoded)
+    return decoded
+
+
+def test_on_a_cpu_each_image_is_decoded_once_when_a_batch_needs_it(image_folder):
+    cached = tiny_loader(load_dataset("folder", str(image_folder)), CPU, batch_size=8, max_iter=30, cache="host")
+    decoded, drawn = decodes(cached.images), set()
+    cached.images.open()
+    for _, batch in zip(range(4), cached.batches()):
+        drawn |= set(batch.indices.tolist())
+        assert set(np.flatnonzero(cached.images.cache.valid).tolist()) == drawn
+    cached.close()
+    batches(cached)
+    assert sum(decoded) == cached.images.cache.valid.sum() == 80
 
 
 def test_it_fills_in_catalogue_order_and_decodes_each_image_once(image_folder):
     cached = loader(image_folder, "host", stop=30)
-    decoder = cached.images.decoder
-    decode, decoded = decoder.decode_whole, []
-    decoder.decode_whole = lambda encoded: decoded.append(len(encoded)) or decode(encoded)
+    cached.images.ahead = 8  # as on a GPU
+    decoded = decodes(cached.images)
     cached.images.open()
     drawn = set()
     for step, batch in zip(range(4), cached.batches()):
@@ -188,6 +208,7 @@ def test_room_is_what_the_images_need(mixed):
 
 def test_an_image_that_changes_meanwhile_is_a_bad_one(mixed):
     cached = loader(mixed, "host", resize="shorter")
+    cached.images.ahead = 8
     shutil.copy(mixed / "train/class00/0.jpg", mixed / "train/class00/swap.jpg")
     Image.new("RGB", (90, 20)).save(mixed / "train/class00/1.jpg")
     plain = batches(cached)

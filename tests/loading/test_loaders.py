@@ -14,6 +14,7 @@ from fastirt.images.pack import PackedStore, pack
 from fastirt.images.resize_crop import check_input
 from fastirt.images.source import FileSource
 from fastirt.loading.eval_loader import EvalLoader
+from fastirt.loading.prefetch import Prefetch
 from tests.helpers import CPU, run_python, tiny_input, tiny_loader
 
 
@@ -137,7 +138,7 @@ def test_a_packed_store_gives_the_batches_of_the_files(image_folder, tmp_path, r
         assert (files.images.int() - packed.images.int()).abs().float().mean() < 1.5
 
 
-def test_leaving_the_loop_and_errors_stop_the_background_thread(image_folder):
+def test_leaving_the_loop_stops_the_threads(image_folder):
     catalog = load_dataset("folder", str(image_folder))
     before = threading.active_count()
     loader = tiny_loader(catalog, batch_size=8)
@@ -150,14 +151,42 @@ def test_leaving_the_loop_and_errors_stop_the_background_thread(image_folder):
         check_input(tiny_input(resize_size=10))
 
 
+def test_on_a_cpu_no_thread_decodes_beside_the_step(image_folder):
+    loader = tiny_loader(load_dataset("folder", str(image_folder)), batch_size=8)
+    decode, threads = loader.images.decoder.decode, set()
+    loader.images.decoder.decode = lambda *given: threads.add(threading.current_thread()) or decode(*given)
+    for _ in zip(range(3), loader):
+        pass
+    loader.close()
+    assert threads == {threading.current_thread()}
+
+
+def test_the_thread_beside_a_gpu_raises_its_error_after_the_items_and_ends():
+    def items():
+        yield from range(5)
+        raise KeyError("late")
+
+    before, found = threading.active_count(), []
+    with pytest.raises(KeyError, match="late"):
+        for item in Prefetch(items(), 2):
+            found.append(item)
+    assert found == list(range(5))
+    left = Prefetch(iter(range(100)), 2)
+    assert next(left) == 0
+    del left
+    assert threading.active_count() == before
+
+
 ABANDONED = """
 import sys, torch
 from fastirt.config.options import Config
 from fastirt.datasets import load_dataset
+from fastirt.loading.prefetch import Prefetch
 from fastirt.loading.train_loader import train_loader
 config = Config().replace(batch_size=8, input_size=16, resize_size=18, num_workers=2, cache="none")
 loader = train_loader(load_dataset("folder", sys.argv[1]), config, torch.device("cpu"))
-for batch in loader:
+loader.images.open()
+for batch in Prefetch(loader.batches(), 2):  # as beside a GPU
     raise KeyError("the consumer's own")
 """
 

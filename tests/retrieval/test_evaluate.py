@@ -12,12 +12,15 @@ from fastirt.datasets import Catalog, Split, load_dataset
 from fastirt.distributed.ranks import Ranks
 from fastirt.errors import UserError
 from fastirt.images.source import FileSource
+from fastirt.loading import cache_budget
 from fastirt.loading.batch import Batch, ImageViews
+from fastirt.loading.cache_budget import EvalCaches
 from fastirt.loading.eval_loader import EvalLoader
+from fastirt.loading.image_cache import ImageCache
 from fastirt.model.encoder import normalization_constants
 from fastirt.retrieval.embed import embed
 from fastirt.retrieval.evaluate import evaluate
-from tests.helpers import write_images
+from tests.helpers import needs_dali, write_images
 
 CPU = torch.device("cpu")
 CONFIG = Config().replace(
@@ -180,3 +183,80 @@ def test_ranks_share_the_batches_and_read_no_others(tmp_path, size):
             assert len(batch) == 5  # the same padded size on any number of ranks
             seen += batch.indices[: batch.valid].tolist()
     assert seen == sorted(read) == list(range(22))
+
+
+@pytest.mark.parametrize("loader", ["pil", pytest.param("dali", marks=needs_dali)])
+def test_a_second_evaluation_decodes_nothing_and_sees_the_same_pixels(tmp_path, loader, monkeypatch):
+    """A bad image is tried again, as without the cache; with several ranks each keeps its part."""
+    for split, seed in (("train", 1), ("query", 2), ("gallery", 3)):
+        write_images(tmp_path / split, 5, 4, size=29, seed=seed)
+    (tmp_path / "query/class03/2.jpg").write_bytes(b"not an image")
+    catalog, config = load_dataset("folder", str(tmp_path)), CONFIG.replace(loader=loader, cache="auto")
+    reads, seen = [], []
+    read = FileSource.read
+    monkeypatch.setattr(FileSource, "read", lambda self, row: reads.append(self.path(row)) or read(self, row))
+
+    class Watched(Pixels):
+        def forward(self, images):
+            seen.append(images.clone())
+            return super().forward(images)
+
+    def run(caches):
+        reads.clear()
+        seen.clear()
+        metrics = evaluate(Watched(), catalog, config, CPU, caches=caches, progress=False)
+        return metrics, torch.cat(seen), list(reads)
+
+    caches = EvalCaches(config.input, CPU)
+    (plain, pixels, _), first, second = run(None), run(caches), run(caches)
+    assert first[0] == second[0] == plain
+    assert torch.equal(first[1], pixels) and torch.equal(second[1], pixels)
+    assert len(set(first[2])) == 40
+    assert set(second[2]) == {str(tmp_path / "query/class03/2.jpg")}
+
+
+def test_a_rank_keeps_its_own_part(tmp_path):
+    write_images(tmp_path / "train", 2, 2)
+    write_images(tmp_path / "test", 5, 4, seed=1)
+    split = load_dataset("folder", str(tmp_path)).query
+    parts = [Ranks(rank, 3, rank, 3) for rank in range(3)]
+    loaders = [EvalLoader(split, batch_size=3, input=CONFIG.input, device=CPU, ranks=ranks) for ranks in parts]
+    assert [row for loader in loaders for row in loader.own_rows] == list(range(20))
+    for loader in loaders:
+        cache = EvalCaches(CONFIG.input, CPU).of({"test": len(loader.own_rows)})["test"]
+        assert cache.pixels.numel() == len(loader.own_rows) * 16 * 16 * 3
+        expected = [(b.indices.tolist(), b.images.clone()) for b in loader]
+        loader.keep_in(cache)
+        for _ in range(2):
+            found = [(b.indices.tolist(), b.images.clone()) for b in loader]
+            assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in zip(found, expected, strict=True))
+        assert cache.valid.all()
+        loader.close()
+
+
+def test_crops_are_kept_in_their_share_of_the_memory_beside_training(monkeypatch):
+    needed = 100 * 16 * 16 * 3
+    gpu = torch.device("cuda:0")
+    made, room = [], {}
+    monkeypatch.setattr(cache_budget, "ImageCache", lambda shapes, device, place: made.append(place) or place)
+    monkeypatch.setattr(cache_budget, "free_memory", lambda place, device: int(room[place] * needed))
+
+    def place(cache, on, **free):
+        room.update(free)
+        found = EvalCaches(CONFIG.replace(cache=cache).input, on).of({"query": 40, "gallery": 60})
+        assert len(set(found.values())) <= 1
+        return next(iter(found.values()), None)
+
+    assert place("auto", gpu, device=5.1, host=9) == "device"
+    assert place("auto", gpu, device=4.9, host=4.1) == "host"
+    assert place("auto", gpu, device=4.9, host=3.9) is None
+    assert place("device", gpu, device=4.9, host=9) is None
+    assert place("device", CPU, host=4.1) == place("host", CPU, host=4.1) == "host"
+    assert place("none", CPU, host=9) is place("none", gpu, device=9) is None
+    training = ImageCache(np.full((100, 2), 16), CPU, "host")
+    room["host"] = 4.5
+    for filled in (False, True):  # the first time training has yet to fill its own
+        training.valid[:] = filled
+        caches = EvalCaches(CONFIG.input, CPU)
+        caches.training = training
+        assert bool(caches.of({"test": 100})) == filled

@@ -5,6 +5,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from fastirt.errors import UserError
+from fastirt.model import onednn_linear
 from fastirt.step.cuda_graph import CaptureFailed
 from fastirt.step.engine import choose_engine, compiled
 from fastirt.step.optimizer import load_optimizer, optimizer_state
@@ -15,7 +16,8 @@ from tests.helpers import make_batch, make_step, needs_gpu, no_waiting, run_step
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 # An engine of its own for every machine; on a GPU the capture is what a run takes.
-FAST = ["compile", pytest.param("graph", marks=needs_gpu)]
+ON_CPU = pytest.mark.skipif(GPU or not onednn_linear.is_available(), reason="needs oneDNN on a CPU")
+FAST = ["compile", pytest.param("onednn", marks=ON_CPU), pytest.param("graph", marks=needs_gpu)]
 # A GPU's compiler adds in another order than eager, by up to 4e-3 of the loss at step 20.
 AFTER_FIVE_STEPS = 2e-2 if GPU else 2e-4
 FULL = dict(lr=3e-4, encoder_momentum=0.9, clip_grad=0.5, drop_path=0.2, sched="cosine", warmup_iter=5, max_iter=50)
@@ -181,6 +183,7 @@ def test_auto_takes_the_graph_where_device_and_optimizer_can():
     cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
     assert choose_engine("auto", cpu, "adamw") == "eager"
     assert choose_engine("auto", gpu, "adamw") == choose_engine("auto", gpu, "apex-fused-adam") == "graph"
+    assert choose_engine("onednn", gpu, "adamw") == "graph"  # a run that began on a CPU
     assert choose_engine("auto", gpu, "lamb") == choose_engine("auto", gpu, "apex-fused-lamb") == "compile"
     for device, opt, words in ((cpu, "adamw", "needs a GPU"), (gpu, "lamb", "counts its steps on the host")):
         with pytest.raises(UserError, match=words):

@@ -19,6 +19,7 @@ WAYS = {
     "clip": "--clip-grad 1 --sched cosine --warmup-iter 2 --keep 1",
     "paper": "--recipe paper",
     "compile": "--engine compile",
+    "onednn": "--engine onednn",
     "no cache": "--cache none",
     "layers": "--model-kwargs patch_size=8 embed_dim=48 depth=2 num_heads=3 attn_drop_rate=0.1",
 }
