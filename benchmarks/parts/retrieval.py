@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.results import Results, figure_of
 from benchmarks.rounds import run_interleaved
 from benchmarks.timing import reason, turns
-from fastirt.retrieval.counting import TILE
+from fastirt.retrieval.counting import TILE, products
 from fastirt.retrieval.metrics import positives_by_labels, retrieval_metrics
 from fastirt.retrieval.rank_backends import BLOCK
 from fastirt.retrieval.ranks import positive_ranks, threads_over_blocks
@@ -70,7 +70,7 @@ def bare_product(query: Tensor, gallery: Tensor) -> Callable[[], None]:
 
     def block(part: Tensor) -> None:
         for tile in gallery.split(TILE):
-            torch.mm(part, tile.T)
+            products(part, tile)
 
     def call() -> None:
         with threads_over_blocks(threads) as run:

@@ -45,7 +45,7 @@ class OneDnnLinear(nn.Linear):
         return onednn_linear(x, self.weight, self.bias) if self.training else super().forward(x)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     """x (..., K) times weight (N, K) transposed; both may be transposed views."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
@@ -54,7 +54,7 @@ def _product(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor
 @torch.library.custom_op("fastirt::onednn_linear", mutates_args=())
 def onednn_linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
     """x (..., K), weight (N, K), bias (N,) or None: float32, on a CPU. Returns (..., N)."""
-    return _product(x, weight, bias)
+    return product(x, weight, bias)
 
 
 @onednn_linear.register_fake
@@ -67,12 +67,12 @@ def onednn_linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Ten
     """Gradients of x (..., K), weight (N, K) and bias (N,)."""
     outputs, inputs = weight.shape
     grad, rows = grad.reshape(-1, outputs), x.reshape(-1, inputs)
-    grad_x = _product(grad, weight.t()).view(x.shape)
+    grad_x = product(grad, weight.t()).view(x.shape)
     # oneDNN is slow at a product with more columns than rows.
     if outputs > inputs:
-        grad_weight = _product(rows.t(), grad.t()).t().contiguous()
+        grad_weight = product(rows.t(), grad.t()).t().contiguous()
     else:
-        grad_weight = _product(grad.t(), rows.t())
+        grad_weight = product(grad.t(), rows.t())
     return grad_x, grad_weight, grad.sum(0)
 
 

@@ -68,11 +68,16 @@ class RowLists(NamedTuple):
 
     def without(self, other: RowLists) -> RowLists:
         """These lists without the rows of the other's list of the same query."""
-        bound = int(torch.cat([self.rows, other.rows]).max()) + 1 if len(other.rows) and len(self.rows) else 0
-        if not bound:
+        if not len(other.rows) or not len(self.rows):
             return self
-        keep = ~torch.isin(self.queries * bound + self.rows, other.queries * bound + other.rows)
-        counts = torch.bincount(self.queries[keep], minlength=len(self.starts) - 1)
+        queries, longest = self.queries, int(other.counts.max())
+        if longest == 1:  # a query's own row: this is much faster than `isin`
+            left_out = torch.full((len(self.starts) - 1,), -1).index_put((other.queries,), other.rows)
+            keep = self.rows != left_out[queries]
+        else:
+            bound = int(torch.cat([self.rows, other.rows]).max()) + 1
+            keep = ~torch.isin(queries * bound + self.rows, other.queries * bound + other.rows)
+        counts = torch.bincount(queries[keep], minlength=len(self.starts) - 1)
         return RowLists(self.rows[keep], starts_of(counts))
 
 
