@@ -34,21 +34,27 @@ class Tile(NamedTuple):
     col: int
     similarity: Tensor  # (n, t) float32
     columns: Tensor  # (t, D) float32
-    masks: Tensor  # (2, n, t) bool, to work in
+    same: Tensor  # (n, t) bool, to work in
+    active: Tensor  # (n, t) bool, to work in
 
-    @property
-    def rows(self) -> slice:
-        return slice(self.row, self.row + self.similarity.shape[0])
+    def of_rows(self, values: Tensor) -> Tensor:
+        """A view of values (N, ...) at the tile's rows."""
+        return _part(values, self.row, self.similarity.shape[0])
 
-    @property
-    def cols(self) -> slice:
-        return slice(self.col, self.col + self.similarity.shape[1])
+    def of_cols(self, values: Tensor) -> Tensor:
+        """A view of values (M, ...) at the tile's columns."""
+        return _part(values, self.col, self.similarity.shape[1])
 
     def diagonal(self, values: Tensor, offset: int) -> Optional[Tensor]:
         """A view of values (n, t) where row i meets column i + offset; None if it never does."""
         n, t = self.similarity.shape
         offset += self.row - self.col
         return values.diagonal(offset) if -n < offset < t else None
+
+
+def _part(values: Tensor, start: int, count: int) -> Tensor:
+    """values[start : start + count], without an operator if that is all."""
+    return values if count >= values.shape[0] else values[start : start + count]
 
 
 def has_padding(labels: Tensor) -> bool:
@@ -73,15 +79,15 @@ def tiles(rows: Tensor, cols: Tensor, col_labels: Tensor, masked: bool) -> Itera
         return
     height = min(count, ROWS)
     width = min(total, COLUMNS, max(ROWS, TILE // height))
-    similarity, masks = torch.empty(height * width), torch.empty(2, height * width, dtype=torch.bool)
+    similarity = torch.empty(height * width)
+    same, active = (torch.empty(height * width, dtype=torch.bool) for _ in range(2))
     for col in range(0, total, width):
-        part = slice(col, col + width)
-        columns = valid_vectors(cols[part], col_labels[part], masked).contiguous()
+        columns = valid_vectors(_part(cols, col, width), _part(col_labels, col, width), masked).contiguous()
         for row in range(0, count, height):
-            block = rows[row : row + height]
+            block = _part(rows, row, height)
             n, t = block.shape[0], columns.shape[0]
-            products = torch.mm(block, columns.T, out=similarity[: n * t].view(n, t))
-            yield Tile(row, col, products, columns, masks[:, : n * t].view(2, n, t))
+            own, *masks = (_part(buffer, 0, n * t).view(n, t) for buffer in (similarity, same, active))
+            yield Tile(row, col, torch.mm(block, columns.T, out=own), columns, *masks)
 
 
 class PairTotals:
@@ -107,8 +113,8 @@ class PairTotals:
         self.columns: list[Optional[Tensor]] = [None, None]
 
     def add(self, tile: Tile) -> None:
-        same, active = tile.masks
-        torch.eq(self.row_labels[tile.rows, None], self.col_labels[tile.cols], out=same)
+        same, active = tile.same, tile.active
+        torch.eq(tile.of_rows(self.row_labels).unsqueeze(1), tile.of_cols(self.col_labels), out=same)
         if active.numel() <= SMALL:
             return self._add_many(tile, same)
         if not math.isfinite(tile.similarity.sum()):
@@ -123,9 +129,10 @@ class PairTotals:
     def _exclude(self, tile: Tile, pairs: Tensor) -> None:
         """Clear what is no pair in the mask `pairs` (n, t)."""
         if self.padding:
-            pairs.logical_and_(self.row_labels[tile.rows, None] >= 0).logical_and_(self.col_labels[tile.cols] >= 0)
+            pairs.logical_and_(tile.of_rows(self.row_labels).ge(0).unsqueeze(1))
+            pairs.logical_and_(tile.of_cols(self.col_labels) >= 0)
         if isinstance(self.own, Tensor):
-            col = self.own[tile.rows] - tile.col
+            col = tile.of_rows(self.own) - tile.col
             place = torch.arange(0, pairs.numel(), pairs.shape[1]) + col
             pairs.view(-1).index_fill_(0, place[(col >= 0).logical_and_(col < pairs.shape[1])], False)
         elif self.own is not None and (diagonal := tile.diagonal(pairs, self.own)) is not None:
@@ -140,23 +147,36 @@ class PairTotals:
         for sign, chosen in enumerate((positive, costs.logical_xor_(positive))):
             picks = places.masked_select(chosen)
             if picks.numel():
-                self._count(sign, picks.numel(), loss.masked_select(chosen))
+                part = loss.masked_select(chosen).sum(dtype=torch.float64)
+                self._count(sign, picks.numel(), float(part))
                 self._add_columns(sign, tile, picks)
 
     def _add_many(self, tile: Tile, same: Tensor) -> None:
         """By masks over the tile."""
         loss, costs = self._losses(tile.similarity, same)
         self._exclude(tile, costs)
-        positive = costs & same
-        for sign, chosen in enumerate((positive, costs.logical_xor_(positive))):
-            weights = chosen.float()
-            count = int(weights.sum())  # exact in float32 up to 2^24
-            self._count(sign, count, loss * weights)  # NaN where a similarity is not finite
-            if count <= DENSE * chosen.numel() and chosen.numel() > SMALL:
-                self._add_columns(sign, tile, chosen.view(-1).nonzero().view(-1))
-            elif count and self.gradient:
-                sums = weights.new_empty(len(chosen), tile.columns.shape[1])
-                self._add_sums(sign, tile, torch.mm(weights, tile.columns, out=sums))
+        weights = costs.float()
+        # Counts are exact in float32 up to 2^24. The sum is NaN if a similarity is.
+        count, total = int(weights.sum()), float(loss.mul_(weights).sum(dtype=torch.float64))
+        positives = weights * same
+        pulls = int(positives.sum())
+        part = total if pulls == count else float((loss * positives).sum(dtype=torch.float64))
+        self._count(0, pulls, part if math.isfinite(total) else math.nan)
+        self._count(1, count - pulls, total - part)
+        if pulls:
+            self._add_weighted(0, tile, positives, pulls)
+        if count > pulls:
+            self._add_weighted(1, tile, weights.sub_(positives), count - pulls)
+
+    def _add_weighted(self, sign: int, tile: Tile, weights: Tensor, count: int) -> None:
+        """weights (n, t) float32: 1 at `count` pairs, else 0."""
+        if not self.gradient:
+            return
+        if count <= DENSE * weights.numel() and weights.numel() > SMALL:
+            self._add_columns(sign, tile, weights.view(-1).nonzero().view(-1))
+        else:
+            sums = weights.new_empty(len(weights), tile.columns.shape[1])
+            self._add_sums(sign, tile, torch.mm(weights, tile.columns, out=sums))
 
     def _losses(self, similarity: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
         """(loss of each pair, whether it costs); same: whether it is a positive."""
@@ -165,13 +185,13 @@ class PairTotals:
             return loss, loss > PAIR_THRESHOLD
         return loss, (loss > 0).logical_or_(same)
 
-    def _count(self, sign: int, count: int, losses: Tensor) -> None:
+    def _count(self, sign: int, count: int, loss: float) -> None:
         self.counts[sign] += count
-        self.sums[sign] += float(losses.sum(dtype=torch.float64))
+        self.sums[sign] += loss
 
     def _add_columns(self, sign: int, tile: Tile, places: Tensor) -> None:
         """places: of pairs in the flat tile, ascending."""
-        if self.gradient and places.numel():
+        if self.gradient:
             n, t = tile.similarity.shape
             starts = torch.searchsorted(places, torch.arange(0, n * t + 1, t))
             bags = torch.embedding_bag(tile.columns, places.remainder_(t), starts, include_last_offset=True)
@@ -184,7 +204,7 @@ class PairTotals:
             return
         if columns is None:
             columns = self.columns[sign] = sums.new_zeros(count, sums.shape[1])
-        columns[tile.rows].add_(sums)
+        tile.of_rows(columns).add_(sums)
 
 
 class Nearest:
@@ -195,16 +215,16 @@ class Nearest:
     """
 
     def __init__(self, count: int, col_labels: Tensor, row_offset: int, padding: bool) -> None:
-        self.padding = (col_labels < 0)[None, :] if padding else None
+        self.padding = col_labels < 0 if padding else None
         self.row_offset = row_offset
         self.best, self.column = torch.empty(count), torch.empty(count, dtype=torch.int64)
 
     def add(self, tile: Tile) -> None:
         if self.padding is not None:
-            tile.similarity.masked_fill_(self.padding[:, tile.cols], -math.inf)
+            tile.similarity.masked_fill_(tile.of_cols(self.padding), -math.inf)
         if (diagonal := tile.diagonal(tile.similarity, self.row_offset)) is not None:
             diagonal.fill_(-math.inf)
-        best, index = self.best[tile.rows], self.column[tile.rows]
+        best, index = tile.of_rows(self.best), tile.of_rows(self.column)
         if tile.col == 0:
             torch.max(tile.similarity, dim=1, out=(best, index))
             return

@@ -29,7 +29,7 @@ def loss_and_gradient(case, **options):
 @pytest.mark.parametrize("with_memory", [True, False])
 def test_opcheck(with_memory):
     case = make(12, 30 if with_memory else None, 64)
-    torch.library.opcheck(tiled.losses_and_gradients, (*case, 0.2, "nonzero_mean", 1e-8, 1e-6, False))
+    torch.library.opcheck(tiled.operator, (*case, 0.2, "nonzero_mean", 1e-8, 1e-6, False))
 
 
 def test_auto_takes_it_on_a_cpu():
