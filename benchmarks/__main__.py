@@ -23,7 +23,7 @@ from benchmarks.timing import reason, release
 # Most important first. Each module in parts/ has `add_flags(parser)` and `run(args, results)`.
 PARTS = {
     "step": "the whole training step: engines, precisions, and the public recipe",
-    "loss": "the loss, forward and backward: kernels, PyTorch, torch.compile, pytorch-metric-learning",
+    "loss": "the loss, forward and backward: kernels or tiles, PyTorch, torch.compile, pytorch-metric-learning",
     "cache": "from cached images to the step's input buffer",
     "input": "from images to batches: DALI, packed store, torchvision, the public recipe's loader",
     "attention": "attention backends and padded sequences",
@@ -66,7 +66,7 @@ def _measure(args: argparse.Namespace, flags: dict[str, argparse.Namespace]) -> 
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
     elif set(flags) - WITHOUT_CEILINGS:
-        print("no GPU: small sizes and CPU figures; the kernels are left out, their interpreter is too slow")
+        print("no GPU: small sizes and CPU figures")
     name = "predict" if set(flags) <= WITHOUT_CEILINGS else device_name(device)
     path = None if args.no_save else args.out or default_path(name)
     results = Results(path, device, {})

@@ -1,6 +1,7 @@
 """The objective as functions, training views of images, and counts of similarities for ranks.
 
-Each is there twice, as Triton kernels and in plain PyTorch. Nothing else of fastirt is imported.
+Each is there as Triton kernels, in tiles for a CPU, and in plain PyTorch. Nothing else of fastirt
+is imported.
 """
 
 from fastirt.kernels.contrastive import contrastive_koleo

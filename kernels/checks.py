@@ -15,7 +15,7 @@ from fastirt.kernels.variants.tile_table import has_tiles
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64)
 PRECISIONS = ("auto", "bf16", "tf32", "fp32")
-IMPLEMENTATIONS = ("auto", "triton", "reference")
+IMPLEMENTATIONS = ("auto", "triton", "tiled", "reference")
 LARGEST_DIM = 1024  # a tile keeps whole rows on chip
 # Kernels that the self-check found faulty on this machine. `gather_views` reads it; the objective
 # gets impl="reference" when it is built, so that torch.compile never guards on this set.
@@ -63,11 +63,17 @@ def check_options(options: PairOptions) -> None:
 
 
 def choose_impl(impl: str, rows: Tensor) -> str:
-    """ "triton" or "reference" for rows (N, D) and a user's `impl`.
+    """ "triton", "tiled" or "reference" for rows (N, D) and a user's `impl`.
 
-    `auto` takes Triton on a GPU that the table has tiles for, where D fits.
-    Raises ValueError for an unknown `impl`, and for "triton" where it cannot run.
+    `auto` takes Triton on a GPU that the table has tiles for, where D fits, and tiles on a CPU.
+    Raises ValueError for an unknown `impl`, and for "triton" or "tiled" where it cannot run.
     """
+    check_choice("impl", impl, IMPLEMENTATIONS)
+    on_cpu = rows.device.type == "cpu"
+    if impl == "tiled" and not on_cpu:
+        raise ValueError(f"impl 'tiled': the tensors are on {rows.device}, it is for a CPU: use impl='reference'")
+    if impl == "tiled" or (impl == "auto" and on_cpu):
+        return "tiled"
     arch, _ = machine(rows.device)
     obstacle = None
     if not has_tiles(arch):
@@ -82,7 +88,7 @@ def triton_or_reference(impl: str, device: torch.device, obstacle: Optional[str]
 
     Raises ValueError as `choose_impl` does.
     """
-    check_choice("impl", impl, IMPLEMENTATIONS)
+    check_choice("impl", impl, ("auto", "triton", "reference"))
     on_gpu = device.type == "cuda"
     if impl == "auto":
         return "triton" if on_gpu and obstacle is None else "reference"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastirt.kernels import operators, reference
 from fastirt.kernels.checks import check_integers, check_options, check_vectors, choose_impl, resolve_precision
+from fastirt.kernels.cpu import tiled
 from fastirt.kernels.reference import KOLEO_DISTANCE_EPS, KOLEO_EPS, ContrastiveKoLeo, PairOptions
 from fastirt.kernels.rounding import product_operand
 
@@ -37,7 +38,8 @@ def contrastive_koleo(
     z: (N, D) float32, bfloat16 or float16, L2-normalized rows; the gradient has the same dtype.
     labels: (N,) int32 or int64; a negative label marks padding.
     memory: (M, D) of any of those dtypes, L2-normalized; it receives no gradient. If it changes
-        before the backward, that raises RuntimeError.
+        before the backward, that raises RuntimeError, except with `tiled`, whose gradient is known
+        by then.
     memory_labels: (M,) int32 or int64; -1 marks an empty slot, whose row may hold anything.
     memory_self: (N,) int64, each row's own slot in the memory, which is no pair; -1 for none.
     margin: cosine similarity above which a negative pair costs.
@@ -48,18 +50,19 @@ def contrastive_koleo(
     precision: of the matrix products, `bf16`, `tf32` or `fp32`; `auto` follows 16-bit inputs, and
         torch.get_float32_matmul_precision() for float32 ones. `tf32` rounds z, but cuts off the
         last bits of a float32 memory: round it before, once (`rounding.round_to_tf32`). The
-        reference takes float32.
+        others take float32.
     finite_slots: whether rows and slots with a negative label are finite too, and so small that no
         product overflows, such as zeros or unit vectors. If so, the kernels load ahead on A100 and
         H100/H200; without it they wait for the labels to leave out what may be NaN.
-    impl: `triton`, `reference` (plain PyTorch) or `auto`: Triton where the device and D allow it.
+    impl: `triton`, `tiled` (for a CPU), `reference` (plain PyTorch) or `auto`: tiles on a CPU,
+        Triton where the GPU and D allow it.
     check: also check the values of memory_labels and memory_self, which waits for the device.
 
     Returns (batch, memory, koleo), 0-d float32, each differentiable in z. A contrastive loss
     without a pair is 0 with zero gradient, as is KoLeo of fewer than two rows. NaN or infinity in z
     or in a filled slot makes the losses that use it NaN.
     Raises ValueError for a wrong shape, dtype, device or option; RuntimeError for a second
-    derivative of the Triton version.
+    derivative, which the reference alone has.
     """
     options = PairOptions(margin, reduction, koleo_eps, koleo_distance_eps, precision, finite_slots)
     check_vectors("z", z)
@@ -76,8 +79,9 @@ def contrastive_koleo(
         check_integers("memory_self", memory_self, z, (torch.int64,))
     if check:
         _check_values(memory, memory_labels, memory_self)
-    if choose_impl(impl, z) == "reference":
-        return reference.contrastive_koleo(z, labels, memory, memory_labels, memory_self, options)
+    if (impl := choose_impl(impl, z)) != "triton":
+        losses = tiled.contrastive_koleo if impl == "tiled" else reference.contrastive_koleo
+        return losses(z, labels, memory, memory_labels, memory_self, options)
     memory = None if memory is None else memory.detach()
     precision = resolve_precision(precision, z, memory)
     batch, memory_loss, koleo, *_ = operators.contrastive_koleo(

@@ -148,13 +148,22 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """Twin of `fastirt.kernels.nearest`: (rho, index); rho has a gradient in rows and cols."""
     index = nearest_column(rows, row_labels, cols, col_labels, row_offset)
-    valid = (row_labels >= 0)[:, None]
-    rows = torch.where(valid, rows.float(), 0.0)
+    rows = torch.where((row_labels >= 0)[:, None], rows.float(), 0.0)
+    return neighbor_distance(rows, cols, index, distance_eps), index
+
+
+def neighbor_distance(rows: Tensor, cols: Tensor, index: Tensor, distance_eps: float) -> Tensor:
+    """(N,) float32: ||row - column + distance_eps||, 0 where there is no column; NaN where the row
+    is not finite.
+
+    rows: (N, D) float32, zeros where they are padding.
+    cols: (C, D). index: (N,) int64, the column, -1 for none.
+    """
     if cols.shape[0] == 0:
-        return rows.sum(dim=1) * 0, index
-    neighbors = torch.where(valid, cols.float()[index.clamp(min=0)], 0.0)
+        return rows.sum(dim=1) * 0
+    neighbors = torch.where((index >= 0)[:, None], cols.float()[index.clamp(min=0)], 0.0)
     rho = torch.linalg.vector_norm(rows - neighbors + distance_eps, dim=1)
-    return torch.where(index >= 0, rho, 0.0) + rows.detach().mul(0).sum(dim=1), index
+    return torch.where(index >= 0, rho, 0.0) + rows.detach().mul(0).sum(dim=1)
 
 
 def koleo(

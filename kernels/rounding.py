@@ -44,9 +44,9 @@ def columns_for_products(vectors: Tensor, precision: str, impl: str, rows: Optio
 
     These take columns as they are, since a copy of a large memory would cost as much as the pass.
     precision, impl: as given to them. rows: that these columns will meet, if they are of another
-        dtype, on which `auto` depends. Unchanged for the reference, which takes float32.
+        dtype, on which `auto` depends. Unchanged but for Triton: the others take float32.
     """
-    if choose_impl(impl, vectors) == "reference":
+    if choose_impl(impl, vectors) != "triton":
         return vectors
     return product_operand(vectors, resolve_precision(precision, vectors, rows))
 

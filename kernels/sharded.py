@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fastirt.kernels import operators, reference
 from fastirt.kernels.checks import check_integers, check_options, check_vectors, choose_impl, resolve_precision
+from fastirt.kernels.cpu import tiled
 from fastirt.kernels.reference import KOLEO_DISTANCE_EPS, KOLEO_EPS, PairOptions
 from fastirt.kernels.rounding import product_operand
 
@@ -73,11 +74,12 @@ def pair_stats(
     A value that is not finite makes pos_sum NaN.
     Raises ValueError for a wrong shape, dtype, device or option.
     """
-    options = PairOptions(margin, reduction, precision=precision)
+    options = PairOptions(margin, reduction, precision=precision, finite_slots=finite_slots)
     self_index = _self_index(rows, row_labels, cols, col_labels, row_offset, self_slots)
     check_options(options)
-    if choose_impl(impl, rows) == "reference":
-        return PairStats(*reference.pair_stats(rows, row_labels, cols, col_labels, self_index, options))
+    if (impl := choose_impl(impl, rows)) != "triton":
+        sums = tiled.pair_stats if impl == "tiled" else reference.pair_stats
+        return PairStats(*sums(rows, row_labels, cols, col_labels, self_index, options))
     precision = resolve_precision(precision, rows, cols)
     products = product_operand(rows, precision) if products is None else products
     sums, counts = operators.pair_stats(
@@ -112,13 +114,14 @@ def pair_grad(
 
     Raises ValueError for a wrong shape, dtype, device or option.
     """
-    options = PairOptions(margin, reduction, precision=precision)
+    options = PairOptions(margin, reduction, precision=precision, finite_slots=finite_slots)
     self_index = _self_index(rows, row_labels, cols, col_labels, row_offset, self_slots)
     check_options(options)
     _check_scale("scale_pos", scale_pos, rows)
     _check_scale("scale_neg", scale_neg, rows)
-    if choose_impl(impl, rows) == "reference":
-        return reference.pair_grad(
+    if (impl := choose_impl(impl, rows)) != "triton":
+        gradient = tiled.pair_grad if impl == "tiled" else reference.pair_grad
+        return gradient(
             rows, row_labels, cols, col_labels, self_index, options, scale_pos=scale_pos, scale_neg=scale_neg
         )
     scales = torch.stack([scale_pos.float(), scale_neg.float()])
@@ -161,11 +164,10 @@ def nearest(
         col_labels = torch.zeros(cols.shape[:1], dtype=torch.int64, device=cols.device)
     _check_pairs(rows, row_labels, cols, col_labels)
     check_options(PairOptions(precision=precision))
-    if choose_impl(impl, rows) == "reference":
+    if (impl := choose_impl(impl, rows)) != "triton":
+        found = tiled.nearest if impl == "tiled" else reference.nearest
         with torch.no_grad():
-            neighbors = reference.nearest(
-                rows, row_labels, cols, col_labels, row_offset=row_offset, distance_eps=distance_eps
-            )
+            neighbors = found(rows, row_labels, cols, col_labels, row_offset=row_offset, distance_eps=distance_eps)
         return Nearest(*neighbors)
     precision = resolve_precision(precision, rows, cols)
     made = [product_operand(x, precision) if given is None else given for x, given in zip((rows, cols), products)]
@@ -210,7 +212,7 @@ def koleo_grad(
         raise ValueError(
             f"row_offset {row_offset}: {rows.shape[0]} rows do not fit into {cols.shape[0]} columns from there"
         )
-    if choose_impl(impl, rows) == "reference":
+    if choose_impl(impl, rows) != "triton":  # no tiles: it compares no pairs
         return reference.koleo_grad(
             rows, cols, rho, index, row_offset=row_offset, scale=scale, koleo_eps=koleo_eps, distance_eps=distance_eps
         )

@@ -19,6 +19,7 @@ import pytest
 FOLDERS = {"kernels": "interpreter", "distributed": "ranks"}
 UNMARKED = {
     "test_plan.py",
+    "test_tiled.py",
     "test_tune.py",
     "test_decisions.py",
     "test_rendezvous.py",

@@ -1,4 +1,4 @@
-"""Implementations of the loss that are timed: kernels, PyTorch, torch.compile,
+"""Implementations of the loss that are timed: kernels or tiles, PyTorch, torch.compile,
 pytorch-metric-learning."""
 
 from __future__ import annotations
@@ -57,10 +57,15 @@ def step(tensors: dict[str, Any], loss: Callable[..., Tensor]) -> Callable[[], t
     return call
 
 
+def fast_impl(device: torch.device) -> str:
+    """The `impl` of the contender "fastirt"."""
+    return "tiled" if device.type == "cpu" else "triton"
+
+
 def kernels_missing(device: torch.device, dim: int) -> str:
-    """Why the kernels cannot run on this device at this D; empty if they can."""
+    """Why the fast implementation cannot run on this device at this D; empty if it can."""
     try:
-        choose_impl("triton", torch.empty(1, dim, device=device))
+        choose_impl(fast_impl(device), torch.empty(1, dim, device=device))
     except ValueError as error:
         return str(error)
     return ""
@@ -69,9 +74,9 @@ def kernels_missing(device: torch.device, dim: int) -> str:
 def losses(reduction: str, device: torch.device, dim: int) -> dict[str, Callable[..., Tensor]]:
     """Implementations of batch + memory + LAMBDA * koleo, by name.
 
-    "fastirt" is included where the kernels run; "metric-learning" where that package is installed,
-    for `nonzero_mean` alone, which is its reduction. It also counts a row's pair with its own slot,
-    so its value differs when the batch is in the memory.
+    "fastirt" is included where its `fast_impl` runs; "metric-learning" where that package is
+    installed, for `nonzero_mean` alone, which is its reduction. It also counts a row's pair with
+    its own slot, so its value differs when the batch is in the memory.
     """
 
     def ours(impl: str) -> Callable[..., Tensor]:
@@ -86,7 +91,7 @@ def losses(reduction: str, device: torch.device, dim: int) -> dict[str, Callable
 
     implementations = {"plain": ours("reference"), "compiled": torch.compile(ours("reference"), dynamic=False)}
     if not kernels_missing(device, dim):
-        implementations = {"fastirt": ours("triton"), **implementations}
+        implementations = {"fastirt": ours(fast_impl(device)), **implementations}
     if reduction == "nonzero_mean" and has_metric_learning():
         contrastive = contrastive_loss(0.5)
 

@@ -1,5 +1,5 @@
-"""The loss, forward and backward: the kernels beside plain PyTorch, torch.compile and
-pytorch-metric-learning."""
+"""The loss, forward and backward: the kernels, or the tiles on a CPU, beside plain PyTorch,
+torch.compile and pytorch-metric-learning."""
 
 from __future__ import annotations
 
@@ -77,9 +77,7 @@ def _measure(reduction: str, dtype: str, dim: int, rows: int, slots: int, result
     tensors = inputs(rows, slots, dim, DTYPES[dtype], device)
     torch.compiler.reset()
     calls = {name: step(tensors, loss) for name, loss in losses(reduction, device, dim).items()}
-    if device.type != "cuda":
-        calls.pop("fastirt", None)  # there the kernels run in the interpreter, which is too slow
-    elif "fastirt" in calls:
+    if device.type == "cuda" and "fastirt" in calls:
         try:
             calls = {GRAPH: as_cuda_graph(calls["fastirt"]), **calls}
         except Exception as error:
@@ -117,8 +115,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
     rows = args.rows or ([64] if args.quick else [64, 256, 1024, 4096] if on_gpu else [64, 256])
     slots = [6000] if args.quick else [0, 6000, 59551] if on_gpu else [0, 6000]
     slots = slots if args.slots is None else args.slots
-    reasons = {kernels_missing(results.device, dim) for dim in args.dim} - {""} if on_gpu else {"no GPU"}
-    for why in sorted(reasons):
+    for why in sorted({kernels_missing(results.device, dim) for dim in args.dim} - {""}):
         results.not_run("loss", "fastirt", why)
     if "nonzero_mean" in args.reduction and not has_metric_learning():
         results.not_run("loss", "metric-learning", "no pytorch-metric-learning")

@@ -1,11 +1,12 @@
-"""The whole training step on random images: from eager fp32 to a captured bf16 step, and the public
-recipe."""
+"""The whole training step on random images: from eager fp32 to a captured bf16 step, on a CPU eager
+fp32 and bf16 and compiled fp32, and the public recipe."""
 
 from __future__ import annotations
 
 import argparse
 import functools
 import itertools
+import platform
 import statistics
 from typing import Any, Callable, Iterator
 
@@ -35,6 +36,7 @@ WATERFALL: dict[str, dict[str, Any]] = {
     "+ CUDA graph": dict(engine="graph", precision="bf16", loss_impl="auto"),
 }
 LAST = "+ CUDA graph"
+CPU_BF16 = "eager bf16"
 PUBLIC = "public recipe"
 # One change each to the waterfall's last row, timed in turns with it. The slowest to compile last.
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -132,7 +134,17 @@ def contenders(device: torch.device) -> dict[str, dict[str, Any] | None]:
         found = {**WATERFALL, PUBLIC: None, **others}
         return {**{name: found[name] for name in (LAST, "graph, bf16 weights", "+ torch.compile", PUBLIC)}, **found}
     fp32 = {f"{engine} fp32": dict(engine=engine, precision="fp32") for engine in ("eager", "onednn", "compile")}
-    return {**fp32, PUBLIC: None}
+    bf16 = {} if bf16_units_missing() else {CPU_BF16: dict(engine="eager", precision="bf16")}
+    return {**fp32, **bf16, PUBLIC: None}
+
+
+def bf16_units_missing() -> str:
+    """Why bf16 products gain nothing on this CPU; empty if it has instructions for them."""
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        return ""
+    if platform.machine() in ("aarch64", "arm64") and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return ""
+    return "this CPU has no bf16 products (AMX, AVX-512 BF16 or Arm's)"
 
 
 def run(args: argparse.Namespace, results: Results) -> None:
@@ -141,6 +153,8 @@ def run(args: argparse.Namespace, results: Results) -> None:
         keep_freed_memory()  # as `fastirt train` does; the public recipe gains too
         for name in [*WATERFALL, *ABLATIONS][1:]:
             results.not_run("step", name, "needs a GPU")
+        if why := bf16_units_missing():
+            results.not_run("step", CPU_BF16, why)
     batch_sizes = args.batch_size or (([64] if args.quick else [64, 256]) if on_gpu else [8 if args.quick else 16])
     input_sizes = args.input_size or [224 if on_gpu else 32 if args.quick else 64]
     for batch_size, input_size in itertools.product(batch_sizes, input_sizes):
@@ -213,7 +227,7 @@ def _write(
     sizes: dict[str, Any], results: Results,
 ) -> None:  # fmt: skip
     """Add one contender's figure. momentum: it has a momentum encoder, whose forward counts."""
-    precision = "bf16" if results.device.type == "cuda" else "fp32"
+    precision = "bf16" if results.device.type == "cuda" or name == CPU_BF16 else "fp32"
     flops = operations(sizes["model"], sizes["input_size"], momentum)
     rates = [sizes["batch_size"] / value for value in seconds]
     limit = results.limits[precision] * 1e12 / flops if flops else None

@@ -95,7 +95,9 @@ class ObjectiveConfig:
     margin: float = option(0.5, "cosine above which a negative pair is pushed apart (beta)")
     lambda_reg: float = option(0.7, "weight of the KoLeo term (lambda)")
     loss_impl: str = option(
-        "auto", "fused Triton kernels, or plain PyTorch; auto: Triton on a GPU", ("auto", "triton", "reference")
+        "auto",
+        "fused Triton kernels, tiles for a CPU's cache, or plain PyTorch; auto: Triton on a GPU, tiles on a CPU",
+        ("auto", "triton", "tiled", "reference"),
     )
     loss_precision: str = option(
         "auto",

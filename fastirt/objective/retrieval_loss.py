@@ -34,8 +34,8 @@ class RetrievalLoss(nn.Module):
     contrastive: `anchor_sum` (the paper), or `nonzero_mean`, the default reducer of
         pytorch-metric-learning.
     lambda_reg: weight of KoLeo. The same value is a different balance under the other reduction.
-    impl: `triton`, `reference` (plain PyTorch in float32) or `auto`: Triton where the GPU has
-        tiles.
+    impl: `triton`, `tiled` (for a CPU, in float32), `reference` (plain PyTorch in float32) or
+        `auto`: tiles on a CPU, Triton where the GPU has tiles.
     precision: of the matrix products in Triton, `bf16`, `tf32`, `fp32`, or `auto`, which follows
         the inputs (see `contrastive_koleo`, also about a float32 memory under `tf32`).
     normalize: L2-normalize embeddings and memory in float32 first, as pytorch-metric-learning does;

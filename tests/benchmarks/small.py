@@ -8,7 +8,7 @@ LIMITS = {"GB/s": 10.0, "bf16": 0.1, "tf32": 0.1, "fp32": 0.1}
 
 # Flags that make a part small, and the contenders that a CPU has.
 SMALL = {
-    "loss": ("--rows 16 --slots 50 --dim 32 --dtype fp32", {"plain", "compiled", "metric-learning"}),
+    "loss": ("--rows 16 --slots 50 --dim 32 --dtype fp32", {"fastirt", "plain", "compiled", "metric-learning"}),
     "cache": ("--images 20 --side 40 --crop 32", {"fastirt, host", "torch indexing"}),
     "input": (
         "--images 48 --batches 1 --workers 2",

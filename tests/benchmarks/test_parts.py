@@ -34,7 +34,7 @@ def test_a_part_end_to_end(part, tmp_path):
             shares = sorted((row["p50"] / row["limit"], row["limit"] / row["p50"]))
             assert row["share_of_limit"] in (pytest.approx(shares[0]), pytest.approx(shares[1]))
         assert row["limit"] or part == "scaling" or row["name"].startswith("decode alone") or row["part"] == "ceilings"
-    if part in ("loss", "cache", "step"):
+    if part in ("cache", "step"):
         # what needs a GPU is listed
         assert any(row["part"] == part for row in rows if "not_run" in row)
 

@@ -104,3 +104,17 @@ def test_mfu_is_of_the_data_sheet_not_of_the_measured_products(monkeypatch):
     assert figure.p50 == pytest.approx(1e5)
     assert figure.share_of_limit == pytest.approx(0.1)
     assert figure.extra["MFU"] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_a_cpu_has_a_bf16_row_or_the_reason_why_not(units, monkeypatch, tmp_path):
+    monkeypatch.setattr(step, "bf16_units_missing", lambda: "" if units else "no units")
+    monkeypatch.setattr(step, "_measure", lambda *_: None)
+    results = Results(tmp_path / "r.jsonl", CPU, {})
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true")
+    step.add_flags(parser)
+    step.run(parser.parse_args(["--quick"]), results)
+    not_run = {row["name"]: row["not_run"] for row in read([results.path])}
+    assert (step.CPU_BF16 in step.contenders(CPU)) == units
+    assert not_run.get(step.CPU_BF16) == (None if units else "no units")

@@ -16,6 +16,7 @@ ROWS = (1, 2, 7, 63, 64, 65, 100, 1000)
 SLOTS = (0, 1, 63, 1000, 4097)
 DIMS = (64, 100, 192, 384, 768, 1024)
 REDUCTIONS = ("anchor_sum", "nonzero_mean")
+FAST = ("triton", "tiled") if DEVICE.type == "cpu" else ("triton",)  # implementations beside the reference
 
 
 class Case(NamedTuple):

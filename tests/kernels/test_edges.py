@@ -5,9 +5,15 @@ import torch
 import torch.nn.functional as F
 
 from fastirt.kernels import contrastive_koleo, nearest, pair_grad, pair_stats
-from tests.kernels.cases import DEVICE, REDUCTIONS, Case, exact, make
+from tests.kernels.cases import DEVICE, FAST, REDUCTIONS, Case, exact, make
 
+IMPL = "triton"  # of the running test
 BOTH = pytest.mark.parametrize("reduction", REDUCTIONS)
+
+
+@pytest.fixture(autouse=True, params=FAST)
+def implementation(request, monkeypatch):
+    monkeypatch.setitem(globals(), "IMPL", request.param)
 
 
 def unit(rows, dim, seed=0):
@@ -22,7 +28,7 @@ def run(case, reduction="anchor_sum", precision="fp32", **options):
     z = case.z.detach().clone().requires_grad_()
     found = contrastive_koleo(
         z, case.labels, case.memory, case.memory_labels, memory_self=case.memory_self, reduction=reduction,
-        impl="triton", precision=precision, **options,
+        impl=IMPL, precision=precision, **options,
     )  # fmt: skip
     gradients = [torch.autograd.grad(loss, z, retain_graph=True)[0] for loss in found]
     return [loss.item() for loss in found], gradients
@@ -74,7 +80,7 @@ def test_exact_duplicates_and_antipodes(reduction):
 @BOTH
 def test_a_whole_batch_of_one_vector_is_finite(reduction):
     z = unit(1, 100).repeat(70, 1)
-    rho, index = nearest(z, impl="triton")
+    rho, index = nearest(z, impl=IMPL)
     assert index.tolist() == [1] + [0] * 69
     torch.testing.assert_close(rho, torch.full_like(rho, 1e-5), rtol=1e-5, atol=0)
     losses, gradients = run(
@@ -92,17 +98,17 @@ def test_a_whole_batch_of_one_vector_is_finite(reduction):
 def test_a_neighbour_shared_by_all():
     hub = unit(1, 64)
     z = F.normalize(torch.cat([hub, hub + 0.9 * unit(199, 64, 3)]), dim=1)
-    assert (nearest(z, impl="triton").index[1:] == 0).sum() > 150
+    assert (nearest(z, impl=IMPL).index[1:] == 0).sum() > 150
     assert_exact(Case(z, torch.arange(200, device=DEVICE) // 2, None, None, None), "anchor_sum")
 
 
 def test_exact_ties_take_the_lowest_index():
     z = torch.eye(8, 64, device=DEVICE)
     z = torch.cat([z, z, z])
-    assert nearest(z, impl="triton").index.tolist() == [*range(8, 16), *range(8), *range(8)]
+    assert nearest(z, impl=IMPL).index.tolist() == [*range(8, 16), *range(8), *range(8)]
     apart = torch.eye(5, 64, device=DEVICE)
-    assert nearest(apart, impl="triton").index.tolist() == [1, 0, 0, 0, 0]
-    assert nearest(z, impl="reference").index.tolist() == nearest(z, impl="triton").index.tolist()
+    assert nearest(apart, impl=IMPL).index.tolist() == [1, 0, 0, 0, 0]
+    assert nearest(z, impl="reference").index.tolist() == nearest(z, impl=IMPL).index.tolist()
 
 
 def test_the_neighbour_is_within_rounding_of_the_true_minimum():
@@ -110,7 +116,7 @@ def test_the_neighbour_is_within_rounding_of_the_true_minimum():
     similarity = case.z.double() @ case.z.double().T
     candidates = (case.labels >= 0)[None, :] & ~torch.eye(300, dtype=torch.bool, device=DEVICE)
     best = torch.where(candidates, similarity, -2.0).max(1).values
-    rho, index = nearest(case.z, row_labels=case.labels, precision="fp32", impl="triton")
+    rho, index = nearest(case.z, row_labels=case.labels, precision="fp32", impl=IMPL)
     kept = case.labels >= 0
     assert (index[~kept] == -1).all() and (rho[~kept] == 0).all()
     found = similarity[torch.arange(300, device=DEVICE)[kept], index[kept]]
@@ -159,7 +165,7 @@ def test_finite_slots_give_the_same_bits(precision, reduction):
     assert torch.tensor(run(case, reduction, finite_slots=True, **options)[0]).isnan().any()  # else NaN shows
     stats = [
         pair_stats(
-            c.z, c.labels, c.memory, c.memory_labels, self_slots=c.memory_self, reduction=reduction, impl="triton",
+            c.z, c.labels, c.memory, c.memory_labels, self_slots=c.memory_self, reduction=reduction, impl=IMPL,
             finite_slots=c is empty, precision=precision,
         )
         for c in (case, empty)
@@ -169,7 +175,7 @@ def test_finite_slots_give_the_same_bits(precision, reduction):
     grads = [
         pair_grad(
             c.z, c.labels, c.memory, c.memory_labels, scale_pos=scale, scale_neg=scale, reduction=reduction,
-            impl="triton", finite_slots=c is empty, precision=precision,
+            impl=IMPL, finite_slots=c is empty, precision=precision,
         )
         for c in (case, empty)
     ]  # fmt: skip
@@ -227,7 +233,7 @@ def test_inputs_of_any_strides():
         labels=torch.stack([case.labels, case.labels], 1)[:, 1], memory_self=case.memory_self.repeat_interleave(2)[::2],
     )  # fmt: skip
     z = strided.z.requires_grad_()
-    ours = contrastive_koleo(z, *strided[1:4], memory_self=strided.memory_self, impl="triton")
+    ours = contrastive_koleo(z, *strided[1:4], memory_self=strided.memory_self, impl=IMPL)
     (gradient,) = torch.autograd.grad(sum(ours), z)
     losses, gradients = run(case)
     assert [loss.item() for loss in ours] == losses
@@ -242,7 +248,7 @@ def test_rows_further_apart_than_2_to_the_31():
     case = Case(far, labels, far, labels, None)
     near = Case(far.clone(), labels, far.clone(), labels, None)
     z = far.detach().requires_grad_()
-    ours = contrastive_koleo(z, labels, far, labels, impl="triton", precision="fp32")
+    ours = contrastive_koleo(z, labels, far, labels, impl=IMPL, precision="fp32")
     (gradient,) = torch.autograd.grad(sum(ours), z)
     losses, gradients = run(near)
     assert [loss.item() for loss in ours] == losses == run(case)[0]

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from fastirt.kernels import contrastive_koleo, koleo_grad, nearest, pair_grad, pair_stats
-from tests.kernels.cases import DEVICE, REDUCTIONS, exact, make
+from tests.kernels.cases import DEVICE, FAST, REDUCTIONS, exact, make
 
 
-@pytest.mark.parametrize("impl", ["triton", "reference"])
+@pytest.mark.parametrize("impl", [*FAST, "reference"])
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_virtual_ranks_compute_what_one_does(reduction, ranks, impl):
@@ -62,9 +62,10 @@ def test_virtual_ranks_compute_what_one_does(reduction, ranks, impl):
     assert (torch.nan_to_num(gradient) - slope).norm() <= 1e-5 * slope.norm()
 
 
-def test_counts_are_integers_and_equal_the_definition():
+@pytest.mark.parametrize("impl", FAST)
+def test_counts_are_integers_and_equal_the_definition(impl):
     case = make(65, 1000, 64)
-    ours = pair_stats(case.z, case.labels, case.memory, case.memory_labels, impl="triton")
+    ours = pair_stats(case.z, case.labels, case.memory, case.memory_labels, impl=impl)
     plain = pair_stats(case.z, case.labels, case.memory, case.memory_labels, impl="reference")
     assert ours.pos_count.dtype == ours.neg_count.dtype == torch.int64
     assert (ours.pos_count, ours.neg_count) == (plain.pos_count, plain.neg_count)
@@ -121,7 +122,7 @@ def test_too_wide_for_the_kernels():
     z, labels = torch.randn(3, 1025, device=DEVICE), torch.zeros(3, dtype=torch.int64, device=DEVICE)
     with pytest.raises(ValueError, match="D = 1025, at most 1024"):
         contrastive_koleo(z, labels, impl="triton")
-    contrastive_koleo(z, labels)  # auto takes the reference
+    contrastive_koleo(z, labels)  # auto takes another
 
 
 def test_parts_refuse_two_ways_to_say_self():

@@ -1,10 +1,10 @@
-"""The kernels against the definition in float64, and against the plain PyTorch twin in 16 bits."""
+"""Kernels and tiles against the definition in float64, or in 16 bits against plain PyTorch."""
 
 import pytest
 import torch
 
 from fastirt.kernels import contrastive_koleo
-from tests.kernels.cases import DIMS, REDUCTIONS, ROWS, SLOTS, all_pairs, exact, make
+from tests.kernels.cases import DIMS, FAST, REDUCTIONS, ROWS, SLOTS, all_pairs, exact, make
 
 WEIGHTS = (1.0, 0.5, 0.7)
 LARGE = 200  # from here on only the weighted sum's gradient
@@ -39,8 +39,8 @@ def expected_of(case, reduction):
     return losses, [together] if len(case.z) > LARGE else [*gradients, together], ambiguous
 
 
-def assert_close_to_exact(case, reduction):
-    losses, gradients = losses_and_gradients(case, reduction, "triton", precision="fp32")
+def assert_close_to_exact(case, reduction, impl):
+    losses, gradients = losses_and_gradients(case, reduction, impl, precision="fp32")
     expected, slopes, ambiguous = expected_of(case, reduction)
     # Under nonzero_mean a pair within rounding of a threshold may count or not, which moves a mean
     # of few.
@@ -53,39 +53,43 @@ def assert_close_to_exact(case, reduction):
     return ambiguous
 
 
+@pytest.mark.parametrize("impl", FAST)
 @pytest.mark.parametrize("rows, slots, dim, reduction", CASES)
-def test_float32_is_within_rounding_of_float64(rows, slots, dim, reduction):
-    ambiguous = assert_close_to_exact(make(rows, slots, dim, seed=rows + slots + dim), reduction)
+def test_float32_is_within_rounding_of_float64(rows, slots, dim, reduction, impl):
+    ambiguous = assert_close_to_exact(make(rows, slots, dim, seed=rows + slots + dim), reduction, impl)
     assert ambiguous <= 2  # else the test above has no teeth
 
 
 @pytest.mark.sweep
+@pytest.mark.parametrize("impl", FAST)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("dim", DIMS)
 @pytest.mark.parametrize("slots", SLOTS)
 @pytest.mark.parametrize("rows", ROWS)
-def test_every_size(rows, slots, dim, reduction):
-    assert_close_to_exact(make(rows, slots, dim, seed=1), reduction)
+def test_every_size(rows, slots, dim, reduction, impl):
+    assert_close_to_exact(make(rows, slots, dim, seed=1), reduction, impl)
 
 
-def test_without_a_memory():
-    assert_close_to_exact(make(33, None, 100), "anchor_sum")
-    losses, _ = losses_and_gradients(make(33, None, 100), "anchor_sum", "triton")
+@pytest.mark.parametrize("impl", FAST)
+def test_without_a_memory(impl):
+    assert_close_to_exact(make(33, None, 100), "anchor_sum", impl)
+    losses, _ = losses_and_gradients(make(33, None, 100), "anchor_sum", impl)
     assert losses[1] == 0
 
 
+@pytest.mark.parametrize("impl", FAST)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "rows, slots, dim, reduction", all_pairs((7, 65, 100), (1, 1000), (100, 384, 1024), REDUCTIONS)
 )
-def test_16_bits_are_as_good_as_plain_pytorch_in_16_bits(rows, slots, dim, reduction, dtype):
+def test_16_bits_are_as_good_as_plain_pytorch_in_16_bits(rows, slots, dim, reduction, dtype, impl):
     """Error against float64 on the same rounded inputs.
 
     The twin multiplies in float32, so it is nearly exact: what is allowed beyond it is a gradient's
     last rounding to its dtype, and 2^-15 for the weights of pairs, which are rounded together.
     """
     case = make(rows, slots, dim, dtype)
-    losses, gradients = losses_and_gradients(case, reduction, "triton")
+    losses, gradients = losses_and_gradients(case, reduction, impl)
     plain, plain_gradients = losses_and_gradients(case, reduction, "reference")
     expected, slopes, ambiguous = expected_of(case, reduction)
     last_bit = torch.finfo(dtype).eps
@@ -110,10 +114,11 @@ def test_a_product_in_lower_precision_costs_what_its_rounding_says(precision, to
         assert (ours.double() - theirs).norm() <= 5 * tolerance * theirs.norm()
 
 
-def test_memory_of_another_dtype_than_the_batch():
+@pytest.mark.parametrize("impl", FAST)
+def test_memory_of_another_dtype_than_the_batch(impl):
     case = make(65, 1000, 192)
     mixed = case._replace(memory=case.memory.bfloat16())
-    losses, gradients = losses_and_gradients(mixed, "nonzero_mean", "triton", precision="fp32")
+    losses, gradients = losses_and_gradients(mixed, "nonzero_mean", impl, precision="fp32")
     expected, slopes, _ = expected_of(mixed, "nonzero_mean")
     for ours, theirs in zip(losses, expected):
         assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)

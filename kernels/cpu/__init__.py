@@ -1,0 +1,1 @@
+"""The objective on a CPU, in tiles of similarities that stay in the cache: `impl="tiled"`."""
