@@ -22,7 +22,7 @@ from benchmarks.timing import reason
 from fastirt.config.options import Config
 from fastirt.datasets import Catalog, load_dataset
 from fastirt.demo.generate import generate
-from fastirt.images.decode_pil import decode
+from fastirt.images.decoders.pil import decode
 from fastirt.images.pack import PackedStore, pack
 from fastirt.images.source import FileSource, ImageSource
 from fastirt.loading.train_loader import train_loader
@@ -101,8 +101,9 @@ def contenders(
     return {
         PUBLIC: peer,
         "torchvision v2": lambda: torchvision_batches(split.paths, batch_size, workers),
-        "fastirt files": ours("dali"),
-        "fastirt packed": ours("dali", PackedStore.open(store).split(split)),
+        "fastirt files": ours("auto"),
+        "fastirt packed": ours("auto", PackedStore.open(store).split(split)),
+        "fastirt files, DALI": ours("dali"),
         "fastirt files, PIL": ours("pil"),
     }
 

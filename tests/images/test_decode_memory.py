@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastirt.images.decode import DECODED_BYTES
+from fastirt.images.decoders.interface import DECODED_BYTES
 from tests.helpers import needs_dali, run_python
 
 MEASURE = """

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastirt.images.decode_dali import DaliDecoder
+from fastirt.images.decoders.dali import DaliDecoder
 from fastirt.images.formats.header_check import inspect
 from fastirt.images.formats.pillow import lossless
 from fastirt.images.prepare import prepare

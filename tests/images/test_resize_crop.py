@@ -8,8 +8,8 @@ from torchvision import transforms
 from torchvision.transforms import functional as tvf
 
 from fastirt.config.options import InputConfig
-from fastirt.images.decode_dali import DaliDecoder
-from fastirt.images.decode_pil import PilDecoder
+from fastirt.images.decoders.dali import DaliDecoder
+from fastirt.images.decoders.pil import PilDecoder
 from fastirt.images.normalize import normalize
 from fastirt.images.resize_crop import crop_corners, crop_offset, resized_size, resized_sizes
 from fastirt.loading.augment import draw_crops

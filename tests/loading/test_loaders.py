@@ -72,7 +72,7 @@ def test_the_next_batch_is_read_while_one_is_decoded(image_folder):
     """
     catalog = load_dataset("folder", str(image_folder))
     source = CountingSource(catalog.train.paths)
-    loader = tiny_loader(catalog, store=source, batch_size=16, max_iter=4)
+    loader = tiny_loader(catalog, store=source, batch_size=16, max_iter=4, loader="dali")
     images, decoded = loader.images, []
     decode = images.decoder.decode
 
