@@ -14,6 +14,7 @@ from fastirt.images.decoders.choose import choose_loader, make_decoder
 from fastirt.images.decoders.interface import DECODER_BYTES, Decoder, decoded_bytes, parts
 from fastirt.images.decoders.threads import ThreadedDecoder
 from fastirt.images.formats.header_check import BadImage, Undecodable
+from fastirt.images.packed_store import PackedSplit
 from fastirt.images.prepare import Encoded, prepare
 from fastirt.images.resize_crop import check_input, crop_corners, resized_sizes
 from fastirt.images.source import ImageSource
@@ -29,6 +30,8 @@ class ImageReader:
         """Raises UserError for sizes from which no crop can be taken."""
         check_input(input)
         self.source, self.input, self.threads = source, input, threads
+        # `pack` wrote what `prepare` would return, and the source compares checksums.
+        self._prepared = isinstance(source, PackedSplit) and source.orientation == input.orientation
         self._pool: ThreadPoolExecutor | None = None
         self._reading: dict[int, Future[Encoded]] = {}
 
@@ -65,7 +68,10 @@ class ImageReader:
         self._pool, self._reading = None, {}
 
     def _read(self, row: int) -> Encoded:
-        return prepare(self.source.read(row), self.source.path(row), self.input)
+        encoded = self.source.read(row)
+        if self._prepared:
+            return encoded, self.source.size(row)
+        return prepare(encoded, self.source.path(row), self.input)
 
 
 class ImageDecoder:
