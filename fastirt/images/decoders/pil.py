@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from fastirt.images.decoders.threads import ThreadedDecoder
 from fastirt.images.formats.pillow import open_image, rgb
@@ -14,12 +12,12 @@ from fastirt.images.formats.pillow import open_image, rgb
 class PilDecoder(ThreadedDecoder):
     """A `Decoder` by Pillow."""
 
-    def crop(self, data: np.ndarray, resized: tuple[int, int], corner: tuple[int, int]) -> Tensor:
+    def crop(self, data: np.ndarray, resized: tuple[int, int], corner: tuple[int, int]) -> np.ndarray:
         top, left = corner
         return self.whole(data, resized)[top : top + self.size, left : left + self.size]
 
-    def whole(self, data: np.ndarray, resized: tuple[int, int]) -> Tensor:
-        return torch.from_numpy(resize(decode(data, self.orientation), *resized))
+    def whole(self, data: np.ndarray, resized: tuple[int, int]) -> np.ndarray:
+        return resize(decode(data, self.orientation), *resized)
 
 
 def decode(encoded: np.ndarray, orientation: str = "stored") -> Image.Image:

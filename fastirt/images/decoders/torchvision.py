@@ -17,7 +17,6 @@ from typing import NamedTuple, Optional
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from fastirt.images.decoders import pil
 from fastirt.images.decoders.threads import ThreadedDecoder
@@ -28,21 +27,21 @@ RGB = 3  # torchvision.io.ImageReadMode.RGB
 class TorchvisionDecoder(ThreadedDecoder):
     """A `Decoder` by torchvision and torch, where `check_torchvision` passes."""
 
-    def crop(self, data: np.ndarray, resized: tuple[int, int], corner: tuple[int, int]) -> Tensor:
+    def crop(self, data: np.ndarray, resized: tuple[int, int], corner: tuple[int, int]) -> np.ndarray:
         top, left = corner
         stop = top + self.size, left + self.size
         return resize(self._decoded(data), resized, stop)[top : stop[0], left : stop[1]]
 
-    def whole(self, data: np.ndarray, resized: tuple[int, int]) -> Tensor:
+    def whole(self, data: np.ndarray, resized: tuple[int, int]) -> np.ndarray:
         return resize(self._decoded(data), resized, resized)
 
-    def _decoded(self, data: np.ndarray) -> Tensor:
+    def _decoded(self, data: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8, contiguous."""
         if data[:2].tobytes() != b"\xff\xd8":
-            return torch.from_numpy(np.array(pil.decode(data, self.orientation)))
+            return np.array(pil.decode(data, self.orientation))
         writable = data if data.flags.writeable else data.copy()  # torch warns of read-only memory
         image = torch.ops.image.decode_jpeg(torch.from_numpy(writable), RGB, self.orientation == "exif")
-        return torch.from_numpy(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+        return np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
 
 
 def check_torchvision() -> None:
@@ -55,7 +54,7 @@ def check_torchvision() -> None:
     torch.ops.image.decode_jpeg(torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8), RGB, False)
 
 
-def resize(image: Tensor, size: tuple[int, int], needed: tuple[int, int]) -> Tensor:
+def resize(image: np.ndarray, size: tuple[int, int], needed: tuple[int, int]) -> np.ndarray:
     """Bicubic with antialias, like torchvision's Resize.
 
     Args:
@@ -70,9 +69,13 @@ def resize(image: Tensor, size: tuple[int, int], needed: tuple[int, int]) -> Ten
     rows, columns = _rows(height, size[0], needed[0]), _columns(width, size[1], needed[1])
     if rows.read == rows.made and columns.read == columns.made:
         return image[: rows.made]
-    channels_last = image[None, : rows.read].permute(0, 3, 1, 2)
+    # Views by numpy: each operation of torch lets go of the GIL, and waits to have it again. Not
+    # image[None]: with its stride of 0 torch would not see that channels are last.
+    batch = image.reshape(1, height, width, 3)[:, : rows.read]
+    channels_last = torch.from_numpy(batch.transpose(0, 3, 1, 2))
     sizes, scales = zip((rows.made, rows.scale), (columns.made, columns.scale))
-    return torch.ops.aten._upsample_bicubic2d_aa(channels_last, sizes, False, *scales)[0].permute(1, 2, 0)
+    resized = torch.ops.aten._upsample_bicubic2d_aa(channels_last, sizes, False, *scales)
+    return resized.numpy()[0].transpose(1, 2, 0)
 
 
 class _Axis(NamedTuple):
