@@ -45,15 +45,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def has_dali() -> bool:
-    """Whether NVIDIA DALI is installed."""
-    try:
-        import nvidia.dali  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
 def rendered(folder: Path, count: int) -> Path:
     """The folder of a new demo set: about `count` images of 500 x 375 pixels."""
     views = 12
@@ -98,6 +89,7 @@ def contenders(
     def peer() -> Iterator:
         return (batch for batch in public_recipe.loader(split.paths, split.labels, batch_size, workers, SIZE, RESIZE))
 
+    # "auto" is torchvision on a CPU, DALI on a GPU
     return {
         PUBLIC: peer,
         "torchvision v2": lambda: torchvision_batches(split.paths, batch_size, workers),
@@ -163,7 +155,7 @@ def _measure(
         if name not in encoded and PUBLIC in medians:
             extra["times_public"] = medians[name] / medians[PUBLIC]
         # DALI's GPU decoder
-        on_cpu = results.device.type != "cuda" or name not in ("fastirt files", "fastirt packed")
+        on_cpu = results.device.type != "cuda" or not name.startswith("fastirt") or name == "fastirt files, PIL"
         limit = medians.get(limit_name) if on_cpu and name not in encoded else None
         results.add(
             figure_of(

@@ -1,4 +1,4 @@
-"""From the bytes of a file to bytes that both decoders decode to the same pixels.
+"""From the bytes of a file to bytes that all decoders decode to the same pixels.
 
 Ordinary JPEG, PNG, WebP and BMP files pass unchanged. Pillow decodes and resizes all other images
 here, in the reading threads, and passes them on as lossless images of their final size. With
