@@ -14,6 +14,7 @@ from fastirt.config.presets import resolve, scaled_resize
 from fastirt.config.validate import validate
 from fastirt.distributed.ranks import Ranks
 from fastirt.errors import UserError
+from fastirt.images.decoders.choose import choose_loader
 from fastirt.images.packed_store import PackedStore
 from fastirt.model.precision import resolve_precision
 from fastirt.model.save import description
@@ -79,13 +80,14 @@ def fresh_config(flags: dict[str, Any], command: str, ranks: Ranks) -> Config:
 
 
 def finalized(config: Config, device: torch.device, ranks: int = 1) -> Config:
-    """The checked configuration, with device and precision filled in. Raises UserError."""
+    """The checked configuration, with device, precision and decoder filled in. Raises UserError."""
     validate(config, ranks)
+    loader = choose_loader(config.input.loader, device)
     precision = config.model.precision
     if precision == "auto":
         precision = "bf16" if resolve_precision(precision, device) == torch.bfloat16 else "fp32"
     torch.backends.cudnn.allow_tf32 = precision != "fp32"  # the patch embedding is a convolution
-    return _absolute(config.replace(device=str(device), precision=precision))
+    return _absolute(config.replace(device=str(device), precision=precision, loader=loader))
 
 
 def _absolute(config: Config) -> Config:

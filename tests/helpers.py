@@ -31,6 +31,8 @@ try:
 except ImportError:  # a machine that only runs the GPU's tests may lack it
     DECODER = "pil"
 needs_dali = pytest.mark.skipif(DECODER != "dali", reason="needs NVIDIA DALI")
+# Decoders whose pixels are compared with those of Pillow's.
+FAST_LOADERS = [pytest.param("dali", marks=needs_dali), "torchvision"]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 ROOT = Path(__file__).parents[1]

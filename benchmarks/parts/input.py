@@ -22,7 +22,7 @@ from benchmarks.timing import reason
 from fastirt.config.options import Config
 from fastirt.datasets import Catalog, load_dataset
 from fastirt.demo.generate import generate
-from fastirt.images.decode_pil import decode
+from fastirt.images.decoders.pil import decode
 from fastirt.images.pack import PackedStore, pack
 from fastirt.images.source import FileSource, ImageSource
 from fastirt.loading.train_loader import train_loader
@@ -43,15 +43,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=public_recipe.cores(),
         help="threads or processes of each contender (default: %(default)s)",
     )
-
-
-def has_dali() -> bool:
-    """Whether NVIDIA DALI is installed."""
-    try:
-        import nvidia.dali  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def rendered(folder: Path, count: int) -> Path:
@@ -98,11 +89,13 @@ def contenders(
     def peer() -> Iterator:
         return (batch for batch in public_recipe.loader(split.paths, split.labels, batch_size, workers, SIZE, RESIZE))
 
+    # "auto" is torchvision on a CPU, DALI on a GPU
     return {
         PUBLIC: peer,
         "torchvision v2": lambda: torchvision_batches(split.paths, batch_size, workers),
-        "fastirt files": ours("dali"),
-        "fastirt packed": ours("dali", PackedStore.open(store).split(split)),
+        "fastirt files": ours("auto"),
+        "fastirt packed": ours("auto", PackedStore.open(store).split(split)),
+        "fastirt files, DALI": ours("dali"),
         "fastirt files, PIL": ours("pil"),
     }
 
@@ -162,7 +155,7 @@ def _measure(
         if name not in encoded and PUBLIC in medians:
             extra["times_public"] = medians[name] / medians[PUBLIC]
         # DALI's GPU decoder
-        on_cpu = results.device.type != "cuda" or name not in ("fastirt files", "fastirt packed")
+        on_cpu = results.device.type != "cuda" or not name.startswith("fastirt") or name == "fastirt files, PIL"
         limit = medians.get(limit_name) if on_cpu and name not in encoded else None
         results.add(
             figure_of(

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 
 from benchmarks.contenders import public_recipe
-from benchmarks.parts.input import has_dali, rendered
+from benchmarks.parts.input import rendered
 from benchmarks.parts.step import default_model, operations
 from benchmarks.results import Results, figure_of
 from benchmarks.timing import reason, release
 from fastirt.cli import main as fastirt
 from fastirt.config.options import Config
 from fastirt.datasets import load_dataset
+from fastirt.images.decoders.choose import choose_loader
 from fastirt.model.build import build_encoder
 
 # steps between readings of the rate; the first two thirds of the readings are warm-up
@@ -42,7 +43,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, results: Results) -> None:
     on_gpu = results.device.type == "cuda"
     sizes = dict(
-        loader="dali" if has_dali() else "pil",
+        loader=choose_loader("auto", results.device),
         model=args.model or default_model(results.device),
         batch_size=args.batch_size or (64 if on_gpu else 8),
         input_size=args.input_size or (224 if on_gpu else 64),

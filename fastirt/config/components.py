@@ -50,7 +50,11 @@ class InputConfig:
         ORIENTATIONS,
     )
     normalization: str = option("model", "mean and std: the model's own (timm) or ImageNet's", ("model", "imagenet"))
-    loader: str = option("dali", "decode by NVIDIA DALI, or by Pillow (slower reference)", ("dali", "pil"))
+    loader: str = option(
+        "auto",
+        "decode by NVIDIA DALI, torchvision, or Pillow (slower reference); auto: DALI on a GPU, torchvision on a CPU",
+        ("auto", "dali", "torchvision", "pil"),
+    )
     num_workers: int = option(16, "threads that read and decode; at most the number of cores")
     pin_mem: bool = option(True, "copy batches to a GPU from page-locked memory")
     cache: str = option(

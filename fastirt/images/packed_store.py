@@ -94,6 +94,11 @@ class PackedStore:
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def orientation(self) -> str:
+        """ "exif" or "stored"; older stores do not name it."""
+        return self.header.get("orientation", "stored")
+
     def check(self, catalog: Catalog, resize: str, resize_size: int, orientation: str = "stored") -> None:
         """Check that the store fits a catalogue and options, and that its sources are unchanged.
 
@@ -107,8 +112,7 @@ class PackedStore:
             ("data set", self.header["dataset"], catalog.dataset),
             ("--resize", self.header["resize"], resize),
             ("--resize-size", self.header["resize_size"], resize_size),
-            # Older stores lack the orientation.
-            ("--orientation", self.header.get("orientation", "stored"), orientation),
+            ("--orientation", self.orientation, orientation),
         ):
             if stored != wanted:
                 raise UserError(
@@ -185,6 +189,7 @@ class PackedSplit:
 
     def __init__(self, store: PackedStore, split: Split, start: int):
         self.store, self._split, self._start = store, split, start
+        self.orientation = store.orientation
 
     def __len__(self) -> int:
         return len(self._split)

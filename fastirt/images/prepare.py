@@ -1,4 +1,4 @@
-"""From the bytes of a file to bytes that both decoders decode to the same pixels.
+"""From the bytes of a file to bytes that all decoders decode to the same pixels.
 
 Ordinary JPEG, PNG, WebP and BMP files pass unchanged. Pillow decodes and resizes all other images
 here, in the reading threads, and passes them on as lossless images of their final size. With
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from fastirt.config.options import InputConfig
-from fastirt.images.decode import BYTES_PER_PIXEL, READERS
+from fastirt.images.decoders.interface import BYTES_PER_PIXEL, READERS
 from fastirt.images.formats.header_check import MAX_PIXELS, BadImage, inspect
 from fastirt.images.formats.jpeg import with_orientation
 from fastirt.images.formats.pillow import SIDEWAYS, lossless, open_image, orientation_of, rgb, upright_size

@@ -141,12 +141,16 @@ def train_loader(
     split, input, batch_size = catalog.train, config.input, config.optim.batch_size
     source = FileSource(split.paths) if store is None else store
     cache = make_cache(input.cache, source, input, device, frozenset(bad), ranks)
-    threads, own = ranks.threads(input.num_workers), ranks.batch_slice(batch_size)[1]
+    threads, (first, own) = ranks.threads(input.num_workers), ranks.batch_slice(batch_size)
     reader, decoder = ImageReader(source, input, threads), ImageDecoder(input, own, threads, device)
     rows, stream = BadRows(source, csv_path, input.max_bad, bad, ranks), DeviceStream(device, input.pin_mem)
     ahead = batch_size if device.type == "cuda" else 0
+
+    def crops_of(step: int) -> Crops:
+        return draw_crops(config.run.seed, step, batch_size)[first : first + own]
+
     images: TrainImages = (
-        DecodedImages(reader, decoder, rows, stream)
+        DecodedImages(reader, decoder, rows, stream, crops_of)
         if cache is None
         else CachedImages(reader, decoder, rows, stream, cache, ahead)
     )

@@ -12,7 +12,14 @@ SMALL = {
     "cache": ("--images 20 --side 40 --crop 32", {"fastirt, host", "torch indexing"}),
     "input": (
         "--images 48 --batches 1 --workers 2",
-        {"decode alone", "decode alone, packed", "fastirt files", "fastirt files, PIL", "fastirt packed"}
+        {
+            "decode alone",
+            "decode alone, packed",
+            "fastirt files",
+            "fastirt files, DALI",
+            "fastirt files, PIL",
+            "fastirt packed",
+        }
         | {"public recipe", "torchvision v2"},
     ),
     "step": ("--input-size 32 --only", {"eager fp32", "onednn fp32", "public recipe", "compile fp32"}),

@@ -105,7 +105,7 @@ def dali() -> list[str]:
     """The arguments of DALI's GPU pipelines, up to `build`, which needs a device."""
     from nvidia.dali import Pipeline, fn, types
 
-    from fastirt.images.decode_dali import DaliDecoder, Kind
+    from fastirt.images.decoders.dali import DaliDecoder, Kind
 
     faults: list[str] = []
     for orientation in ("exif", "stored"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastirt.images.decode import DECODED_BYTES
+from fastirt.images.decoders.interface import DECODED_BYTES
 from tests.helpers import needs_dali, run_python
 
 MEASURE = """
@@ -48,8 +48,16 @@ def images(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the kernel's own peak")
-@pytest.mark.parametrize("loader", [pytest.param("dali", marks=needs_dali), "pil"])
-@pytest.mark.parametrize("name", ["large.jpg", "large.tif"])
+@pytest.mark.parametrize(
+    "name, loader",
+    [
+        pytest.param("large.jpg", "dali", marks=needs_dali),
+        pytest.param("large.tif", "dali", marks=needs_dali),
+        ("large.jpg", "torchvision"),
+        ("large.jpg", "pil"),
+        ("large.tif", "pil"),
+    ],
+)
 def test_a_batch_of_large_images_stays_under_the_limit(name, loader, images):
     """24 of them are 0.9 GB at once; Pillow reads TIFF in the reading threads."""
     arguments = [images / "small.jpg", images / name, loader, 8, 24]

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastirt.images.decode_dali import DaliDecoder
+from fastirt.images.decoders.dali import DaliDecoder
 from fastirt.images.formats.header_check import inspect
 from fastirt.images.formats.pillow import lossless
 from fastirt.images.prepare import prepare
-from tests.helpers import CPU, needs_dali
+from tests.helpers import CPU, FAST_LOADERS, needs_dali
 from tests.images.image_files import (
     SIDE,
     by_pillow,
@@ -85,10 +85,10 @@ def test_more_than_8_bits_are_scaled(tmp_path):
     assert found[0][0, 0].tolist() == [0, 0, 0] and found[0][0, 1].tolist() == [255, 255, 255]
 
 
-@needs_dali
-def test_deep_images_are_the_same_by_dali(tmp_path):
+@pytest.mark.parametrize("loader", FAST_LOADERS)
+def test_deep_images_are_the_same_by_every_decoder(tmp_path, loader):
     split = write(tmp_path / "images", [data for data, _ in deep_images().values()])
-    ours, plain = read(split), read(split, loader="pil")
+    ours, plain = read(split, loader=loader), read(split, loader="pil")
     assert sorted(ours) == sorted(plain) == list(range(len(split)))
     assert all(np.array_equal(ours[row], plain[row]) for row in ours)
 

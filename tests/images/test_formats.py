@@ -1,11 +1,11 @@
-"""Whatever Pillow opens is read, to Pillow's pixels, by DALI, the plain twin and `pack` alike."""
+"""Whatever Pillow opens is read, to Pillow's pixels, by every decoder and by `pack`."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fastirt.images.formats.header_check import inspect
-from tests.helpers import needs_dali, run_python
+from tests.helpers import FAST_LOADERS, run_python
 from tests.images.every_kind import every_kind
 from tests.images.image_files import (
     by_pillow,
@@ -17,32 +17,32 @@ from tests.images.image_files import (
 NAMES = list(every_kind())
 
 
-@pytest.fixture(scope="module")
-def readings(tmp_path_factory):
+@pytest.fixture(scope="module", params=FAST_LOADERS)
+def readings(tmp_path_factory, request):
     """One file of each kind, and what each reader makes of it."""
+    fast = request.param
     folder = tmp_path_factory.mktemp("kinds")
     split = write(folder / "images", list(every_kind().values()))
     return {
-        "dali": read(split),
+        "fast": read(split, loader=fast),
         "pil": read(split, loader="pil"),
-        "dali, upright": read(split, orientation="exif"),
-        "packed": read(split, packed(split, folder / "store")),
-        "resized by dali": read(split, resize_size=40, input_size=40),
+        "fast, upright": read(split, orientation="exif", loader=fast),
+        "packed": read(split, packed(split, folder / "store"), loader=fast),
+        "resized": read(split, resize_size=40, input_size=40, loader=fast),
         "resized by pil": read(split, resize_size=40, input_size=40, loader="pil"),
     }
 
 
-@needs_dali
 @pytest.mark.parametrize("name", NAMES)
 def test_every_reader_gives_pillow_s_pixels(readings, name):
     row, data = NAMES.index(name), every_kind()[name]
     expected = by_pillow(data)
-    for reader in ("dali", "pil", "dali, upright"):
+    for reader in ("fast", "pil", "fast, upright"):
         assert np.array_equal(readings[reader][row], expected), reader
     assert np.abs(readings["packed"][row].astype(int) - expected).mean() < (4 if "1-bit" in name else 1.5)
     resized = readings["resized by pil"][row].astype(int)
     assert np.array_equal(resized, np.asarray(Image.fromarray(expected).resize((40, 40), 3)))
-    difference = np.abs(readings["resized by dali"][row] - resized)
+    difference = np.abs(readings["resized"][row] - resized)
     # black and white dots: DALI rounds once, Pillow twice
     assert difference.mean() < (2.5 if "1-bit" in name else 0.3)
     if not inspect(data).plain:  # resized by Pillow already
@@ -103,11 +103,11 @@ for number in range(rounds):
     resize, orientation = "shorter" if number % 2 else "square", "exif" if number % 4 < 2 else "stored"
     options = dict(resize=resize, orientation=orientation, max_bad=10**6)
     start = time.monotonic()
-    ours, plain = read(split, **options), read(split, loader="pil", **options)
+    ours, plain = read(split, loader=sys.argv[4], **options), read(split, loader="pil", **options)
     slowest = max(slowest, time.monotonic() - start)
     count += len(plain)
     if ours.keys() != plain.keys():
-        by_one = [(row, "dali" if row in ours else "pil") for row in ours.keys() ^ plain.keys()]
+        by_one = [(row, sys.argv[4] if row in ours else "pil") for row in ours.keys() ^ plain.keys()]
         print("read by one only:", by_one, file=sys.stderr)
     for row in ours.keys() & plain.keys():
         assert np.abs(ours[row].astype(int) - plain[row]).mean() < 2, (number, row, options)
@@ -116,10 +116,10 @@ print(count, rounds * len(originals), round(slowest, 2))
 
 
 @pytest.mark.slow
-@needs_dali
-def test_mutated_files_of_every_kind_crash_nothing(tmp_path):
+@pytest.mark.parametrize("loader", FAST_LOADERS)
+def test_mutated_files_of_every_kind_crash_nothing(tmp_path, loader):
     """In a process of its own; readers that both read a file agree on it."""
-    done = run_python(MUTATED, tmp_path, 0, 4)
+    done = run_python(MUTATED, tmp_path, 0, 4, loader)
     assert done.returncode == 0, done.stderr[-2000:]
     readable, files, _ = done.stdout.split()
     assert 0 < int(readable) < int(files)

@@ -1,5 +1,4 @@
-"""Orientation, upright or as stored: DALI, the plain twin, the cache and `pack` agree with
-Pillow."""
+"""Orientation, upright or as stored: the decoders, the cache and `pack` agree with Pillow."""
 
 import io
 import struct
@@ -14,7 +13,7 @@ from fastirt.images.formats.header_check import inspect
 from fastirt.images.formats.jpeg import with_orientation
 from fastirt.images.source import FileSource
 from fastirt.loading.cache_budget import image_shapes
-from tests.helpers import needs_dali
+from tests.helpers import FAST_LOADERS
 from tests.images.image_files import (
     by_pillow,
     config,
@@ -104,18 +103,18 @@ def eight(tmp_path_factory):
     return write(folder, list(files.values())), list(files), list(files.values())
 
 
-@needs_dali
+@pytest.mark.parametrize("loader", FAST_LOADERS)
 @pytest.mark.parametrize("orientation", ["exif", "stored"])
-def test_every_reader_turns_as_pillow_does(eight, tmp_path, orientation):
+def test_every_reader_turns_as_pillow_does(eight, tmp_path, orientation, loader):
     """No resize takes place: the shorter side has its target length. So the pixels are Pillow's,
     bit for bit."""
     split, names, files = eight
     given = dict(orientation=orientation, resize="shorter", resize_size=20, input_size=20)
     expected = [upright(data, orientation) for data in files]
-    ours, plain = read(split, **given), read(split, loader="pil", **given)
-    caches = [read_cached(split, loader=loader, **given) for loader in ("dali", "pil")]
+    ours, plain = read(split, loader=loader, **given), read(split, loader="pil", **given)
+    caches = [read_cached(split, loader=name, **given) for name in (loader, "pil")]
     stored = packed(split, tmp_path / "store", orientation=orientation, resize="shorter", resize_size=20)
-    again = read(split, stored, **given)
+    again = read(split, stored, loader=loader, **given)
     for row, name in enumerate(names):
         height, width, _ = expected[row].shape
         centre = expected[row][round((height - 20) / 2) :, round((width - 20) / 2) :][:20, :20]
@@ -173,12 +172,13 @@ def odd_files() -> dict[str, bytes]:
     }
 
 
-@needs_dali
-def test_odd_metadata_is_what_pillow_says(tmp_path):
+@pytest.mark.parametrize("loader", FAST_LOADERS)
+def test_odd_metadata_is_what_pillow_says(tmp_path, loader):
     given = dict(orientation="exif", resize="shorter", resize_size=20, input_size=20)
     files = odd_files()
     split = write(tmp_path / "images", list(files.values()))
-    ours, plain, cached = read(split, **given), read(split, loader="pil", **given), read_cached(split, **given)
+    ours, plain = read(split, loader=loader, **given), read(split, loader="pil", **given)
+    cached = read_cached(split, loader=loader, **given)
     stored = packed(split, tmp_path / "store", orientation="exif", resize="shorter", resize_size=20)
     for row, (name, data) in enumerate(files.items()):
         try:

@@ -1,4 +1,4 @@
-"""Decoding, resize and crop: against torchvision, DALI against its plain twin."""
+"""Decoding, resize and crop: against torchvision, and every decoder against Pillow's."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,10 @@ from torchvision import transforms
 from torchvision.transforms import functional as tvf
 
 from fastirt.config.options import InputConfig
-from fastirt.images.decode_dali import DaliDecoder
-from fastirt.images.decode_pil import PilDecoder
+from fastirt.images.decoders.choose import make_decoder
+from fastirt.images.decoders.dali import DaliDecoder
+from fastirt.images.decoders.threads import Buffers
+from fastirt.images.decoders.torchvision import resize
 from fastirt.images.normalize import normalize
 from fastirt.images.resize_crop import crop_corners, crop_offset, resized_size, resized_sizes
 from fastirt.loading.augment import draw_crops
@@ -37,10 +39,10 @@ def by_torchvision(image, config, x=None, y=None, flip=False):
 
 @pytest.mark.parametrize("resize", ["square", "shorter"])
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("loader, mean, largest", [("pil", 0.03, 2), ("dali", 0.35, 12)])
+@pytest.mark.parametrize("loader, mean, largest", [("pil", 0.03, 2), ("torchvision", 0.06, 2), ("dali", 0.35, 12)])
 def test_geometry_equals_torchvision(resize, training, loader, mean, largest):
-    """Mean and largest difference in levels of 255. DALI rounds once where PIL rounds after each
-    direction."""
+    """Mean and largest difference in levels of 255. DALI rounds once where the others round after
+    each direction; Pillow 13 begins with the columns of the tall images, torch with rows always."""
     config = InputConfig(input_size=56, resize_size=64, resize=resize)
     images = [photo(h, w, seed=seed) for seed, (h, w) in enumerate(SIZES)]
     files = [encoded(image, "PNG") for image in images]
@@ -48,7 +50,7 @@ def test_geometry_equals_torchvision(resize, training, loader, mean, largest):
     x, y, flip = (crops.x, crops.y, crops.flip) if training else (None, None, np.zeros(len(images), bool))
     resized = resized_sizes(SIZES, config)
     corners = crop_corners(resized, 56, x, y)
-    decoder = PilDecoder(56, 2) if loader == "pil" else DaliDecoder(56, len(images), 2, CPU)
+    decoder = make_decoder(loader, config, len(images), 2, CPU)
     ours = decoder.decode(files, np.array(SIZES), resized, corners, flip).numpy().astype(int)
     whole = [image.numpy() for image in decoder.decode_whole(files, np.array(SIZES), resized)]
     decoder.close()
@@ -72,10 +74,32 @@ def test_sizes_and_offsets_are_torchvision_s():
         assert [crop_offset(resized, 56, u) for u in (0.0, 0.999999)] == [0, resized - 56]
 
 
-def decoded_twice(file, size, height, width):
-    """By DALI and by PIL: the top left corner, resized to (height, width)."""
+def decoded_twice(file, loader, size, height, width):
+    """By a decoder and by Pillow's: the top left corner, resized to (height, width)."""
     place = *[np.array([[height, width]])] * 2, np.zeros((1, 2), int), np.zeros(1, bool)
-    return DaliDecoder(size, 1, 1, CPU).decode([file], *place), PilDecoder(size, 1).decode([file], *place)
+    config = InputConfig(input_size=size)
+    return (make_decoder(name, config, 1, 1, CPU).decode([file], *place) for name in (loader, "pil"))
+
+
+def test_resizing_no_more_than_a_crop_needs_changes_no_bit():
+    """Of any size, up and down, in both directions."""
+    rng, cut = np.random.default_rng(0), 0
+    for number in range(300):
+        height, width = (int(2 ** rng.uniform(0, 8)) for _ in range(2))
+        side = int(rng.integers(8, 150))
+        size = resized_size(height, width, ("square", "shorter")[number % 2], side)
+        if max(size) > 2000:
+            continue
+        crop = int(rng.integers(1, side + 1))
+        top, left = (int(rng.integers(0, whole - crop + 1)) for whole in size)
+        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        whole = resize(image, size, size)
+        assert whole.shape == (*size, 3) and whole.flags.c_contiguous
+        part = resize(image, size, (top + crop, left + crop))
+        cut += part.size < whole.size
+        place = slice(top, top + crop), slice(left, left + crop)
+        assert np.array_equal(part[place], whole[place]), (height, width, size, crop, top, left)
+    assert cut > 100
 
 
 def test_leaving_out_a_resize_that_changes_nothing_changes_nothing():
@@ -91,6 +115,7 @@ def test_leaving_out_a_resize_that_changes_nothing_changes_nothing():
     assert all(torch.equal(a, b) for a, b in zip(alone, mixed))
 
 
+@pytest.mark.parametrize("loader", ["dali", "torchvision"])
 @pytest.mark.parametrize(
     "kind, mode, options",
     [
@@ -105,17 +130,19 @@ def test_leaving_out_a_resize_that_changes_nothing_changes_nothing():
         ("BMP", "RGB", {}),
     ],
 )
-def test_dali_decodes_every_kind_as_pil_does(kind, mode, options):
+def test_every_kind_is_decoded_as_by_pillow(kind, mode, options, loader):
     file = encoded(photo(60, 60, mode, seed=3), kind, **options)
-    ours, plain = decoded_twice(file, 60, 60, 60)
-    assert (ours.int() - plain.int()).abs().max() <= (3 if mode == "CMYK" or kind == "WEBP" else 1)
+    ours, plain = decoded_twice(file, loader, 60, 60, 60)
+    allowed = 0 if loader == "torchvision" else 3 if mode == "CMYK" or kind == "WEBP" else 1
+    assert (ours.int() - plain.int()).abs().max() <= allowed
 
 
-def test_exif_orientation_is_ignored_as_pil_ignores_it():
+@pytest.mark.parametrize("loader", ["dali", "torchvision"])
+def test_exif_orientation_is_ignored_as_pil_ignores_it(loader):
     exif = Image.Exif()
     exif[0x0112] = 6
     file = encoded(photo(40, 60), exif=exif)
-    ours, plain = decoded_twice(file, 40, 40, 60)
+    ours, plain = decoded_twice(file, loader, 40, 40, 60)
     assert (ours.int() - plain.int()).abs().float().mean() < 1
 
 
@@ -128,3 +155,16 @@ def test_normalisation_is_torchvisions_in_channels_last():
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert out.data_ptr() != images.data_ptr()
     assert normalize(images, mean, std, torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_memory_of_a_batch_is_used_again_once_nothing_shows_it():
+    buffers = Buffers()
+    first = torch.from_numpy(buffers.take((2, 3)))
+    at, view = first.data_ptr(), first.view(-1)[2:]
+    del first
+    assert buffers.take((2, 3)).ctypes.data != at
+    del view
+    assert buffers.take((2, 3)).ctypes.data == at
+    held = [buffers.take((2, 3)) for _ in range(2 * buffers.LIMIT)]
+    assert len({buffer.ctypes.data for buffer in held}) == len(held)
+    assert buffers.take((1, 3)).shape == (1, 3)

@@ -11,7 +11,7 @@ from fastirt.datasets import load_dataset
 from fastirt.errors import UserError
 from fastirt.loading.eval_loader import EvalLoader
 from fastirt.loading.train_loader import TrainLoader
-from tests.helpers import CPU, run_python, tiny_input, tiny_loader, write_splits
+from tests.helpers import CPU, FAST_LOADERS, run_python, tiny_input, tiny_loader, write_splits
 from tests.images.broken_files import broken_files, undecodable
 
 
@@ -34,7 +34,9 @@ from fastirt.config.options import Config
 from fastirt.loading.train_loader import train_loader
 catalog = load_dataset("folder", sys.argv[1])
 split = catalog.train
-config = Config().replace(batch_size=48, m=6, max_iter=60, input_size=16, resize_size=18, num_workers=2, cache="none")
+config = Config().replace(
+    batch_size=48, m=6, max_iter=60, input_size=16, resize_size=18, num_workers=2, cache="none", loader=sys.argv[3]
+)
 loader = train_loader(catalog, config, torch.device("cpu"), csv_path=Path(sys.argv[2]))
 for batch in loader:
     assert not any(Path(split.paths[i]).name.startswith("bad") for i in batch.indices), batch.step
@@ -45,9 +47,10 @@ print(len(loader.bad), sum(Path(p).name.startswith("bad") for p in split.paths))
 
 
 @pytest.mark.slow
-def test_all_kinds_of_broken_file_many_times_in_large_batches(broken_set, tmp_path):
+@pytest.mark.parametrize("loader", FAST_LOADERS)
+def test_all_kinds_of_broken_file_many_times_in_large_batches(broken_set, tmp_path, loader):
     """In a process of its own: a decoder that crashes is a failure, not the end of the tests."""
-    done = run_python(LOOP, broken_set, tmp_path / "bad.csv", timeout=200)
+    done = run_python(LOOP, broken_set, tmp_path / "bad.csv", loader, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     found, planted = map(int, done.stdout.split())
     assert found == planted == 34
@@ -63,10 +66,11 @@ def training(root, **options):
     return catalog.train, tiny_loader(catalog, **{**dict(batch_size=16, m=4, max_iter=12), **options})
 
 
-def test_batches_are_the_same_whether_bad_images_are_known_or_found(broken_set):
-    _, fresh = training(broken_set)
+@pytest.mark.parametrize("loader", FAST_LOADERS)
+def test_batches_are_the_same_whether_bad_images_are_known_or_found(broken_set, loader):
+    _, fresh = training(broken_set, loader=loader)
     found = [(b.indices.tolist(), b.images.clone()) for b in fresh]
-    _, resumed = training(broken_set, start_step=5, bad=fresh.bad)
+    _, resumed = training(broken_set, start_step=5, bad=fresh.bad, loader=loader)
     again = [(b.indices.tolist(), b.images.clone()) for b in resumed]
     for (rows, images), (other_rows, other_images) in zip(found[5:], again, strict=True):
         assert rows == other_rows
@@ -109,7 +113,7 @@ def test_more_than_max_bad_stops_with_one_clear_line(broken_set, tmp_path):
         list(loader)
 
 
-@pytest.mark.parametrize("backend", ["dali", "pil"])
+@pytest.mark.parametrize("backend", [*FAST_LOADERS, "pil"])
 def test_evaluation_leaves_bad_images_out(broken_set, backend, caplog):
     split = load_dataset("folder", str(broken_set)).query
     loader = EvalLoader(split, batch_size=8, input=tiny_input(loader=backend), device=CPU)

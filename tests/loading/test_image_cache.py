@@ -64,7 +64,13 @@ def equal(a, b):
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("resize", ["square", "shorter"])
 @pytest.mark.parametrize(
-    "decoder, m", [pytest.param("dali", 2, marks=needs_dali), pytest.param("dali", 0, marks=needs_dali), ("pil", 2)]
+    "decoder, m",
+    [
+        pytest.param("dali", 2, marks=needs_dali),
+        pytest.param("dali", 0, marks=needs_dali),
+        ("pil", 2),
+        ("torchvision", 2),
+    ],
 )
 def test_batches_are_those_without_it(mixed, place, resize, decoder, m):
     """Bit for bit, bad images and all, and wherever the run begins."""

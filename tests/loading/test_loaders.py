@@ -15,14 +15,13 @@ from fastirt.images.resize_crop import check_input
 from fastirt.images.source import FileSource
 from fastirt.loading.eval_loader import EvalLoader
 from fastirt.loading.prefetch import Prefetch
-from tests.helpers import CPU, run_python, tiny_input, tiny_loader
+from tests.helpers import CPU, FAST_LOADERS, needs_dali, run_python, tiny_input, tiny_loader
 
 
 def loaded(image_folder, start=0, stop=5, **changes):
     catalog = load_dataset("folder", str(image_folder))
     split = catalog.train
-    options = {"loader": "dali", **changes}
-    loader = tiny_loader(catalog, start_step=start, batch_size=32, m=4, seed=7, max_iter=stop, **options)
+    loader = tiny_loader(catalog, start_step=start, batch_size=32, m=4, seed=7, max_iter=stop, **changes)
     batches = [(b.step, b.indices.tolist(), b.labels.tolist(), b.images.clone()) for b in loader]
     loader.close()
     assert all(np.array_equal(labels, split.labels[rows]) for _, rows, labels, _ in batches)
@@ -33,19 +32,21 @@ def same(a, b):
     return len(a) == len(b) and all(x[:3] == y[:3] and torch.equal(x[3], y[3]) for x, y in zip(a, b))
 
 
-def test_batches_do_not_depend_on_threads_or_on_where_the_run_began(image_folder):
-    whole = loaded(image_folder)
+@pytest.mark.parametrize("loader", FAST_LOADERS)
+def test_batches_do_not_depend_on_threads_or_on_where_the_run_began(image_folder, loader):
+    whole = loaded(image_folder, loader=loader)
     assert [step for step, *_ in whole] == [0, 1, 2, 3, 4]
     assert whole[0][3].shape == (32, 16, 16, 3)
     assert whole[0][3].dtype == torch.uint8
-    assert same(whole, loaded(image_folder, num_workers=1))
-    assert same(whole[3:], loaded(image_folder, start=3))
+    assert same(whole, loaded(image_folder, num_workers=1, loader=loader))
+    assert same(whole[3:], loaded(image_folder, start=3, loader=loader))
 
 
-def test_the_pil_twin_gives_the_same_batches(image_folder):
-    for ours, plain in zip(loaded(image_folder), loaded(image_folder, loader="pil")):
+@pytest.mark.parametrize("loader, most", [pytest.param("dali", 0.5, marks=needs_dali), ("torchvision", 0.01)])
+def test_pillow_s_decoder_gives_the_same_batches(image_folder, loader, most):
+    for ours, plain in zip(loaded(image_folder, loader=loader), loaded(image_folder, loader="pil"), strict=True):
         assert ours[:3] == plain[:3]
-        assert (ours[3].int() - plain[3].int()).abs().float().mean() < 0.5
+        assert (ours[3].int() - plain[3].int()).abs().float().mean() < most
 
 
 def test_images_survive_later_batches(image_folder):
@@ -67,13 +68,14 @@ class CountingSource(FileSource):
         return super().read(row)
 
 
+@needs_dali
 def test_the_next_batch_is_read_while_one_is_decoded(image_folder):
     """Before a batch is decoded the threads are given the next one, and no image is read twice in
     an epoch.
     """
     catalog = load_dataset("folder", str(image_folder))
     source = CountingSource(catalog.train.paths)
-    loader = tiny_loader(catalog, store=source, batch_size=16, max_iter=4)
+    loader = tiny_loader(catalog, store=source, batch_size=16, max_iter=4, loader="dali")
     images, decoded = loader.images, []
     decode = images.decoder.decode
 
@@ -93,6 +95,31 @@ def test_the_next_batch_is_read_while_one_is_decoded(image_folder):
     for batch, pixels in zip(batches, decoded):
         # a view of what was decoded, not a copy
         assert batch.images.data_ptr() == pixels.data_ptr()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_threads_begin_the_next_batch_before_one_is_finished(image_folder, training):
+    """Each batch is decoded once, also in evaluation, and the last one has none behind it there."""
+    catalog = load_dataset("folder", str(image_folder))
+    options = dict(loader="torchvision", num_workers=2)
+    if training:
+        loader = tiny_loader(catalog, batch_size=16, max_iter=4, **options)
+    else:
+        loader = EvalLoader(catalog.query, batch_size=8, input=tiny_input(**options), device=CPU)
+    decoder, events = loader.images.decoder, []
+    start = decoder.start
+
+    def recorded(encoded, crops):
+        number, wait = sum(name == "begun" for name, _ in events), start(encoded, crops)
+        events.append(("begun", number))
+        return lambda: events.append(("finished", number)) or wait()
+
+    decoder.start = recorded
+    count = len(list(loader))
+    begun, finished = ([number for name, number in events if name == kind] for kind in ("begun", "finished"))
+    assert finished == list(range(count)) and begun == list(range(count + training))
+    for number in range(count - 1):
+        assert events.index(("begun", number + 1)) < events.index(("finished", number))
 
 
 def test_evaluation_is_in_order_with_a_padded_last_batch(image_folder):

@@ -1,4 +1,4 @@
-"""What both decoders share: their interface, and limits on the memory of decoded pixels."""
+"""What all decoders share: their interface, and limits on the memory of decoded pixels."""
 
 from __future__ import annotations
 
@@ -51,13 +51,18 @@ class Decoder(Protocol):
         """Release threads and buffers."""
 
 
+def decoded_bytes(sizes: np.ndarray, resized: np.ndarray) -> np.ndarray:
+    """(B,) int64 bytes that images take while they are decoded; arguments as for `parts`."""
+    return (np.prod(sizes, 1, dtype=np.int64) + np.prod(resized, 1, dtype=np.int64)) * BYTES_PER_PIXEL
+
+
 def parts(sizes: np.ndarray, resized: np.ndarray) -> list[slice]:
     """Slices of a batch to decode one by one, each of at most DECODER_BYTES or of one image.
 
     sizes, resized: (B, 2) height and width before and after the resize. A batch of ordinary images
     is one slice.
     """
-    needed = (np.prod(sizes, 1, dtype=np.int64) + np.prod(resized, 1, dtype=np.int64)) * BYTES_PER_PIXEL
+    needed = decoded_bytes(sizes, resized)
     if needed.sum() <= DECODER_BYTES:
         return [slice(0, len(needed))]
     starts, held = [0], 0

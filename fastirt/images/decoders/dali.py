@@ -12,8 +12,7 @@ from typing import Any, NamedTuple, Sequence
 import numpy as np
 import torch
 
-from fastirt.errors import UserError
-from fastirt.images import decode_pil as pil
+from fastirt.images.decoders import pil
 from fastirt.images.formats.header_check import Undecodable
 from fastirt.images.formats.structure import complaint
 
@@ -40,9 +39,6 @@ class DaliDecoder:
         device: where images are decoded and returned.
         hw_decoder_load: share of a batch for the GPU's JPEG decoder.
         orientation: "exif" turns images upright, "stored" does not.
-
-    Raises:
-        UserError: DALI is not installed.
     """
 
     def __init__(
@@ -54,13 +50,7 @@ class DaliDecoder:
         hw_decoder_load: float = HW_DECODER_LOAD,
         orientation: str = "stored",
     ) -> None:
-        try:  # here, because the decoding thread must not be the first to import DALI
-            import nvidia.dali  # noqa: F401
-        except ImportError as error:
-            raise UserError(
-                f"--loader dali: NVIDIA DALI cannot be imported ({error}): "
-                "pip install nvidia-dali-cuda130, or use --loader pil"
-            ) from None
+        check_dali()  # here, because the decoding thread must not be the first to import DALI
         self.size, self.batch_size, self.threads, self.device = size, batch_size, threads, device
         self.hw_decoder_load, self.orientation = hw_decoder_load, orientation
         self._pipelines: dict[Kind, Any] = {}  # built on first use
@@ -168,6 +158,11 @@ class DaliDecoder:
             pipeline.set_outputs(decoded)
         pipeline.build()
         return pipeline
+
+
+def check_dali() -> None:
+    """Raises any exception if DALI cannot be imported."""
+    import nvidia.dali  # noqa: F401
 
 
 def _explain(encoded: np.ndarray) -> str:

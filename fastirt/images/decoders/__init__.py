@@ -1,0 +1,1 @@
+"""Decoders of images: DALI, torchvision and Pillow behind one interface."""
