@@ -19,9 +19,9 @@ from fastirt.errors import UserError
 from fastirt.images.packed_store import PackedStore
 from fastirt.loading.cache_budget import EvalCaches
 from fastirt.model.build import build_encoder
-from fastirt.model.encoder import Encoder, normalization_constants
+from fastirt.model.encoder import Encoder
 from fastirt.model.save import save_model
-from fastirt.model.weights.timm_line import NO_LINE, loading_line
+from fastirt.model.weights.timm_line import log_loading_line
 from fastirt.objective.cross_batch_memory import check_memory_size
 from fastirt.objective.self_check import replace_faulty_kernels
 from fastirt.retrieval.evaluate import evaluate
@@ -36,7 +36,7 @@ from fastirt.training.trainer import Trainer
 log = logging.getLogger("fastirt")
 
 # Options that do not change an evaluation's figures.
-RESULT_NEUTRAL_OPTIONS = {"device", "num_workers", "pin_mem", "eval_batch_size", "search", "self_check"}
+RESULT_NEUTRAL_OPTIONS = {"device", "num_workers", "pin_mem", "eval_batch_size", "self_check"}
 
 
 class Data(NamedTuple):
@@ -65,7 +65,7 @@ def train(flags: dict[str, Any], ranks: Ranks, per_query: Optional[Path] = None)
         code, metrics = _fit(encoder, config, data, folder, plan.checkpoint, ranks)
         if code == 0 and ranks.is_main:
             _report(metrics, config, folder)
-            _log_loading_line(encoder, config, folder)
+            log_loading_line(encoder, config, folder.final_model)
     return code
 
 
@@ -197,13 +197,6 @@ def _measure(
         per_query=data.per_query,
         ranks=ranks,
     )
-
-
-def _log_loading_line(encoder: Encoder, config: Config, folder: RunFolder) -> None:
-    """How to load the final model in plain timm."""
-    line = loading_line(encoder, folder.final_model)
-    mean, std = (tuple(round(v, 4) for v in values) for values in normalization_constants(config, encoder))
-    log.info("in plain timm, x of mean %s and std %s: %s", mean, std, line or NO_LINE)
 
 
 def _are_the_runs_own(run: RunFolder, flags: dict[str, Any], catalog: Catalog) -> bool:

@@ -179,9 +179,9 @@ def test_leaving_the_loop_stops_the_threads(image_folder):
 
 
 def test_on_a_cpu_no_thread_decodes_beside_the_step(image_folder):
-    loader = tiny_loader(load_dataset("folder", str(image_folder)), batch_size=8)
-    decode, threads = loader.images.decoder.decode, set()
-    loader.images.decoder.decode = lambda *given: threads.add(threading.current_thread()) or decode(*given)
+    loader = tiny_loader(load_dataset("folder", str(image_folder)), batch_size=8, cache="host")
+    decode, threads = loader.images.decoder.decode_whole, set()
+    loader.images.decoder.decode_whole = lambda *given: threads.add(threading.current_thread()) or decode(*given)
     for _ in zip(range(3), loader):
         pass
     loader.close()

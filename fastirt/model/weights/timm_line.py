@@ -6,18 +6,16 @@ import dataclasses
 import functools
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator, Optional
+from typing import Any, Iterator, Optional
 
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastirt.config.options import ModelConfig
+from fastirt.config.options import Config, ModelConfig
 from fastirt.model.build import parse_kwargs
-
-if TYPE_CHECKING:
-    from fastirt.model.encoder import Encoder
+from fastirt.model.encoder import Encoder, normalization_constants
 
 log = logging.getLogger("fastirt")
 
@@ -25,6 +23,13 @@ NO_LINE = "no line of timm gives this run's descriptors: use `fastirt evaluate`,
 TOLERANCE = 1e-5  # of a descriptor's elements
 POOLINGS = {"cls": "token", "mean": "avg", "max": "max"}  # timm's names
 NORMS = ({}, {"fc_norm": False}, {"fc_norm": True}, {"use_fc_norm": False}, {"use_fc_norm": True})
+
+
+def log_loading_line(encoder: Encoder, config: Config, path: Path) -> None:
+    """How to load the model file in plain timm."""
+    line = loading_line(encoder, path)
+    mean, std = (tuple(round(v, 4) for v in values) for values in normalization_constants(config, encoder))
+    log.info("in plain timm, x of mean %s and std %s: %s", mean, std, line or NO_LINE)
 
 
 def loading_line(encoder: Encoder, path: Path) -> Optional[str]:
