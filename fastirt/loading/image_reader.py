@@ -120,6 +120,10 @@ class ImageDecoder:
             return None
         return self._decoder.start([data for data, _ in encoded], resized, *self._placed(resized, crops))
 
+    def resume(self) -> None:
+        """Go on with a batch that was started behind another one."""
+        self._decoder.resume()
+
     def decode_whole(self, encoded: Sequence[Encoded]) -> list[torch.Tensor]:
         """Images (H, W, 3) uint8, resized and not cropped. Raises Undecodable."""
         return self._decoder.decode_whole([data for data, _ in encoded], *self._sizes(encoded))
@@ -161,7 +165,7 @@ class DecodedImages:
     """Images that are decoded for each batch. `CachedImages` keeps them instead.
 
     A decoder with threads of its own begins with the next batch while it finishes this one, so that
-    no thread idles between them.
+    no thread idles.
 
     crops_of: the draws that `views` gets for a step; None: the centers.
     """
@@ -198,7 +202,9 @@ class DecodedImages:
         ahead, self._ahead = self._ahead, None
         failed: dict[int, str] = {}
         try:
-            if ahead is None or ahead.rows != wanted or not _same(ahead.crops, crops):
+            if ahead is not None and ahead.rows == wanted and _same(ahead.crops, crops):
+                self.decoder.resume()
+            else:
                 encoded, failed = self.reader.collect(wanted)
                 ahead = None if failed else self._start(wanted, crops, encoded)
             if not failed:

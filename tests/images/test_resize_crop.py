@@ -10,7 +10,6 @@ from torchvision.transforms import functional as tvf
 from fastirt.config.options import InputConfig
 from fastirt.images.decoders.choose import make_decoder
 from fastirt.images.decoders.dali import DaliDecoder
-from fastirt.images.decoders.threads import Buffers
 from fastirt.images.decoders.torchvision import resize
 from fastirt.images.normalize import normalize
 from fastirt.images.resize_crop import crop_corners, crop_offset, resized_size, resized_sizes
@@ -155,16 +154,3 @@ def test_normalisation_is_torchvisions_in_channels_last():
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert out.data_ptr() != images.data_ptr()
     assert normalize(images, mean, std, torch.bfloat16).dtype == torch.bfloat16
-
-
-def test_memory_of_a_batch_is_used_again_once_nothing_shows_it():
-    buffers = Buffers()
-    first = torch.from_numpy(buffers.take((2, 3)))
-    at, view = first.data_ptr(), first.view(-1)[2:]
-    del first
-    assert buffers.take((2, 3)).ctypes.data != at
-    del view
-    assert buffers.take((2, 3)).ctypes.data == at
-    held = [buffers.take((2, 3)) for _ in range(2 * buffers.LIMIT)]
-    assert len({buffer.ctypes.data for buffer in held}) == len(held)
-    assert buffers.take((1, 3)).shape == (1, 3)

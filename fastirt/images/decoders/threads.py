@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Callable, Sequence
 
 import numpy as np
@@ -22,6 +24,9 @@ SERIAL_ELEMENTS = 2**15
 class ThreadedDecoder(ABC):
     """A `Decoder` on the CPU whose threads each decode one image at a time.
 
+    They work from `start` or `resume` on until a batch is waited for and complete, and stop then,
+    also amid the next batch: on a CPU the cores belong to the training step.
+
     Args:
         size: side S of the crops in pixels.
         threads: number of threads.
@@ -31,7 +36,9 @@ class ThreadedDecoder(ABC):
     def __init__(self, size: int, threads: int, orientation: str = "stored") -> None:
         self.size, self.threads, self.orientation = size, threads, orientation
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastirt-decode")
-        self._buffers, self._closed = Buffers(), False
+        self._todo: deque[Callable[[], None]] = deque()  # one an image, of all batches in their order
+        self._resting = False
+        self._buffers = Buffers()
 
     @abstractmethod
     def crop(self, data: np.ndarray, resized: tuple[int, int], corner: tuple[int, int]) -> np.ndarray:
@@ -82,36 +89,51 @@ class ThreadedDecoder(ABC):
         self._for_each(one, len(encoded))()
         return images
 
+    def resume(self) -> None:
+        """Let the threads go on with the batches that were started."""
+        self._resting = False
+        for _ in range(self.threads):
+            self._pool.submit(self._work)
+
     def close(self) -> None:
-        self._closed = True
+        self._todo.clear()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _work(self) -> None:
+        while not self._resting:
+            try:
+                task = self._todo.popleft()
+            except IndexError:
+                return
+            task()
 
     def _for_each(self, function: Callable[[int], None], count: int) -> Callable[[], None]:
         """Call function(0) to function(count - 1) in the threads.
 
         Returns a function that waits for them; it raises Undecodable.
         """
-        todo, failed = deque(range(count)), {}
+        done: list[int] = []
+        failed: dict[int, str] = {}
+        complete = threading.Event()
 
-        def work() -> None:
-            while not self._closed:
-                try:
-                    i = todo.popleft()
-                except IndexError:
-                    return
-                try:
-                    function(i)
-                except Exception as error:  # decoders raise nearly anything on a broken image
-                    failed[i] = complaint(error)
-
-        working = [self._pool.submit(work) for _ in range(min(self.threads, count))]
+        def call(i: int) -> None:
+            try:
+                function(i)
+            except Exception as error:  # decoders raise nearly anything on a broken image
+                failed[i] = complaint(error)
+            done.append(i)
+            if len(done) == count:
+                complete.set()
 
         def wait() -> None:
-            for done in working:
-                done.result()
+            if count:
+                complete.wait()
+            self._resting = True
             if failed:
                 raise Undecodable(dict(sorted(failed.items())))
 
+        self._todo.extend(partial(call, i) for i in range(count))
+        self.resume()
         return wait
 
 
