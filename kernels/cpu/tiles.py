@@ -20,9 +20,9 @@ from torch import Tensor
 
 from fastirt.kernels.reference import PAIR_THRESHOLD, PairOptions
 
-TILE = 1 << 18  # similarities in a tile: 1 MiB
+TILE = 1 << 19  # similarities in a tile: 2 MiB, in the second-level caches of two cores
 ROWS = 256  # at most, in a tile
-COLUMNS = 4096  # at most, in a tile
+COLUMNS = 2048  # at most, in a tile
 SMALL = 1 << 13  # similarities in a tile that is always summed by products
 DENSE = 0.25  # share of a tile's pairs above which they are summed by a product
 
