@@ -21,7 +21,7 @@ TILE = 2048  # gallery rows whose similarities to a block are held at once
 SORT_ABOVE, SORTED_TILE = 7, 8192
 # Queries whose positives are computed at once, and how many similarities a product computes in the
 # time of one pair by itself.
-LISTED, PRODUCT_GAIN = 256, 100
+LISTED, PRODUCT_GAIN = 128, 100
 DENSE = 16  # doubtful rows a query and tile, above which float64 decides the whole tile
 
 
