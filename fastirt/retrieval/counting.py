@@ -218,11 +218,12 @@ def counts(values: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     # Comparisons to floats and their sum, because those of bool are not vectorized.
     buffer = torch.empty_like(values)
     at_least = torch.stack([torch.ge(values, low[:, r, None], out=buffer).sum(1) for r in range(low.shape[1])], 1)
-    query, place = at_least.nonzero(as_tuple=True)
-    if len(query) * 4 < at_least.numel():  # most rows of a trained model have nothing above a positive
-        above = torch.zeros_like(at_least)
-        for queries, places in zip(query.split(TILE), place.split(TILE)):
-            above[queries, places] = (values[queries] > high[queries, places, None]).sum(1).to(above.dtype)
-    else:
-        above = torch.stack([torch.gt(values, high[:, r, None], out=buffer).sum(1) for r in range(low.shape[1])], 1)
+    above = torch.zeros_like(at_least)
+    for r in range(low.shape[1]):
+        # Few rows of a tile have anything above the best positives of a trained model.
+        rows = at_least[:, r].nonzero().flatten()
+        if len(rows) * 4 < len(values):
+            above[rows, r] = (values[rows] > high[rows, r, None]).sum(1).to(above.dtype)
+        else:
+            above[:, r] = torch.gt(values, high[:, r, None], out=buffer).sum(1)
     return above.long(), (at_least - above).long()
