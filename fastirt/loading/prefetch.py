@@ -60,6 +60,7 @@ class Images(Protocol):
 class BackgroundLoader(ABC):
     """Iterating runs `batches`: for a GPU in a background thread, on a CPU in the consumer's.
 
+    Ranks have the thread on a CPU too: the main one must name a lost rank before it is stopped.
     On a CPU all cores work on the step; decoding beside it would hold up the threads that share a
     product, so that a step and a batch take longer than one after the other. Files are read ahead
     on both. There is one iteration at a time.
@@ -78,7 +79,8 @@ class BackgroundLoader(ABC):
         self.close()
         self.images.open()
         on_gpu = self.images.stream.device.type == "cuda"
-        running = Prefetch(self._on_stream(), PREFETCH) if on_gpu else self._on_stream()
+        in_thread = on_gpu or self.images.bad.ranks.is_distributed
+        running = Prefetch(self._on_stream(), PREFETCH) if in_thread else self._on_stream()
         self._running = weakref.ref(running)
         return _recorded(running) if on_gpu else running
 
