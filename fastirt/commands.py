@@ -26,7 +26,7 @@ from fastirt.objective.cross_batch_memory import check_memory_size
 from fastirt.objective.self_check import replace_faulty_kernels
 from fastirt.retrieval.evaluate import evaluate
 from fastirt.retrieval.metrics.per_query_file import check_per_query_file
-from fastirt.retrieval.report import table, write_metrics
+from fastirt.retrieval.report import read_metrics, table, write_metrics
 from fastirt.run_config import described_by_file, finalized, fresh_config, plan_training, with_flags
 from fastirt.step.engine import engine_of_run
 from fastirt.training.health_checks import check_same_setup
@@ -36,7 +36,7 @@ from fastirt.training.trainer import Trainer
 log = logging.getLogger("fastirt")
 
 # Options that do not change an evaluation's figures.
-RESULT_NEUTRAL_OPTIONS = {"device", "num_workers", "pin_mem", "eval_batch_size", "self_check"}
+RESULT_NEUTRAL_OPTIONS = {"device", "num_workers", "pin_mem", "eval_batch_size", "search", "self_check"}
 
 
 class Data(NamedTuple):
@@ -137,7 +137,9 @@ def evaluate_model(run: Optional[Path], flags: dict[str, Any], ranks: Ranks, per
         encoder.to(device, memory_format=torch.channels_last)
         metrics = _measure(encoder, config, data, folder, ranks)
         if ranks.is_main:
-            _report(metrics, config, folder)
+            # A search of the nearest alone, as on a GPU, has fewer metrics than the file may have.
+            before = read_metrics(folder.path, missing_is_empty=True) if folder is own_run else {}
+            _report({**before, **metrics}, config, folder)
 
     if own_run is not None and ranks.host.run_on_main(lambda: _are_the_runs_own(own_run, flags, data.catalog)):
         measure_in(own_run)

@@ -52,7 +52,8 @@ class InputConfig:
     normalization: str = option("model", "mean and std: the model's own (timm) or ImageNet's", ("model", "imagenet"))
     loader: str = option(
         "auto",
-        "decode by NVIDIA DALI, torchvision, or Pillow (slower reference); auto: DALI on a GPU, torchvision on a CPU",
+        "decode by NVIDIA DALI, torchvision, or Pillow (slower reference); auto: DALI on a GPU, torchvision on a CPU "
+        "(DALI works there too)",
         ("auto", "dali", "torchvision", "pil"),
     )
     num_workers: int = option(16, "threads that read and decode; at most the number of cores")
@@ -60,7 +61,8 @@ class InputConfig:
     cache: str = option(
         "auto",
         "decode each image once and keep it, resized, in GPU or host memory; auto: where training images fit in "
-        "40 % of the GPU's free memory or half of the host's; with --eval-freq also those of evaluation, in 20 or 25 %",
+        "40 % of the GPU's free memory or half of the host's; with --eval-freq also those of evaluation, in another "
+        "20 or 25 %",
         ("auto", "device", "host", "none"),
     )
     max_bad: int = option(100, "stop after this many distinct unreadable images")
@@ -136,8 +138,8 @@ class OptimConfig:
     engine: str = option(
         "auto",
         "how a step runs: eager PyTorch, eager with oneDNN's fp32 products on a CPU, torch.compile, or one CUDA graph; "
-        "auto: graph on one GPU, compile on several or if the optimizer cannot be captured; on a CPU eager, for runs "
-        "above minutes onednn on AMD's with AVX-512, for hours compile",
+        "auto: graph on one GPU, compile on several or if the optimizer cannot be captured; on a CPU eager, above "
+        "100 TFLOP in all onednn on AMD's with AVX-512, above 0.5 PFLOP a core compile",
         ("auto", "eager", "onednn", "compile", "graph"),
     )
     opt: str = option("adamw", "optimizer: a timm name, or apex-fused-adam, apex-fused-lamb (NVIDIA apex)")

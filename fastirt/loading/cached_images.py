@@ -23,6 +23,7 @@ from fastirt.loading.prefetch import DeviceStream
 log = logging.getLogger("fastirt")
 
 LOG_INTERVAL_S = 15.0  # seconds
+LOG_SHARE = 0.05  # of all images, that the cache must have gained since the last line
 
 
 class CachedImages:
@@ -47,7 +48,7 @@ class CachedImages:
         self.cache = cache
         self.ahead = ahead
         self._next = 0  # every image before this row is in the cache, or bad
-        self._logged = time.monotonic()
+        self._logged, self._shown = time.monotonic(), 0  # the last log line, and its number of images
 
     def open(self) -> None:
         """Start what `close` stops. Call it from the consumer's thread."""
@@ -75,7 +76,7 @@ class CachedImages:
         """
         self.close()
         self.open()
-        count = self.decoder.batch_size
+        count = self.ahead or self.decoder.batch_size
         quiet = None if bar else True
         try:
             with tqdm(total=len(self.cache.valid), desc="cache", unit="img", disable=quiet, leave=False) as shown:
@@ -142,9 +143,9 @@ class CachedImages:
         now, total = time.monotonic(), len(valid)
         if before < self._next == total:
             log.info("cache: full, %d images%s", valid.sum(), f", {total - valid.sum()} bad" if not valid.all() else "")
-        elif now - self._logged > LOG_INTERVAL_S:
+        elif now - self._logged > LOG_INTERVAL_S and valid.sum() - self._shown >= LOG_SHARE * total:
             log.info("cache: %d of %d images", valid.sum(), total)
-            self._logged = now
+            self._logged, self._shown = now, int(valid.sum())
 
 
 class CachedCrops:

@@ -65,7 +65,7 @@ LABELS = {
 }
 # Options without a column: shown elsewhere, or without effect on metrics beyond rounding.
 SHOWN_ELSEWHERE = {"method", "dataset", "data_path", "eval_split", "rank"}
-UNMEASURED = {"packed", "loader", "num_workers", "pin_mem", "cache", "max_bad", "loss_impl", "loss_precision", "engine"}
+UNMEASURED = {"packed", "num_workers", "pin_mem", "cache", "max_bad", "loss_impl", "loss_precision", "engine"}
 UNMEASURED |= {"memory_sharded", "eval_freq", "eval_batch_size", "search", *(f.name for f in fields(RunConfig))}
 
 

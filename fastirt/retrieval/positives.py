@@ -44,9 +44,10 @@ class RowLists(NamedTuple):
 
     @staticmethod
     def of_lists(lists: Sequence[Sequence[int]]) -> RowLists:
-        """From a sequence of gallery rows for each query, without doubles."""
+        """From a sequence of gallery rows for each query; doubles count once."""
+        lists = [sorted(set(rows)) for rows in lists]
         counts = torch.tensor([len(rows) for rows in lists], dtype=torch.int64)
-        rows = torch.tensor([row for rows in lists for row in sorted(rows)], dtype=torch.int64)
+        rows = torch.tensor([row for rows in lists for row in rows], dtype=torch.int64)
         return RowLists(rows, starts_of(counts))
 
     @staticmethod

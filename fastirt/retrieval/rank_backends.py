@@ -11,12 +11,13 @@ from torch import Tensor
 
 from fastirt.errors import first_line
 from fastirt.kernels import count_similarities, similarity_error
-from fastirt.retrieval.counting import DENSE, Block, add_ahead, count_ahead, counts, in_bounds, rounding
+from fastirt.retrieval.counting import DENSE, GPU_TIMES, Block, add_ahead, count_ahead, counts, in_bounds, rounding
 from fastirt.retrieval.positives import UNRANKED
 from fastirt.retrieval.search import Faiss, TorchProduct, make_index
 
 log = logging.getLogger("fastirt")
 
+BACKENDS = ("auto", "ranks", "faiss", "torch")
 BLOCK, GPU_BLOCK, SEARCH_BLOCK = 512, 65536, 4096  # queries of a block
 BLOCK_VALUES = 2**22  # positives of a block, or the neighbors that are found for it
 
@@ -28,12 +29,14 @@ class Counting:
 
     def __init__(self, gallery: Tensor, device: torch.device, gpus: int) -> None:
         self.on_gpu = device.type == "cuda"
+        gpus = min(gpus, torch.cuda.device_count()) if self.on_gpu else 1
         devices = [torch.device("cuda", i) for i in range(gpus)] if self.on_gpu and gpus > 1 else [device]
         self.parts, start = [], 0
         for rows, at in zip(gallery.tensor_split(len(devices)), devices):
             self.parts.append((start, rows.to(at)))
             start += len(rows)
         self.block, self.threads = (GPU_BLOCK, 1) if self.on_gpu else (BLOCK, torch.get_num_threads())
+        self.values = BLOCK_VALUES if self.on_gpu else max(BLOCK, BLOCK_VALUES // (2 * self.threads))
 
     def rounding(self, dim: int) -> float:
         return similarity_error(dim) if self.on_gpu else rounding(dim)
@@ -41,10 +44,10 @@ class Counting:
     def __call__(self, block: Block) -> Tensor:
         return self._by_kernel(block) if self.on_gpu else self._by_tiles(block)
 
-    def _by_tiles(self, block: Block, exact: bool = False) -> Tensor:
+    def _by_tiles(self, block: Block) -> Tensor:
         ahead = torch.zeros_like(block.rows)
         for start, part in self.parts:
-            ahead += count_ahead(block.to(part.device), part, start, exact).to(ahead.device)
+            ahead += count_ahead(block.to(part.device), part, start).to(ahead.device)
         return ahead
 
     def _by_kernel(self, block: Block) -> Tensor:
@@ -53,10 +56,10 @@ class Counting:
             here = block.to(part.device)
             counted.append(count_similarities(here.query, part, here.low, here.high))
         above, within = (sum(counts[i].to(block.rows.device).long() for counts in counted) for i in range(2))
-        # Each positive is within its own bounds; anything else there is decided in float64.
+        # Each positive is within its own bounds; queries with other rows there are counted again.
         doubtful = (within != (block.rows >= 0)).any(dim=1).nonzero().flatten()
-        for some in doubtful.split(BLOCK):
-            above[some] = self._by_tiles(block.select(some), exact=True)
+        for some in doubtful.split(GPU_TIMES * BLOCK):
+            above[some] = self._by_tiles(block.select(some))
         return above
 
 
@@ -69,9 +72,11 @@ class Searching:
         self.find: Optional[Faiss | TorchProduct] = find
         self.gallery, self.k, self.counting = gallery, k, counting
         self.block, self.threads = max(1, min(SEARCH_BLOCK, BLOCK_VALUES // k)), 1
+        self.values = BLOCK_VALUES
 
     def rounding(self, dim: int) -> float:
-        return rounding(dim)
+        # What it leaves open may be counted by the kernel.
+        return max(rounding(dim), similarity_error(dim))
 
     def __call__(self, block: Block) -> Tensor:
         if self.find is None:
@@ -103,6 +108,8 @@ class Searching:
 def choose_backend(
     backend: str, gallery: Tensor, nearest: Optional[int], device: torch.device, gpus: int
 ) -> Counting | Searching:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r}: choose one of {', '.join(BACKENDS)}")
     counting = functools.cache(lambda: Counting(gallery, device, gpus))
     k = len(gallery) if nearest is None else min(nearest, len(gallery))
     if backend == "ranks" or (backend == "auto" and device.type != "cuda"):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fastirt.distributed.host_channel import HostChannel
 from fastirt.retrieval.counting import Block, exact_similarities, listed_similarities, quanta
 from fastirt.retrieval.positives import UNRANKED, PositiveRanks, RowLists, starts_of
-from fastirt.retrieval.rank_backends import BLOCK_VALUES, choose_backend
+from fastirt.retrieval.rank_backends import choose_backend
 from fastirt.retrieval.search import full_precision
 
 
@@ -40,8 +40,8 @@ def positive_ranks(
     have identical similarities. All backends give the same ranks.
 
     Args:
-        query: (Q, D) float32, finite.
-        gallery: (G, D) float32, finite.
+        query: (Q, D), finite; float32 is used.
+        gallery: (G, D), likewise.
         positives: gallery rows of each query; those that it ignores are left out.
         ignored: gallery rows that each query's ranking does not contain; None: none.
         backend: "ranks" counts. "faiss" and "torch" find the `depth` nearest rows and count among
@@ -52,17 +52,18 @@ def positive_ranks(
         progress: show a progress bar.
 
     Raises:
-        ValueError: a vector is not finite, or vectors are so long that products overflow.
+        ValueError: a vector is not finite, or so long or short that products overflow or vanish;
+            an unknown backend.
     """
     device = torch.device(device)
     ignored = RowLists.of_lists([[]] * len(query)) if ignored is None else ignored
     positives = positives.without(ignored)
     if not len(positives.rows):
         return PositiveRanks(positives.rows, positives.starts, positives.rows)
-    query, gallery = query.to(device), gallery.to(device)
+    query, gallery = (vectors.detach().to(device, torch.float32) for vectors in (query, gallery))
     quantum, longest = quanta(query, gallery)
     if not torch.isfinite(longest).all():
-        raise ValueError("query and gallery: vectors must be finite, and their products too")
+        raise ValueError("query and gallery: vectors must be finite, and their products neither overflow nor vanish")
     nearest = None if depth is None else depth + 1 + int(ignored.counts.max())
     count = choose_backend(backend, gallery, nearest, device, gpus)
     error = count.rounding(query.shape[1]) * longest
@@ -90,7 +91,7 @@ def positive_ranks(
     ranks, rows = torch.empty_like(positives.rows), torch.empty_like(positives.rows)
     bar = tqdm(total=len(query), desc="ranks", unit="query", disable=None if progress else True, leave=False)
     with bar, full_precision(), threads_over_blocks(count.threads) as run:
-        for (where, rank, row), done in run(ranked, _blocks(positives, count.block)):
+        for (where, rank, row), done in run(ranked, _blocks(positives, count.block, count.values)):
             ranks[where], rows[where] = rank, row
             bar.update(done)
     return PositiveRanks(ranks, positives.starts, rows, depth if count.cuts else None)
@@ -139,7 +140,7 @@ def _listed(lists: RowLists, queries: Tensor, device: torch.device) -> tuple[Ten
     return places.to(device), torch.where(places >= 0, lists.rows[places], -1).to(device)
 
 
-def _blocks(positives: RowLists, size: int) -> Iterator[Tensor]:
+def _blocks(positives: RowLists, size: int, values: int) -> Iterator[Tensor]:
     """Queries with positives: those with the most first, so that a block needs little padding, and
     those of one class together."""
     counts = positives.counts
@@ -147,7 +148,7 @@ def _blocks(positives: RowLists, size: int) -> Iterator[Tensor]:
     order = order[positives.rows[positives.starts[order]].argsort(stable=True)]
     order = order[counts[order].argsort(descending=True, stable=True)]
     while len(order):
-        taken = max(1, min(size, BLOCK_VALUES // int(counts[order[0]])))
+        taken = max(1, min(size, values // int(counts[order[0]])))
         yield order[:taken]
         order = order[taken:]
 

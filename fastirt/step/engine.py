@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 import shutil
@@ -99,7 +100,7 @@ def choose_engine(name: str, device: torch.device, opt: str, ranks: Ranks = SING
             return "eager"
         return "graph" if capturable(opt) and not ranks.is_distributed else "compile"
     if name == "graph" and device.type != "cuda":
-        raise UserError(f"--engine graph: needs a GPU, the device is {device}: use --engine compile or eager")
+        raise UserError(f"--engine graph: needs a GPU, the device is {device}: use --engine compile, onednn or eager")
     if name == "graph" and ranks.is_distributed and ranks.collectives.backend != "nccl":
         raise UserError("--engine graph: gloo cannot be captured in a CUDA graph, only NCCL can: use --engine compile")
     if name == "graph" and not capturable(opt):
@@ -125,7 +126,7 @@ def engine_of_run(config: Config, encoder: Encoder, ranks: Ranks = SINGLE_PROCES
     if name != "auto" or torch.device(config.run.device).type != "cpu" or ranks.is_distributed:
         return name
     flops = training_flops(encoder, config.memory.encoder_momentum is not None) * optim.batch_size * optim.max_iter
-    if flops > PAYS_COMPILING * torch.get_num_threads() and _compiles():
+    if flops > PAYS_COMPILING * torch.get_num_threads() and _compiles(encoder, config.input.input_size):
         name = "compile"
     elif flops > SHORT_RUN and config.model.precision == "fp32" and onednn_linear.is_faster():
         name = "onednn"
@@ -134,12 +135,17 @@ def engine_of_run(config: Config, encoder: Encoder, ranks: Ranks = SINGLE_PROCES
     return name
 
 
-def _compiles() -> bool:
-    """Whether torch.compile works on this machine: there may be no compiler, or no headers."""
+def _compiles(encoder: Encoder, size: int) -> bool:
+    """Whether torch.compile works on this machine, which may lack a compiler or headers, and takes
+    the encoder without a graph break."""
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
         return False
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(64))
+        # traced alone, which takes seconds; a copy, because tracing may change what a module holds
+        traced = torch.compile(copy.deepcopy(encoder).eval(), backend="eager", fullgraph=True)
+        with torch.no_grad():
+            traced(torch.zeros(1, 3, size, size))
     except Exception:  # whatever it is, eager needs no compiler
         return False
     return True

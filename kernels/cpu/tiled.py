@@ -93,10 +93,10 @@ def losses_and_gradients(
         if math.isnan(totals.sums[0]):
             koleo.fill_(math.nan)
     else:
-        koleo = torch.full((), totals.sums[0] * 0)
+        koleo = rows.new_full((), totals.sums[0] * 0, dtype=torch.float32)
         gradients[1].zero_()
     if memory is None:
-        return batch, torch.zeros(()), koleo, gradients
+        return batch, rows.new_zeros((), dtype=torch.float32), koleo, gradients
     empty = has_padding(memory_labels)
     totals = PairTotals(labels, memory_labels, memory_self, options, padding or empty)
     for tile in tiles(rows, memory, memory_labels, masked=empty and not finite_slots):
@@ -163,7 +163,7 @@ def pair_grad(
 ) -> Tensor:  # fmt: skip
     """`reference.pair_grad` in tiles."""
     totals = _totals(rows, row_labels, cols, col_labels, self_index, options, gradient=True)
-    gradient = torch.zeros(rows.shape)
+    gradient = torch.zeros(rows.shape, dtype=torch.float32)
     for columns, scale in zip(totals.columns, (-scale_pos, scale_neg)):
         if columns is not None:
             gradient.addcmul_(columns, scale.detach().float())

@@ -79,7 +79,7 @@ def tiles(rows: Tensor, cols: Tensor, col_labels: Tensor, masked: bool) -> Itera
         return
     height = min(count, ROWS)
     width = min(total, COLUMNS, max(ROWS, TILE // height))
-    similarity = torch.empty(height * width)
+    similarity = torch.empty(height * width, dtype=torch.float32)
     same, active = (torch.empty(height * width, dtype=torch.bool) for _ in range(2))
     for col in range(0, total, width):
         columns = valid_vectors(_part(cols, col, width), _part(col_labels, col, width), masked).contiguous()
@@ -217,7 +217,8 @@ class Nearest:
     def __init__(self, count: int, col_labels: Tensor, row_offset: int, padding: bool) -> None:
         self.padding = col_labels < 0 if padding else None
         self.row_offset = row_offset
-        self.best, self.column = torch.empty(count), torch.empty(count, dtype=torch.int64)
+        self.best = torch.empty(count, dtype=torch.float32)
+        self.column = torch.empty(count, dtype=torch.int64)
 
     def add(self, tile: Tile) -> None:
         if self.padding is not None:
@@ -229,7 +230,7 @@ class Nearest:
             torch.max(tile.similarity, dim=1, out=(best, index))
             return
         value, column = tile.similarity.max(dim=1)
-        better = (value > best).logical_or_(value.isnan())
+        better = (value > best).logical_or_(value.isnan() & ~best.isnan())
         best.copy_(torch.where(better, value, best))
         index.copy_(torch.where(better, column.add_(tile.col), index))
 

@@ -17,6 +17,8 @@ from fastirt.model.encoder import normalization_constants
 from fastirt.retrieval.embed import embed
 from fastirt.training.run_folder import RunFolder
 
+if len(sys.argv) < 2:
+    sys.exit("usage: python scripts/examples/search_a_folder.py FOLDER [RUN]")
 folder, run = sys.argv[1], Path(sys.argv[2]) if len(sys.argv) > 2 else None
 config = RunFolder(run).read_config().replace(weights=str(run / "model.safetensors")) if run else Config()
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -78,6 +78,9 @@ def test_evaluation_with_other_flags_leaves_the_runs_own_figures_alone(trained_r
     assert "recall@3" in read_metrics(tmp_path / f"outputs/folder/irt-r-{TINY_MODEL}-1")
     assert run_cli("evaluate", trained_run) == 0
     assert read_metrics(trained_run) == json.loads(before)
+    assert "map" in read_metrics(trained_run)  # which needs all ranks: a search keeps it
+    assert run_cli("evaluate", trained_run, "--search", "torch") == 0
+    assert read_metrics(trained_run) == json.loads(before)
     assert run_cli("evaluate", tmp_path / "typo") == 2
     assert "no such run folder" in last_line(capsys)
 

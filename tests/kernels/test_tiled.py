@@ -130,3 +130,15 @@ def test_nothing_of_the_size_of_all_pairs_is_kept():
     out = subprocess.run([sys.executable, "-c", CHECK_MEMORY], capture_output=True, text=True, check=True).stdout
     few, many = map(int, out.split())
     assert many - few < 25_000  # KiB
+
+
+@pytest.mark.parametrize("slots", [None, 30])
+def test_the_default_dtype_of_torch_changes_nothing(slots):
+    case = make(20, slots, 64)
+    expected = loss_and_gradient(case)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = loss_and_gradient(case)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])

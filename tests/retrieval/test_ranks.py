@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastirt.kernels import similarity_error
 from fastirt.retrieval import counting, rank_backends
 from fastirt.retrieval.positives import UNRANKED, RowLists
 from fastirt.retrieval.ranks import positive_ranks, reference_ranks, shared_ranks
@@ -132,7 +133,7 @@ def test_vectors_that_are_not_finite_are_refused():
         for bad in (0, 1):
             pair = [gallery[:2].clone(), gallery.clone()]
             pair[bad][1, 1] = value
-            with pytest.raises(ValueError, match="finite"):
+            with pytest.raises(ValueError, match="must be finite"):
                 positive_ranks(*pair, positives)
 
 
@@ -263,3 +264,41 @@ def test_the_path_of_a_gpu_decides_what_its_counts_leave_open(kind, monkeypatch)
 
     monkeypatch.setattr(rank_backends.Counting, "__init__", init)
     assert_ranks(positive_ranks(gallery, gallery, positives), reference_ranks(gallery, gallery, positives))
+
+
+def test_a_kernel_that_errs_within_its_bound_changes_no_rank(monkeypatch):
+    """Its products are off by nearly its error; also where it counts for a FAISS that failed."""
+    gallery, labels = clustered(20)
+    gallery[150:] = F.normalize(gallery[:150] + 1e-5 * vectors(150, DIM), dim=1)
+    positives, split = RowLists.of_labels(labels, labels), rank_backends.Counting.__init__
+    error = 0.9 * similarity_error(DIM)
+
+    def init(self, gallery, device, gpus):
+        split(self, gallery, device, gpus)
+        self.on_gpu = True
+
+    def noisy(query, part, low, high):
+        noise = torch.rand(len(query), len(part), generator=torch.Generator().manual_seed(0)).sub(0.5).sign() * error
+        found = (query.double() @ part.double().T + noise).float()[:, None]
+        above = (found > high[:, :, None]).sum(2)
+        return above, (found >= low[:, :, None]).sum(2) - above
+
+    monkeypatch.setattr(rank_backends.Counting, "__init__", init)
+    monkeypatch.setattr(rank_backends, "count_similarities", noisy)
+    expected = reference_ranks(gallery, gallery, positives)
+    assert_ranks(positive_ranks(gallery, gallery, positives), expected)
+    monkeypatch.setattr(Faiss, "__call__", lambda *_: (_ for _ in ()).throw(RuntimeError("no memory")))
+    assert_ranks(positive_ranks(gallery, gallery, positives, backend="faiss", depth=200), expected, 200)
+
+
+def test_other_dtypes_gradients_and_wrong_options():
+    gallery, labels = clustered(20)
+    positives = RowLists.of_labels(labels, labels)
+    expected = positive_ranks(gallery, gallery, positives)
+    assert_ranks(positive_ranks(gallery.double(), gallery.clone().requires_grad_(), positives), expected)
+    assert positive_ranks(gallery.bfloat16(), gallery.bfloat16(), positives).ranks.shape == expected.ranks.shape
+    with pytest.raises(ValueError, match="backend 'rank': choose one of auto"):
+        positive_ranks(gallery, gallery, positives, backend="rank")
+    with pytest.raises(ValueError, match="vanish"):
+        positive_ranks(1e-21 * gallery, gallery, positives)
+    assert RowLists.of_lists([[3, 1, 3]]).rows.tolist() == [1, 3]

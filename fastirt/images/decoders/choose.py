@@ -29,7 +29,7 @@ def choose_loader(name: str, device: torch.device) -> str:
     """
     if name != "auto":
         if problem := _problem(name):
-            raise UserError(f"--loader {name}: {problem}: {HINTS[name]}, or use --loader auto")
+            raise UserError(f"--loader {name}: {problem}: {HINTS[name]}, or use --loader auto in a new run")
         return name
     for name in FASTEST_FIRST[device.type]:
         problem = _problem(name)

@@ -25,7 +25,11 @@ RGB = 3  # torchvision.io.ImageReadMode.RGB
 
 
 class TorchvisionDecoder(ThreadedDecoder):
-    """A `Decoder` by torchvision and torch, where `check_torchvision` passes."""
+    """A `Decoder` by torchvision and torch. Raises what `check_torchvision` raises."""
+
+    def __init__(self, size: int, threads: int, orientation: str = "stored") -> None:
+        check_torchvision()
+        super().__init__(size, threads, orientation)
 
     def crop(self, data: np.ndarray, resized: tuple[int, int], corner: tuple[int, int]) -> np.ndarray:
         top, left = corner
