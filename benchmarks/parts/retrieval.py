@@ -16,7 +16,7 @@ from benchmarks.results import Results, figure_of
 from benchmarks.rounds import Rounds, run_interleaved
 from benchmarks.timing import reason, turns
 from fastirt.retrieval.counting import TILE, products
-from fastirt.retrieval.metrics import positives_by_labels, retrieval_metrics
+from fastirt.retrieval.metrics import PositivesByLabel, retrieval_metrics
 from fastirt.retrieval.rank_backends import BLOCK
 from fastirt.retrieval.ranks import positive_ranks, threads_over_blocks
 
@@ -124,9 +124,9 @@ def contenders(sizes: Set, dim: int, device: torch.device) -> dict[str, Callable
 
     def ours(backend: str) -> Callable[[], Any]:
         def call() -> Any:
-            positives, ignored, depth = positives_by_labels(*tensors, [1, sizes.k], own)
-            rows = tensors[0], tensors[2]
-            return positive_ranks(*rows, positives, ignored, backend=backend, device=device, depth=depth)
+            labelled = PositivesByLabel(*tensors, [1, sizes.k], own)
+            lists = labelled.lists(0, sizes.queries)
+            return positive_ranks(tensors[0], tensors[2], *lists, backend=backend, device=device, depth=labelled.depth)
 
         return call
 

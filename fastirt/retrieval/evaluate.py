@@ -17,8 +17,8 @@ from fastirt.loading.eval_loader import EvalLoader
 from fastirt.model.encoder import Encoder, normalization_constants
 from fastirt.model.precision import resolve_precision
 from fastirt.retrieval.embed import Embeddings, embed
-from fastirt.retrieval.metrics import positives_by_labels, summarize
-from fastirt.retrieval.metrics.per_query_file import check_per_query_file, write_per_query_file
+from fastirt.retrieval.metrics import PositivesByLabel, QueryMetrics, summarize
+from fastirt.retrieval.metrics.per_query_file import check_per_query_file, per_query_table, write_per_query_file
 from fastirt.retrieval.ranks import shared_ranks
 
 log = logging.getLogger("fastirt")
@@ -98,39 +98,47 @@ def evaluate(
     gallery = query if catalog.gallery is None else embeddings(catalog.gallery)
 
     depths: list[int] = []
-    lists: Any = (None, None)
+    labelled: Optional[PositivesByLabel] = None
 
-    def prepare() -> int:
-        nonlocal lists
+    def prepare() -> tuple[int, list[tuple[int, int]]]:
+        nonlocal labelled
         exclude = _excluded_rows(query, gallery, catalog)
         depths.extend(_reachable_ks(config.eval.rank, len(gallery.rows), bool((exclude >= 0).any())))
         labels = _labels(catalog.query, query), _labels(catalog.gallery or catalog.query, gallery)
-        *lists, depth = positives_by_labels(query.vectors, labels[0], gallery.vectors, labels[1], depths, exclude)
-        return depth
+        labelled = PositivesByLabel(query.vectors, labels[0], gallery.vectors, labels[1], depths, exclude)
+        return labelled.depth, labelled.parts
 
     # Errors are raised on all ranks, before these share the work.
-    depth = ranks.host.run_on_main(prepare)
-    vectors = (query.vectors, gallery.vectors) if ranks.is_main else (None, None)
-    found = shared_ranks(
-        ranks.host,
-        *vectors,
-        *lists,
-        backend=config.eval.search,
-        device=device,
-        depth=depth,
-        progress=progress and ranks.is_main,
-    )
-
-    def measure() -> dict[str, Any]:
-        if per_query is not None:
+    depth, parts = ranks.host.run_on_main(prepare)
+    measured, tables = [], []
+    for first, stop in parts:
+        of_main: tuple[Any, ...] = (None,) * 4
+        if labelled is not None:
+            of_main = (query.vectors[first:stop], gallery.vectors, *labelled.lists(first, stop))
+        found = shared_ranks(
+            ranks.host,
+            *of_main,
+            backend=config.eval.search,
+            device=device,
+            depth=depth,
+            progress=progress and ranks.is_main,
+        )
+        if found is not None:
+            measured.append(QueryMetrics.of_ranks(found, depths, labelled.largest))
+        if found is not None and per_query is not None:
             of_gallery = (catalog.gallery or catalog.query, gallery.rows)
-            write_per_query_file(per_query, found, catalog.query, query.rows, *of_gallery, catalog.class_names)
+            of_query = (catalog.query, query.rows[first:stop])
+            tables.append(per_query_table(found, *of_query, *of_gallery, catalog.class_names))
+
+    def summary() -> dict[str, Any]:
+        if per_query is not None:
+            write_per_query_file(per_query, tables)
             log.info("wrote %s", per_query)
-        metrics = summarize(found, depths, _labels(catalog.query, query), config.eval.average)
+        metrics = summarize(QueryMetrics.joined(measured), _labels(catalog.query, query), config.eval.average)
         bad = sum(len(split) - len(read.rows) for split, read in zip(splits, (query, gallery)))
         return {**metrics, "gallery": len(gallery.rows), "bad": bad}
 
-    return ranks.host.run_on_main(measure)
+    return ranks.host.run_on_main(summary)
 
 
 def _labels(split: Split, read: Embeddings) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from fastirt.errors import UserError
-from fastirt.retrieval.metrics import retrieval_metrics
+from fastirt.retrieval.metrics import measure, retrieval_metrics
 from tests.helpers import run_python
 from tests.retrieval.test_summary import ALL_RANKS
 from tests.retrieval.vectors import vectors
@@ -72,7 +72,7 @@ def test_memory_does_not_grow_with_queries_times_neighbors():
     code = """
 import resource, torch
 torch.set_num_threads(1)
-from fastirt.retrieval.metrics import retrieval_metrics
+from fastirt.retrieval.metrics import measure, retrieval_metrics
 g = torch.Generator().manual_seed(0)
 def run(n):
     z = torch.nn.functional.normalize(torch.randn(n, 4, generator=g), dim=1)
@@ -232,3 +232,16 @@ def test_what_cannot_be_measured_is_one_line(change, reason):
     with pytest.raises(UserError, match=reason) as caught:
         retrieval_metrics(**{**call, **change})
     assert "\n" not in str(caught.value)
+
+
+def test_large_classes_are_measured_in_parts(monkeypatch):
+    """A set of few large classes has more pairs of a query and a positive than fit in memory."""
+    gallery = vectors(200)
+    labels = torch.arange(200) // 150
+    own = torch.arange(200)
+    whole = retrieval_metrics(gallery, labels, gallery, labels, (1, 8), exclude=own)
+    torchs = retrieval_metrics(gallery, labels, gallery, labels, (1, 8), exclude=own, backend="torch")
+    monkeypatch.setattr(measure, "PAIRS", 1000)
+    assert len(measure.PositivesByLabel(gallery, labels, gallery, labels, (1, 8), own).parts) > 10
+    assert retrieval_metrics(gallery, labels, gallery, labels, (1, 8), exclude=own) == whole
+    assert retrieval_metrics(gallery, labels, gallery, labels, (1, 8), exclude=own, backend="torch") == torchs

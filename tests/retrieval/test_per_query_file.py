@@ -12,7 +12,7 @@ import torch
 from fastirt.datasets import Catalog, Split, load_dataset
 from fastirt.errors import UserError
 from fastirt.retrieval.evaluate import evaluate
-from fastirt.retrieval.metrics.per_query_file import check_per_query_file, write_per_query_file
+from fastirt.retrieval.metrics.per_query_file import check_per_query_file, per_query_table, write_per_query_file
 from fastirt.retrieval.positives import UNRANKED
 from tests.helpers import write_images
 from tests.retrieval.test_evaluate import CONFIG, CPU, Pixels
@@ -24,7 +24,8 @@ GALLERY = Split("gallery", ("/g/0.jpg", "/g/lost.jpg", "/g/2.jpg", "/g/3.jpg"), 
 
 
 def written(path, ranks):
-    write_per_query_file(path, ranks, QUERY, torch.tensor([0, 2, 3]), GALLERY, torch.tensor([0, 2, 3]), ("cup", "lamp"))
+    rows = torch.tensor([0, 2, 3])
+    write_per_query_file(path, [per_query_table(ranks, QUERY, rows, GALLERY, rows, ("cup", "lamp"))])
     return path
 
 

@@ -5,43 +5,47 @@ import pytest
 import torch
 
 from fastirt.errors import UserError
-from fastirt.retrieval.metrics import summarize
+from fastirt.retrieval.metrics import QueryMetrics, summarize
 from fastirt.retrieval.metrics.bootstrap import bootstrap_intervals
 from tests.retrieval.test_per_query import made_up
 
 ALL_RANKS = {"map", "map_trapezoid", "mrr", "minp", "median_rank"}
 
 
+def means(ranks, ks, *rest, **options):
+    return summarize(QueryMetrics.of_ranks(ranks, ks, int(ranks.counts.max())), *rest, **options)
+
+
 def test_classes_weigh_the_same_and_queries_without_positives_do_not_count():
     ranks = made_up([1], [1, 2], [3], [], [5], [])
     labels = torch.tensor([7, 7, 7, 7, 2, 4])
-    found = summarize(ranks, (1, 3))
+    found = means(ranks, (1, 3))
     assert (found["queries"], found["unmatched"]) == (4, 2)
     assert (found["recall@1"], found["recall@3"], found["median_rank"]) == (2 / 4, 3 / 4, 2)
-    by_class = summarize(ranks, (1, 3), labels, "class")
+    by_class = means(ranks, (1, 3), labels, "class")
     assert by_class["recall@1"] == pytest.approx((2 / 3 + 0) / 2) and by_class["recall@3"] == (1 + 0) / 2
     assert by_class["mrr"] == pytest.approx(((1 + 1 + 1 / 3) / 3 + 1 / 5) / 2)
     assert (by_class["queries"], by_class["median_rank"]) == (4, 2)
-    one = summarize(ranks, (1,), torch.zeros(6, dtype=torch.int64), "class")
+    one = means(ranks, (1,), torch.zeros(6, dtype=torch.int64), "class")
     assert one["map"] == pytest.approx(found["map"]) and one["ci95_low_recall@1"] == one["recall@1"]
     with pytest.raises(UserError, match="no query"):
-        summarize(made_up([], []), (1,))
+        means(made_up([], []), (1,))
     with pytest.raises(ValueError, match="use one of query, class"):
-        summarize(ranks, (1,), labels, "image")
+        means(ranks, (1,), labels, "image")
     with pytest.raises(ValueError, match="labels"):
-        summarize(ranks, (1,), average="class")
+        means(ranks, (1,), average="class")
 
 
 def test_a_ranking_to_a_depth_has_what_the_depth_decides():
-    whole = summarize(made_up([1, 5], [2, 4], [7]), (4, 1, 4, 9))
+    whole = means(made_up([1, 5], [2, 4], [7]), (4, 1, 4, 9))
     assert list(whole)[:4] == ["recall@1", "recall@4", "recall@9", "map@r"]
     assert ALL_RANKS < set(whole)
     unranked = 2**62
-    cut = summarize(made_up([1, unranked], [2, 4], [unranked], depth=4), (1, 4, 9))
+    cut = means(made_up([1, unranked], [2, 4], [unranked], depth=4), (1, 4, 9))
     missing = ALL_RANKS | {f"{name}@9" for name in ("recall", "precision", "mp", "map")}
     assert set(whole) - set(cut) == missing and set(cut) < set(whole)
     assert {name: whole[name] for name in cut} == cut
-    shallow = summarize(made_up([1, unranked, unranked], depth=2), (1,))
+    shallow = means(made_up([1, unranked, unranked], depth=2), (1,))
     assert not {"map@r", "r_precision", "ci95_low_map@r"} & set(shallow)
 
 
@@ -73,7 +77,7 @@ def test_sizes_of_a_whole_test_set():
     dozens = torch.from_numpy((rng.random(len(queries)) ** 8 * 5_000).astype(np.int64))
     drawn = dozens * 12 + torch.arange(len(queries)) % 12 + 1  # all different in a query
     ranks = drawn[(queries * 2**20 + drawn).argsort()]
-    found = summarize(made_up()._replace(ranks=ranks, starts=starts, rows=ranks), (1, 10, 100, 1000))
+    found = means(made_up()._replace(ranks=ranks, starts=starts, rows=ranks), (1, 10, 100, 1000))
     assert 0 < found["recall@1"] < found["recall@10"] < found["recall@1000"] < 1
     low, high = found["ci95_low_recall@1"], found["ci95_high_recall@1"]
     assert low < found["recall@1"] < high and high - low < 0.01

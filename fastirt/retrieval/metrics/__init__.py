@@ -1,6 +1,6 @@
 """Metrics of retrieval, all from the ranks of each query's positives."""
 
-from fastirt.retrieval.metrics.measure import positives_by_labels, retrieval_metrics
-from fastirt.retrieval.metrics.summary import AVERAGES, summarize
+from fastirt.retrieval.metrics.measure import PositivesByLabel, retrieval_metrics
+from fastirt.retrieval.metrics.summary import AVERAGES, QueryMetrics, summarize
 
-__all__ = ["AVERAGES", "positives_by_labels", "retrieval_metrics", "summarize"]
+__all__ = ["AVERAGES", "PositivesByLabel", "QueryMetrics", "retrieval_metrics", "summarize"]

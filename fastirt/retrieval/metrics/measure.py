@@ -9,9 +9,11 @@ from torch import Tensor
 
 from fastirt.config.validate import check_ks
 from fastirt.errors import UserError
-from fastirt.retrieval.metrics.summary import NO_POSITIVES, summarize
+from fastirt.retrieval.metrics.summary import NO_POSITIVES, QueryMetrics, summarize
 from fastirt.retrieval.positives import RowLists
 from fastirt.retrieval.ranks import positive_ranks
+
+PAIRS = 2**24  # positives of the queries that are ranked at once: 128 MiB for each array of them
 
 
 def retrieval_metrics(
@@ -66,32 +68,63 @@ def retrieval_metrics(
     exclude = own if exclude is None else exclude
     if exclude_self or same:
         exclude = torch.arange(len(query))
-    positives, ignored, depth = positives_by_labels(query, query_labels, gallery, gallery_labels, ranks, exclude)
-    found = positive_ranks(query, gallery, positives, ignored, backend=backend, device=device, gpus=gpus, depth=depth)
-    return {**summarize(found, ranks, query_labels, average), "gallery": len(gallery)}
+    labelled = PositivesByLabel(query, query_labels, gallery, gallery_labels, ranks, exclude)
+    parts = []
+    for first, stop in labelled.parts:
+        found = positive_ranks(
+            query[first:stop],
+            gallery,
+            *labelled.lists(first, stop),
+            backend=backend,
+            device=device,
+            gpus=gpus,
+            depth=labelled.depth,
+        )
+        parts.append(QueryMetrics.of_ranks(found, ranks, labelled.largest))
+    return {**summarize(QueryMetrics.joined(parts), query_labels, average), "gallery": len(gallery)}
 
 
-def positives_by_labels(
-    query: Tensor,
-    query_labels: Tensor,
-    gallery: Tensor,
-    gallery_labels: Tensor,
-    ks: Sequence[int],
-    exclude: Optional[Tensor] = None,
-) -> tuple[RowLists, RowLists, int]:
-    """(positives, ignored rows, depth) for `positive_ranks`: what metrics at `ks` need.
+class PositivesByLabel:
+    """The positives of each query: the gallery images of its class, its own file left out.
 
-    The positives of a query are the gallery images of its class. Arguments and errors are those of
-    `retrieval_metrics`.
+    Arguments and errors are those of `retrieval_metrics`.
+
+    Attributes:
+        largest: number of positives of a query, at most.
+        depth: ranks that the metrics at `ks` need.
+        parts: [(first query, stop)] of all queries in order, each of about PAIRS positives: a set
+            of few large classes has more than fit in memory.
     """
-    _check(query, query_labels, gallery, gallery_labels)
-    excludes = exclude is not None and bool((exclude >= 0).any())
-    check_ks(ks, len(gallery) - excludes, beside_query=excludes)
-    ignored = RowLists.of_column(torch.full((len(query),), -1) if exclude is None else exclude)
-    positives = RowLists.of_labels(query_labels, gallery_labels).without(ignored)
-    if not len(positives.rows):
-        raise UserError(NO_POSITIVES)
-    return positives, ignored, max([*ks, int(positives.counts.max())])
+
+    def __init__(
+        self,
+        query: Tensor,
+        query_labels: Tensor,
+        gallery: Tensor,
+        gallery_labels: Tensor,
+        ks: Sequence[int],
+        exclude: Optional[Tensor] = None,
+    ) -> None:
+        _check(query, query_labels, gallery, gallery_labels)
+        exclude = torch.full((len(query),), -1) if exclude is None else exclude
+        excludes = bool((exclude >= 0).any())
+        check_ks(ks, len(gallery) - excludes, beside_query=excludes)
+        self._labels, self._exclude = (query_labels, gallery_labels), exclude
+        classes = int(max(query_labels.max(), gallery_labels.max())) + 1
+        counts = torch.bincount(gallery_labels, minlength=classes)[query_labels]
+        counts = counts - ((exclude >= 0) & (gallery_labels[exclude] == query_labels)).long()
+        self.largest = int(counts.max())
+        if self.largest == 0:
+            raise UserError(NO_POSITIVES)
+        self.depth = max([*ks, self.largest])
+        part = counts.cumsum(0) // PAIRS
+        starts = [0, *((part[1:] != part[:-1]).nonzero().flatten() + 1).tolist(), len(query)]
+        self.parts = list(zip(starts, starts[1:]))
+
+    def lists(self, first: int, stop: int) -> tuple[RowLists, RowLists]:
+        """(positives, ignored rows) of some queries."""
+        ignored = RowLists.of_column(self._exclude[first:stop])
+        return RowLists.of_labels(self._labels[0][first:stop], self._labels[1]).without(ignored), ignored
 
 
 def _check(query: Tensor, query_labels: Tensor, gallery: Tensor, gallery_labels: Tensor) -> None:

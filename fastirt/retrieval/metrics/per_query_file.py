@@ -17,6 +17,8 @@ from fastirt.errors import UserError
 from fastirt.retrieval.metrics import per_query
 from fastirt.retrieval.positives import UNRANKED, PositiveRanks
 
+Table = dict[str, list[Any]]
+
 
 def check_per_query_file(path: Optional[Path]) -> None:
     """Raises UserError if the file cannot be written: extension, pyarrow, folder. None: no file."""
@@ -36,16 +38,15 @@ def check_per_query_file(path: Optional[Path]) -> None:
         raise UserError(f"--per-query {path}: cannot be written ({error.strerror}): choose another file") from error
 
 
-def write_per_query_file(
-    path: Path,
+def per_query_table(
     ranks: PositiveRanks,
     query: Split,
     query_rows: Tensor,
     gallery: Split,
     gallery_rows: Tensor,
     class_names: Sequence[str],
-) -> None:
-    """Write a row a query, atomically, as CSV or Parquet by the file's extension.
+) -> Table:
+    """The columns of the file, by name.
 
     Columns: `query`, its file; `row`, its row of the split, from 0; `label`; `first_rank` and
     `first_positive`, rank and file of the first gallery image of its class; `r`, their number;
@@ -53,16 +54,12 @@ def write_per_query_file(
     lies beyond the depth of the ranks.
 
     Args:
-        path: ends in .csv or .parquet.
         ranks: of the positives of Q queries.
         query: split of the queries.
         query_rows: (Q,) int64, rows of `query`.
         gallery: split of the gallery.
         gallery_rows: (G,) int64, rows of `gallery`.
         class_names: by label.
-
-    Raises:
-        UserError: the file cannot be written.
     """
     first = per_query.first_rank(ranks)
     # A query without positives takes any row here: `found` is False for it.
@@ -71,7 +68,7 @@ def write_per_query_file(
     if ranks.depth is not None:
         average = average.masked_fill(per_query.found(ranks, UNRANKED - 1) < ranks.counts, torch.nan)
     found = torch.isfinite(first).tolist()
-    table: dict[str, list[Any]] = {
+    return {
         "query": [query.paths[row] for row in query_rows.tolist()],
         "row": query_rows.tolist(),
         "label": [class_names[query.labels[row]] for row in query_rows.tolist()],
@@ -81,6 +78,14 @@ def write_per_query_file(
         "ap": _or_none(average),
         "ap@r": _or_none(per_query.average_precision_at_r(ranks)),
     }
+
+
+def write_per_query_file(path: Path, parts: Sequence[Table]) -> None:
+    """Write the rows of `per_query_table`, atomically, as CSV or Parquet by the file's extension.
+
+    Raises UserError: the file cannot be written.
+    """
+    table = {name: [value for part in parts for value in part[name]] for name in parts[0]}
     write = _write_csv if path.suffix.lower() == ".csv" else _write_parquet
     try:
         with atomic_write(path) as temporary:
