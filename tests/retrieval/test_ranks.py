@@ -241,6 +241,18 @@ def test_ranks_share_the_queries(backend, queries):
     assert_ranks(found[0], expected, found[0].depth)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_collapsed_embeddings_are_not_compared_pair_by_pair(backend, monkeypatch):
+    pairs, compare = [], counting.pair_similarities
+    monkeypatch.setattr(counting, "pair_similarities", lambda *a: pairs.append(len(a[3])) or compare(*a))
+    gallery, labels = collapsed("nearly one vector"), torch.arange(GALLERY) % 30
+    positives = RowLists.of_labels(labels, labels)
+    assert_ranks(
+        positive_ranks(gallery, gallery, positives, backend=backend), reference_ranks(gallery, gallery, positives)
+    )
+    assert sum(pairs) < 10 * GALLERY  # of GALLERY x GALLERY
+
+
 def test_row_lists():
     lists = RowLists.of_labels(torch.tensor([1, 0, 2]), torch.tensor([0, 1, 1, 3, 0]))
     assert lists.rows.tolist() == [1, 2, 0, 4] and lists.counts.tolist() == [2, 2, 0]

@@ -82,3 +82,13 @@ def test_a_resumed_run_keeps_its_engine(image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(onednn_linear, "is_faster", lambda: False)
     assert train_few(image_folder, tmp_path, "--resume", tmp_path) == 0
     assert read_config(tmp_path)["optim"]["engine"] == "onednn"
+
+
+def test_a_resumed_run_of_an_earlier_version_stays_eager(image_folder, tmp_path, monkeypatch):
+    """Its config.json says "auto", which was eager on a CPU."""
+    monkeypatch.setattr(onednn_linear, "is_faster", lambda: True)
+    assert train_few(image_folder, tmp_path, "--max-iter", "3") == 0
+    assert read_config(tmp_path)["optim"]["engine"] == "auto"
+    monkeypatch.setattr(engines, "SHORT_RUN", 0)
+    assert train_few(image_folder, tmp_path, "--resume", tmp_path) == 0
+    assert read_config(tmp_path)["optim"]["engine"] == "auto"
