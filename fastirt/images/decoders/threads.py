@@ -84,10 +84,10 @@ class ThreadedDecoder(ABC):
         targets = resized.tolist()
 
         def one(i: int) -> None:
-            images[i] = torch.from_numpy(self.whole(encoded[i], targets[i]))
+            images[i] = self.whole(encoded[i], targets[i])
 
         self._for_each(one, len(encoded))()
-        return images
+        return [torch.from_numpy(image) for image in images]
 
     def resume(self) -> None:
         """Let the threads go on with the batches that were started."""
@@ -156,7 +156,7 @@ class Buffers:
         for i in range(len(self._kept)):
             if sys.getrefcount(self._kept[i]) <= self._alone:
                 return self._kept[i]
-        new = torch.empty(shape, dtype=torch.uint8).numpy()
+        new = np.empty(shape, np.uint8)
         if len(self._kept) < self.LIMIT:
             self._kept.append(new)
         return new
