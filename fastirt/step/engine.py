@@ -126,7 +126,7 @@ def engine_of_run(config: Config, encoder: Encoder, ranks: Ranks = SINGLE_PROCES
     if name != "auto" or torch.device(config.run.device).type != "cpu" or ranks.is_distributed:
         return name
     flops = training_flops(encoder, config.memory.encoder_momentum is not None) * optim.batch_size * optim.max_iter
-    if flops > PAYS_COMPILING * torch.get_num_threads() and _compiles(encoder, config.input.input_size):
+    if flops > PAYS_COMPILING * torch.get_num_threads() and _compiles() and _traces(encoder, config.input.input_size):
         name = "compile"
     elif flops > SHORT_RUN and config.model.precision == "fp32" and onednn_linear.is_faster():
         name = "onednn"
@@ -135,18 +135,25 @@ def engine_of_run(config: Config, encoder: Encoder, ranks: Ranks = SINGLE_PROCES
     return name
 
 
-def _compiles(encoder: Encoder, size: int) -> bool:
-    """Whether torch.compile works on this machine, which may lack a compiler or headers, and takes
-    the encoder without a graph break."""
+def _compiles() -> bool:
+    """Whether torch.compile works on this machine: there may be no compiler, or no headers."""
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
         return False
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(64))
-        # traced alone, which takes seconds; a copy, because tracing may change what a module holds
-        traced = torch.compile(copy.deepcopy(encoder).eval(), backend="eager", fullgraph=True)
+    except Exception:  # whatever it is, eager needs no compiler
+        return False
+    return True
+
+
+def _traces(encoder: torch.nn.Module, size: int) -> bool:
+    """Whether torch.compile takes the encoder without a graph break. Generates no code."""
+    # a copy, because tracing may change what a module holds
+    traced = torch.compile(copy.deepcopy(encoder).eval(), backend="eager", fullgraph=True)
+    try:
         with torch.no_grad():
             traced(torch.zeros(1, 3, size, size))
-    except Exception:  # whatever it is, eager needs no compiler
+    except Exception:
         return False
     return True
 

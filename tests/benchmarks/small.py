@@ -35,7 +35,7 @@ SMALL = {
             for product in ("forward", "gradient of input", "gradient of weight")
         },
     ),
-    "train": ("--steps 15 --images 48", {"fastirt", "fastirt, onednn", "fastirt, no cache", "public recipe"}),
+    "train": ("--steps 6 --images 24", {"fastirt", "fastirt, onednn", "fastirt, no cache", "public recipe"}),
     "retrieval": (
         "--queries 200 --dim 16 --k 5 --sets cub200",
         {

@@ -241,7 +241,7 @@ def test_large_classes_are_measured_in_parts(monkeypatch):
     own = torch.arange(200)
     whole = retrieval_metrics(gallery, labels, gallery, labels, (1, 8), exclude=own)
     torchs = retrieval_metrics(gallery, labels, gallery, labels, (1, 8), exclude=own, backend="torch")
-    monkeypatch.setattr(measure, "PAIRS", 1000)
-    assert len(measure.PositivesByLabel(gallery, labels, gallery, labels, (1, 8), own).parts) > 10
+    monkeypatch.setattr(measure, "PAIRS", 8000)
+    assert len(measure.PositivesByLabel(gallery, labels, gallery, labels, (1, 8), own).parts) > 2
     assert retrieval_metrics(gallery, labels, gallery, labels, (1, 8), exclude=own) == whole
     assert retrieval_metrics(gallery, labels, gallery, labels, (1, 8), exclude=own, backend="torch") == torchs

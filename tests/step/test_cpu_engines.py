@@ -23,7 +23,7 @@ def test_auto_of_a_new_run_on_a_cpu_follows_its_length(monkeypatch):
     minutes = int(engines.SHORT_RUN / step) + 1
     faster, compiles = [True], [True]
     monkeypatch.setattr(onednn_linear, "is_faster", lambda: faster[0])
-    monkeypatch.setattr(engines, "_compiles", lambda encoder, size: compiles[0])
+    monkeypatch.setattr(engines, "_compiles", lambda: compiles[0])
 
     def found(steps, **changes):
         return engine_of_run(config.replace(max_iter=steps, **changes), encoder)
@@ -41,17 +41,16 @@ def test_auto_of_a_new_run_on_a_cpu_follows_its_length(monkeypatch):
 def test_no_compiler_is_no_error(monkeypatch):
     monkeypatch.setenv("CXX", "absent-compiler")
     monkeypatch.setattr(engines.shutil, "which", lambda name: None)
-    assert not engines._compiles(torch.nn.Identity(), 8)
+    assert not engines._compiles()
 
 
-@pytest.mark.compile
 def test_an_encoder_with_a_graph_break_is_not_compiled():
     class Breaks(torch.nn.Module):
         def forward(self, x):
             return x * 2 if x.sum().item() >= 0 else x
 
-    assert engines._compiles(torch.nn.Identity(), 8)
-    assert not engines._compiles(Breaks(), 8)
+    assert engines._traces(torch.nn.Identity(), 8)
+    assert not engines._traces(Breaks(), 8)
 
 
 @needs_onednn
