@@ -27,14 +27,14 @@ def write(path, *rows):
 
 @pytest.mark.slow
 def test_a_result_slowed_down_on_purpose_fails(tmp_path, capsys):
-    """A part is measured, then measured again with every call of it done twelve times over."""
+    """A part is measured, then measured again with every call of it done thirty times over."""
     out = tmp_path / "a.jsonl"
     words = "cache --quick --device cpu --images 20 --side 40 --crop 32 --repeats 7".split()
     assert main([*words, "--out", str(out)]) == 0
     assert main(["compare", str(out), str(out)]) == 0
 
     def slowed(calls, *rest, **more):
-        slow = {name: lambda call=call: [call() for _ in range(12)] for name, call in calls.items()}
+        slow = {name: lambda call=call: [call() for _ in range(30)] for name, call in calls.items()}
         return time_interleaved(slow, *rest, **more)
 
     kept, cache.time_interleaved = cache.time_interleaved, slowed
