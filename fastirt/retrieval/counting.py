@@ -181,7 +181,8 @@ def _count_exactly(block: Block, tile: Tensor, columns: range) -> Tensor:
     above, equal = counts(similarity, block.similarity, block.similarity)
     ahead = above + torch.where(block.rows >= columns.stop, equal, 0)
     # Of the rows that are as similar as a positive of this tile, those before it are ahead.
-    query, place = ((block.rows >= columns.start) & (block.rows < columns.stop)).nonzero(as_tuple=True)
+    own = (block.rows >= columns.start) & (block.rows < columns.stop)
+    query, place = (own & (equal > 1)).nonzero(as_tuple=True)  # a positive is as similar as itself
     for queries, places in zip(query.split(TILE), place.split(TILE)):
         before = torch.arange(columns.start, columns.stop, device=tile.device) < block.rows[queries, places, None]
         tied = (similarity[queries] == block.similarity[queries, places, None]) & before
