@@ -13,6 +13,7 @@ METHODS = ("irt-o", "irt-l", "irt-r")
 RECIPES = ("paper", "unofficial")
 RESIZES = ("square", "shorter")
 ORIENTATIONS = ("exif", "stored")
+SEARCHES = ("auto", "ranks", "faiss", "torch")
 AVERAGES = ("query", "class")
 SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")  # of the JPEG images in a packed store
 OPTIONAL_FLOATS = Optional[tuple[float, ...]]
@@ -169,7 +170,7 @@ class EvalConfig:
         "auto",
         "ranks: exact ranks of all positives, by counting; faiss, torch: the nearest images alone, by FAISS or plain "
         "torch; auto: faiss on a GPU for K and classes of at most 2,048, else ranks",
-        ("auto", "ranks", "faiss", "torch"),
+        SEARCHES,
     )
 
 

@@ -49,6 +49,10 @@ class Block(NamedTuple):
         """Some of its queries."""
         return Block(*(field[queries] for field in self))
 
+    def within(self, columns: range) -> Tensor:
+        """(B, R) bool: whether each positive is one of these gallery rows."""
+        return (self.rows >= columns.start) & (self.rows < columns.stop)
+
     def to(self, device: torch.device) -> Block:
         return Block(*(field.to(device) for field in self))
 
@@ -140,8 +144,7 @@ def count_ahead(block: Block, gallery: Tensor, start: int = 0) -> Tensor:
 def _count_decided(block: Block, product: Tensor, columns: range, tile: Tensor) -> Optional[Tensor]:
     """As `count_ahead` for one tile, from its float32 product; None if it leaves much in doubt."""
     above, within = counts(product, block.low, block.high)
-    own = (block.rows >= columns.start) & (block.rows < columns.stop)
-    doubtful = within - own.long()  # each positive is within its own bounds
+    doubtful = within - block.within(columns).long()  # each positive is within its own bounds
     if not doubtful.any():
         return above
     if int(doubtful.sum()) > DENSE * len(product) or int(doubtful.min()) < 0:
@@ -171,8 +174,13 @@ def add_ahead(
     """Add to (B, R) counts the rows start + columns that are ahead of the positives at `places`."""
     similarity = pair_similarities(block.query, tile, block.quantum, queries, columns)
     positive, row = block.similarity[queries, places], block.rows[queries, places]
-    is_ahead = (similarity > positive) | ((similarity == positive) & (columns + start < row))
-    ahead.index_put_((queries, places), is_ahead.to(ahead.dtype), accumulate=True)
+    counted = is_ahead(similarity, columns + start, positive, row).to(ahead.dtype)
+    ahead.index_put_((queries, places), counted, accumulate=True)
+
+
+def is_ahead(similarity: Tensor, row: Tensor, positive: Tensor, positive_row: Tensor) -> Tensor:
+    """Whether gallery rows are ahead of positives, by similarity and then by row; all broadcast."""
+    return (similarity > positive) | ((similarity == positive) & (row < positive_row))
 
 
 def _count_exactly(block: Block, tile: Tensor, columns: range) -> Tensor:
@@ -181,8 +189,7 @@ def _count_exactly(block: Block, tile: Tensor, columns: range) -> Tensor:
     above, equal = counts(similarity, block.similarity, block.similarity)
     ahead = above + torch.where(block.rows >= columns.stop, equal, 0)
     # Of the rows that are as similar as a positive of this tile, those before it are ahead.
-    own = (block.rows >= columns.start) & (block.rows < columns.stop)
-    query, place = (own & (equal > 1)).nonzero(as_tuple=True)  # a positive is as similar as itself
+    query, place = (block.within(columns) & (equal > 1)).nonzero(as_tuple=True)  # a positive is as similar as itself
     for queries, places in zip(query.split(TILE), place.split(TILE)):
         before = torch.arange(columns.start, columns.stop, device=tile.device) < block.rows[queries, places, None]
         tied = (similarity[queries] == block.similarity[queries, places, None]) & before

@@ -63,6 +63,11 @@ class RowLists(NamedTuple):
         return RowLists(by_class[first.repeat_interleave(counts) + place], starts)
 
     @staticmethod
+    def none(queries: int) -> RowLists:
+        """An empty list for each query."""
+        return RowLists(torch.empty(0, dtype=torch.int64), torch.zeros(queries + 1, dtype=torch.int64))
+
+    @staticmethod
     def of_column(rows: Tensor) -> RowLists:
         """At most one row for each query: (Q,) int64, -1 for none."""
         return RowLists(rows[rows >= 0], starts_of((rows >= 0).long()))
@@ -106,7 +111,7 @@ class PositiveRanks(NamedTuple):
     @property
     def queries(self) -> Tensor:
         """(P,) int64 query of each rank."""
-        return torch.arange(len(self.starts) - 1).repeat_interleave(self.counts)
+        return RowLists(self.rows, self.starts).queries
 
     @staticmethod
     def of_rankings(rankings: Sequence[Sequence[int]], positives: RowLists, ignored: RowLists) -> PositiveRanks:

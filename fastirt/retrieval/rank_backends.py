@@ -9,6 +9,7 @@ from typing import Callable, Optional
 import torch
 from torch import Tensor
 
+from fastirt.config.components import SEARCHES
 from fastirt.errors import first_line
 from fastirt.kernels import count_similarities, similarity_error
 from fastirt.retrieval.counting import DENSE, GPU_TIMES, Block, add_ahead, count_ahead, counts, in_bounds, rounding
@@ -17,7 +18,6 @@ from fastirt.retrieval.search import Faiss, TorchProduct, make_index
 
 log = logging.getLogger("fastirt")
 
-BACKENDS = ("auto", "ranks", "faiss", "torch")
 BLOCK, GPU_BLOCK, SEARCH_BLOCK = 512, 65536, 4096  # queries of a block
 BLOCK_VALUES = 2**22  # positives of a block, or the neighbors that are found for it
 
@@ -108,8 +108,8 @@ class Searching:
 def choose_backend(
     backend: str, gallery: Tensor, nearest: Optional[int], device: torch.device, gpus: int
 ) -> Counting | Searching:
-    if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    if backend not in SEARCHES:
+        raise ValueError(f"backend {backend!r}: choose one of {', '.join(SEARCHES)}")
     counting = functools.cache(lambda: Counting(gallery, device, gpus))
     k = len(gallery) if nearest is None else min(nearest, len(gallery))
     if backend == "ranks" or (backend == "auto" and device.type != "cuda"):

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastirt.distributed.host_channel import HostChannel
-from fastirt.retrieval.counting import Block, exact_similarities, listed_similarities, quanta
+from fastirt.retrieval.counting import Block, exact_similarities, is_ahead, listed_similarities, quanta
 from fastirt.retrieval.positives import UNRANKED, PositiveRanks, RowLists, starts_of
 from fastirt.retrieval.rank_backends import choose_backend
 from fastirt.retrieval.search import full_precision
@@ -56,7 +56,7 @@ def positive_ranks(
             an unknown backend.
     """
     device = torch.device(device)
-    ignored = RowLists.of_lists([[]] * len(query)) if ignored is None else ignored
+    ignored = RowLists.none(len(query)) if ignored is None else ignored
     positives = positives.without(ignored)
     if not len(positives.rows):
         return PositiveRanks(positives.rows, positives.starts, positives.rows)
@@ -82,7 +82,7 @@ def positive_ranks(
         left_out = _listed(ignored, queries, device)[1]
         others = listed_similarities(vectors, gallery, step, left_out)
         for other, row in zip(others.T[:, :, None], left_out.T[:, :, None]):
-            ahead -= ((other > similarity) | ((other == similarity) & (row < rows))).long()
+            ahead -= is_ahead(other, row, similarity, rows).long()
         if count.cuts:
             found &= ahead < (depth or len(gallery))
         ranks = torch.where(found, ahead + 1, UNRANKED)
@@ -114,7 +114,7 @@ def shared_ranks(
         return positive_ranks(query, gallery, positives, ignored, **options)
     query, gallery = host.broadcast(query), host.broadcast(gallery)
     if host.rank == 0 and ignored is None:
-        ignored = RowLists.of_lists([[]] * len(query))
+        ignored = RowLists.none(len(query))
     positives = RowLists(*(host.broadcast(field) for field in positives or (None, None)))
     ignored = RowLists(*(host.broadcast(field) for field in ignored or (None, None)))
     first, stop = (len(query) * (host.rank + i) // host.world_size for i in range(2))
@@ -128,7 +128,7 @@ def reference_ranks(
     query: Tensor, gallery: Tensor, positives: RowLists, ignored: Optional[RowLists] = None
 ) -> PositiveRanks:
     """What `positive_ranks` computes, by sorting all similarities: for tests."""
-    ignored = RowLists.of_lists([[]] * len(query)) if ignored is None else ignored
+    ignored = RowLists.none(len(query)) if ignored is None else ignored
     similarity = exact_similarities(query, gallery, quanta(query, gallery)[0])
     order = similarity.argsort(dim=1, descending=True, stable=True)
     return PositiveRanks.of_rankings(order.tolist(), positives.without(ignored), ignored)
