@@ -9,7 +9,14 @@ VERSION = next(
     line.split('"')[1] for line in (HERE / "fastirt/__init__.py").read_text().splitlines() if "__version__" in line
 )
 
-TEST = ["pytest", "pytorch-metric-learning", "matplotlib", "pyarrow"]
+EXTRAS = {  # for users; the README says what each brings
+    "export": ["onnx", "onnxruntime", "onnxscript"],
+    "parquet": ["pyarrow"],
+    "lancedb": ["lancedb"],
+    "wandb": ["wandb"],
+    "mlflow": ["mlflow-skinny"],
+}
+TEST = ["pytest", "pytorch-metric-learning", "playwright", *(package for extra in EXTRAS.values() for package in extra)]
 
 setup(
     name="fastirt",
@@ -33,12 +40,15 @@ setup(
         "safetensors>=0.8",  # earlier ones hold the GIL while they write: the loop would stop at each checkpoint
         "numpy",
         "pillow",
+        "jinja2",
+        "matplotlib",
+        "pyyaml",
         "tensorboard",
         "tqdm",
     ],
     extras_require={
-        "bench": ["pytorch-metric-learning", "matplotlib"],
-        "parquet": ["pyarrow"],
+        **EXTRAS,
+        "bench": ["pytorch-metric-learning"],
         "test": TEST,
         "dev": [*TEST, "ruff==0.17.6", "mypy==2.4.1", "pre-commit", "pytest-xdist"],
     },

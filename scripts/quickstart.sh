@@ -2,6 +2,7 @@
 # Install, draw the demo set, evaluate IRT_O, train IRT_L and IRT_R, and print a table of all runs.
 # A second run continues or reuses the first; delete outputs/quickstart to train again.
 set -euo pipefail
+extras=none
 . "$(dirname "$0")/setup.sh"
 data=data/demo
 out=outputs/quickstart

@@ -18,11 +18,17 @@ if [ ! -x .venv/bin/python ]; then
     echo "creating .venv with $("$python" --version)"
     "$python" -m venv .venv || { rm -rf .venv; echo "cannot create .venv: install your system's python3-venv package" >&2; exit 1; }
 fi
+extras=${extras:-dev} # "none": what users need
 stamp=$(cksum < setup.py)
-if [ "$(cat .venv/.installed 2>/dev/null)" != "$stamp" ]; then
+case $(cat .venv/.installed 2>/dev/null) in
+"$stamp dev" | "$stamp $extras") ;;
+*)
     echo "installing fastirt and its dependencies (about 8 GB, a few minutes)"
+    target=.
+    [ "$extras" = none ] || target=".[$extras]"
     # --use-pep517: if `wheel` is installed, pip would otherwise link the folder, hiding kernels/
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable ".[dev]"
-    echo "$stamp" > .venv/.installed
-fi
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable "$target"
+    echo "$stamp $extras" > .venv/.installed
+    ;;
+esac
 . .venv/bin/activate

@@ -11,7 +11,8 @@ ROOT = Path(fastirt.__file__).parent
 # From the bottom up.
 PARTS = (
     *("errors", "atomic", "env", "kernels", "config", "distributed", "datasets", "images", "loading", "model"),
-    *("retrieval", "objective", "step", "training", "demo", "run_config", "commands", "cli"),
+    *("retrieval", "objective", "step", "training", "demo", "run_config", "inference", "gallery"),
+    *("pages", "export", "commands", "tuning", "cli"),,
 )
 
 

@@ -1,0 +1,43 @@
+"""The command line, `fastirt COMMAND`: a module here for each group of commands."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Optional, Sequence
+
+from fastirt import __version__
+from fastirt.cli import images, reports, training
+from fastirt.cli.parser import Parser
+from fastirt.errors import user_message
+
+COMMANDS = {**training.COMMANDS, **images.COMMANDS, **reports.COMMANDS}  # in the order of `fastirt --help`
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Entry point of the `fastirt` command; returns its exit code."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logging.getLogger("fastirt").setLevel(logging.INFO)
+    args = vars(build_parser().parse_args(argv))
+    command = args.pop("command")
+    try:
+        return COMMANDS[command].run(args)
+    except KeyboardInterrupt:
+        print(f"fastirt {command}: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if (message := user_message(error)) is None:
+            raise
+        print(f"fastirt {command}: error: {message}", file=sys.stderr)
+        return 2
+
+
+def build_parser() -> Parser:
+    """The parser of all commands."""
+    parser = Parser(prog="fastirt", description="Train vision transformers for image retrieval.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"fastirt {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
+    parser.commands = commands
+    for command in COMMANDS.values():
+        command.add(commands)
+    return parser

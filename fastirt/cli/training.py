@@ -1,0 +1,80 @@
+"""`fastirt train` and `fastirt evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fastirt.cli.parser import Command, Parser
+from fastirt.config.flags import FOOTNOTE, add_config, given
+
+TRAIN = (
+    "Train and evaluate. --method and --recipe choose the defaults of other flags. With neither, they are those of the "
+    "public re-implementation (recipe `unofficial`), so that its command lines keep their meaning. " + FOOTNOTE
+)
+EVALUATE = (
+    "Evaluate a run (its folder), a file of weights, or, with neither, the model off the shelf (IRT_O). Flags default "
+    "to those of the run or model file, else to the values below."
+)
+
+
+def _add_train(commands: Any) -> Parser:
+    train = commands.add_parser(
+        "train",
+        help="train, then evaluate",
+        description=TRAIN,
+        allow_abbrev=False,
+        usage="fastirt train [--method M] [--recipe R] [--dataset D] [--data-path PATH] [options]",
+    )
+    _add_per_query(train)
+    add_config(train, "train")
+    return train
+
+
+def _add_evaluate(commands: Any) -> Parser:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="evaluate a run, a file of weights or IRT_O",
+        description=EVALUATE,
+        allow_abbrev=False,
+        usage="fastirt evaluate [RUN] [--weights FILE] [--dataset D] [--data-path PATH] [options]",
+    )
+    evaluate.add_argument("run", nargs="?", type=Path, help="run folder or file of weights")
+    _add_per_query(evaluate)
+    add_config(evaluate, "evaluate")
+    return evaluate
+
+
+def _add_per_query(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--per-query",
+        type=Path,
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="write a row per query of the evaluation to this .csv or .parquet file: what it found first, and its AP",
+    )
+
+
+def _train(args: dict[str, Any]) -> int:
+    from fastirt.distributed.launch import as_rank
+
+    per_query = args.pop("per_query", None)
+
+    def work(ranks: Any) -> int:
+        from fastirt.commands import train  # imports Inductor, which reads its settings only then
+
+        return train(given(args), ranks, per_query)
+
+    return as_rank("train", work)
+
+
+def _evaluate(args: dict[str, Any]) -> int:
+    from fastirt.commands import evaluate_model
+    from fastirt.distributed.launch import as_rank
+
+    run, per_query = args.pop("run"), args.pop("per_query", None)
+    return as_rank("evaluate", lambda ranks: evaluate_model(run, given(args), ranks, per_query))
+
+
+COMMANDS = {"train": Command(_add_train, _train), "evaluate": Command(_add_evaluate, _evaluate)}
