@@ -12,7 +12,7 @@ ROOT = Path(fastirt.__file__).parent
 PARTS = (
     *("errors", "atomic", "env", "kernels", "config", "distributed", "datasets", "images", "loading", "model"),
     *("retrieval", "objective", "step", "training", "demo", "run_config", "inference", "gallery"),
-    *("pages", "export", "commands", "tuning", "cli"),,
+    *("pages", "export", "commands", "tuning", "cli"),
 )
 
 
