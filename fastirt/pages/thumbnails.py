@@ -7,7 +7,7 @@ import functools
 import io
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Iterable, NamedTuple, Optional
+from typing import Callable, Iterable, NamedTuple, Optional, Sequence, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -16,6 +16,7 @@ from fastirt.images.formats.pillow import open_image, rgb
 from fastirt.images.source import FileSource, ImageSource
 
 QUALITY = 72
+T = TypeVar("T")
 
 
 class Thumbnail(NamedTuple):
@@ -44,24 +45,30 @@ class Thumbnails:
     def prepare(self, rows: Iterable[int]) -> None:
         """Make the thumbnails of these rows, by a few threads."""
         missing = sorted(set(rows) - self._made.keys())
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "fastirt-thumbnails") as pool:
-            self._made.update(zip(missing, pool.map(self._make, missing)))
+        self._made.update(zip(missing, _in_threads(self._make, missing)))
 
     def __getitem__(self, row: int) -> Thumbnail:
-        if row not in self._made:
-            self._made[row] = self._make(row)
+        """Of a row that was prepared."""
         return self._made[row]
 
+    def images(self, rows: Sequence[int]) -> list[Optional[Image.Image]]:
+        """The small RGB images of these rows; None for an unreadable one."""
+        return _in_threads(self._image, rows)
+
     def _make(self, row: int) -> Thumbnail:
-        image = self.pixels(row)
+        image = self._image(row)
         return placeholder(self.side) if image is None else thumbnail_of(image)
 
-    def pixels(self, row: int) -> Optional[Image.Image]:
-        """The small RGB image; None for an unreadable one."""
+    def _image(self, row: int) -> Optional[Image.Image]:
         try:
-            return small_image(self.source.read(row), self.side, self.orientation)
+            return small_image(self.source.read(int(row)), self.side, self.orientation)
         except Exception:  # Pillow raises nearly anything on a broken file
             return None
+
+
+def _in_threads(make: Callable[[int], T], rows: Sequence[int]) -> list[T]:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "fastirt-thumbnails") as pool:
+        return list(pool.map(make, rows))
 
 
 def of_files(files: Iterable[Optional[str]], side: int, orientation: str = "exif") -> dict[Optional[str], Thumbnail]:
