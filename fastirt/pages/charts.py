@@ -64,9 +64,11 @@ def line_chart(
     x_label: str,
     markers: bool = False,
     percent: bool = False,
+    whole: bool = False,
     log_x: bool = False,
 ) -> markupsafe.Markup:
-    """Curves on common axes. label: for screen readers. percent: y values are fractions."""
+    """Curves on common axes. label: for screen readers. percent: y values are fractions;
+    whole: from 0 to 1."""
 
     def draw(axes: Any) -> None:
         for curve in curves:
@@ -80,6 +82,10 @@ def line_chart(
             axes.minorticks_off()
         if percent:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        if not log_x:
+            axes.set_xlim(left=0)
+        if percent and (whole or all(len(curve.x) == 1 for curve in curves)):
+            axes.set_ylim(0, 1.02)  # the limits that matplotlib chooses for points say nothing
         axes.set_xlabel(x_label)
 
     return _svg(draw, label)
@@ -87,7 +93,7 @@ def line_chart(
 
 def histogram(positive: np.ndarray, negative: np.ndarray, label: str) -> markupsafe.Markup:
     """Shares of positive pairs (filled) and negative pairs (outlined, dashed) by cosine."""
-    bins = np.linspace(min(-0.2, float(min(positive.min(), negative.min()))), 1, 61)
+    bins = np.linspace(-1, 1, 81)
     right, wrong = Style(0), Style(1)
 
     def draw(axes: Any) -> None:

@@ -29,22 +29,24 @@ class Confusion(NamedTuple):
     example: int  # query
 
 
-def confusions(found: Neighbors) -> list[Confusion]:
-    """Pairs of classes that are taken for each other, those with the most wrong queries first."""
+def confusions(found: Neighbors, most: int) -> tuple[list[Confusion], int]:
+    """(pairs of classes that are taken for each other, those with the most wrong queries first; the
+    number of all such pairs)."""
     nearest = found.gallery_labels[found.rows[:, 0]]
     wrong = np.flatnonzero((nearest != found.query_labels) & found.counted)
     pairs = np.sort(np.stack([found.query_labels[wrong], nearest[wrong]], 1), axis=1)
     if not len(pairs):
-        return []
+        return [], 0
     distinct, which, counts = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
     sizes = np.bincount(found.query_labels, minlength=int(distinct.max()) + 1)
     which, result = which.reshape(-1), []
-    for place in np.argsort(-counts, kind="stable")[:50]:
+    shares = counts / sizes[distinct].sum(axis=1)
+    for place in np.lexsort((-shares, -counts))[:most]:
         own = wrong[which == place]
         example = own[found.similarity[own, 0].argmax()]
         a, b = (int(label) for label in distinct[place])
         result.append(Confusion((a, b), int(counts[place]), int(sizes[a] + sizes[b]), int(example)))
-    return sorted(result, key=lambda each: (-each.count, -each.count / each.queries))
+    return result, len(distinct)
 
 
 def doubles(found: Neighbors, same_split: bool) -> list[tuple[int, int]]:

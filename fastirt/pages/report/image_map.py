@@ -12,7 +12,7 @@ from fastirt.pages.report.neighbors import Neighbors, sample
 from fastirt.pages.thumbnails import Thumbnails, data_uri
 
 MAX_POINTS = 1000
-CELLS, CELL = (32, 20), 44  # columns and rows; pixels
+CELLS, CELL = (40, 25), 36  # columns and rows; pixels
 MISS = (213, 94, 0)  # frame of an image whose nearest one is wrong
 
 

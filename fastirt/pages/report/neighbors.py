@@ -56,12 +56,16 @@ class Neighbors:
 
 
 def find_neighbors(run: EmbeddedRun) -> Neighbors:
-    """Search for the queries of a run: all, or a sample of MAX_QUERIES."""
+    """Search for the queries of a run: all, or a sample of MAX_QUERIES.
+
+    Raises UserError: no query has a readable image of its class to find.
+    """
     device = torch.device(run.config.run.device)
     queries = torch.from_numpy(sample(len(run.query.rows), MAX_QUERIES))
     vectors, gallery, exclude = run.query.vectors[queries], run.gallery.vectors, run.exclude[queries]
     query_labels, gallery_labels = run.labels
     query_labels = query_labels[queries]
+    first_rank, first_row = _first_positives(vectors, query_labels, gallery, gallery_labels, exclude, device)
     rows, similarity = [], []
     quantum = quanta(vectors, gallery)[0]
     for first, _, found in search(vectors, gallery, NEIGHBORS + SPARE, exclude=exclude, device=device):
@@ -72,7 +76,6 @@ def find_neighbors(run: EmbeddedRun) -> Neighbors:
         order = exact.argsort(dim=1, descending=True, stable=True)[:, :NEIGHBORS]
         rows.append(found.gather(1, order))
         similarity.append(exact.gather(1, order))
-    first_rank, first_row = _first_positives(vectors, query_labels, gallery, gallery_labels, exclude, device)
     first_similarity = listed_similarities(vectors, gallery, quantum, first_row[:, None])[:, 0]
     return Neighbors(
         queries.numpy(),

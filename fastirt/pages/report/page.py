@@ -30,17 +30,17 @@ from fastirt.pages.report.run_list import (
     recall_chart,
     training_charts,
 )
-from fastirt.pages.report.tiles import Album
+from fastirt.pages.report.tiles import Album, Row
 
 log = logging.getLogger("fastirt")
 
 MAX_RUNS = 4  # whose images are embedded: the best ones
-FAILURES, FAIR, NEAREST = 30, 10, 8  # queries, and neighbors of each
-PAIRS_SHOWN, DOUBTFUL, HUBS, DECIDED = 8, 8, 12, 8
+FAILURES, FAIR, NEAREST = 30, 10, 9  # queries, and neighbors of each
+PAIRS_SHOWN, DOUBTFUL, HUBS, DECIDED = 8, 8, 12, 5
 
 
 class _Looked(NamedTuple):
-    """What is kept of an embedded run: without its vectors, but for the best one."""
+    """An embedded run and what was computed from it."""
 
     run: ListedRun
     album: Album
@@ -71,7 +71,6 @@ def write_report_page(
     check_page(path)
     runs = list_runs(folders)
     header, rows, published = metrics_table(runs, sort)
-    looked, notes = _look(best_first(runs), data_path)
     best = best_first(runs)[0]
     values: dict[str, Any] = dict(
         title=f"Report: {best.name}" + (f" and {len(runs) - 1} more" if len(runs) > 1 else ""),
@@ -82,13 +81,10 @@ def write_report_page(
         published=published,
         recall=recall_chart(runs),
         training=training_charts(runs),
-        notes=notes,
-        look=None,
         limits=dict(queries=MAX_QUERIES, runs=MAX_RUNS, pairs=PAIRS),
     )
-    if looked:
-        values["look"] = _sections(looked)
-    return write_page(path, "report.html", **values)
+    looked, notes = _look(best_first(runs), data_path)
+    return write_page(path, "report.html", **values, notes=notes, look=_sections(looked) if looked else None)
 
 
 def _look(runs: list[ListedRun], data_path: Optional[str]) -> tuple[list[_Looked], list[str]]:
@@ -102,6 +98,7 @@ def _look(runs: list[ListedRun], data_path: Optional[str]) -> tuple[list[_Looked
         else:
             try:
                 embedded = embed(run.path)
+                found = find_neighbors(embedded)
             except UserError as error:
                 if data_path is not None:
                     raise
@@ -111,7 +108,6 @@ def _look(runs: list[ListedRun], data_path: Optional[str]) -> tuple[list[_Looked
                     f"be read: {error}. If the images were moved, pass --data-path."
                 )
                 continue
-            found = find_neighbors(embedded)
             if not embedded.as_evaluated:
                 notes.append(f"{run.name}: the images are not those that its metrics are of: some were changed since.")
             elif note := _difference(run, embedded, found):
@@ -139,13 +135,14 @@ def _sections(looked: list[_Looked]) -> dict[str, Any]:
     album, found = best.album, best.found
     failed = findings.failures(found)
     fair = np.random.default_rng(0).permutation(np.flatnonzero(found.counted))[:FAIR]
-    confused = findings.confusions(found)
+    confused, confused_total = findings.confusions(found, PAIRS_SHOWN)
     doubles = findings.doubles(found, album.same_split)
     doubtful = findings.doubtful_labels(found)
     hubs, mean_count = findings.hubs(found, HUBS)
     sections = dict(
         run=best.run,
         place=album.run.catalog.place,
+        name=Path(album.run.catalog.place).name,
         queries=len(album.run.query.rows),
         gallery=len(album.run.gallery.rows),
         searched=len(found.queries),
@@ -161,19 +158,19 @@ def _sections(looked: list[_Looked]) -> dict[str, Any]:
                 album.query(each.example, "plain"),
                 album.neighbor(each.example, 0),
             )
-            for each in confused[:PAIRS_SHOWN]
+            for each in confused
         ],
-        confused_total=len(confused),
+        confused_total=confused_total,
         doubles=[(album.query(query, "plain"), album.neighbor(query, place)) for query, place in doubles[:PAIRS_SHOWN]],
         doubles_total=len(doubles),
         double=findings.DOUBLE,
-        doubtful=[album.row(query, findings.AGREEING) for query in doubtful[:DOUBTFUL]],
+        doubtful=[album.row(query, NEAREST) for query in doubtful[:DOUBTFUL]],
         doubtful_total=len(doubtful),
         agreeing=findings.AGREEING,
         hubs=[(hub, album.gallery(hub.row)) for hub in hubs],
         mean_count=mean_count,
         neighbors=found.rows.shape[1],
-        comparisons=[_comparison(best, other) for other in looked[1:]],
+        comparisons=[_comparison(best, other, DECIDED if place == 0 else 0) for place, other in enumerate(looked[1:])],
         histograms=[_histogram(each) for each in looked],
         energy=_energy_chart(looked),
         energies=[(each.run, _directions(each.energy), len(each.energy)) for each in looked],
@@ -186,23 +183,24 @@ def _sections(looked: list[_Looked]) -> dict[str, Any]:
     return sections
 
 
-def _comparison(best: _Looked, other: _Looked) -> Optional[dict[str, Any]]:
-    """The best run against another; images of the queries that one of them alone gets right."""
+def _comparison(best: _Looked, other: _Looked, shown: int) -> dict[str, Any]:
+    """The best run against another; rows of up to `shown` queries that one of them alone gets
+    right, of each kind. `result` is None where they have no query in common."""
     names = tuple([each.album.name_of_query(q) for q in range(len(each.found.queries))] for each in (best, other))
     result = findings.compare(best.found, other.found, names)
     if not (result.both or result.neither or result.won or result.lost):
         return dict(other=other.run, result=None)
 
-    def pairs(queries: list[tuple[int, int]]) -> list[tuple[Any, Any]]:
-        return [(best.album.row(a, 6), other.album.row(b, 6)) for a, b in queries[:DECIDED]]
+    def rows(queries: list[tuple[int, int]]) -> list[tuple[Row, Row]]:
+        return [(best.album.row(a, NEAREST), other.album.row(b, NEAREST)) for a, b in queries[:shown]]
 
-    first = other.run.name
-    return dict(other=other.run, name=first, result=result, won=pairs(result.won), lost=pairs(result.lost))
+    return dict(other=other.run, result=result, won=rows(result.won), lost=rows(result.lost))
 
 
-def _histogram(each: _Looked) -> tuple[ListedRun, Any, float, float]:
+def _histogram(each: _Looked) -> tuple[Any, ...]:
+    """(run, chart, mean of positive pairs, mean of negative pairs)."""
     positive, negative = each.cosines
-    means = float(positive.mean()), float(negative.mean())
+    means = tuple(float(values.mean()) if len(values) else float("nan") for values in each.cosines)
     label = (
         f"Cosines of {each.run.name}: positive pairs have a mean of {means[0]:.2f}, negative pairs of {means[1]:.2f}"
     )
@@ -212,7 +210,9 @@ def _histogram(each: _Looked) -> tuple[ListedRun, Any, float, float]:
 def _energy_chart(looked: list[_Looked]) -> Any:
     curves = [Curve(each.run.style, range(1, len(each.energy) + 1), each.energy.tolist()) for each in looked]
     said = "; ".join(f"{each.run.name} reaches 90 % with {_directions(each.energy)} directions" for each in looked)
-    return line_chart(curves, f"Cumulative PCA energy: {said}", x_label="principal directions", percent=True)
+    return line_chart(
+        curves, f"Cumulative PCA energy: {said}", x_label="principal directions", percent=True, whole=True
+    )
 
 
 def _directions(energy: np.ndarray, share: float = 0.9) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
 from fastirt.datasets.records import printable
 from fastirt.pages.report.embedded_run import EmbeddedRun
@@ -83,14 +83,14 @@ class Album:
         return self.gallery(int(self.found.rows[query, place]), "hit" if hit else "miss", caption)
 
     def row(self, query: int, most: int) -> Row:
-        """A query with its `most` nearest images."""
-        found = self.found
-        neighbors = [self.neighbor(query, place) for place in range(min(most, found.rows.shape[1]))]
+        """A query with its `most` nearest images; one less where the first right one follows."""
+        found, right = self.found, []
         rank = int(found.first_rank[query]) if found.counted[query] else 0
-        right = []
-        if rank > len(neighbors):
+        if rank > most:
+            most -= 1
             caption = similarity_text(found.first_similarity[query])
             right = [self.gallery(int(found.first_row[query]), "hit", caption)]
+        neighbors = [self.neighbor(query, place) for place in range(min(most, found.rows.shape[1]))]
         others = len(found.gallery_labels) - int(self.run.exclude[found.queries[query]] >= 0)
         return Row(self.query(query), neighbors, right, rank, others)
 
@@ -127,8 +127,3 @@ class Album:
 def similarity_text(value: float) -> str:
     """A cosine with two decimals, more where it would round up to 1."""
     return f"{value:.4f}" if 0.995 <= value < 0.99995 else f"{value:.2f}"
-
-
-def rows_of(album: Album, queries: Iterator[int] | list[int], most: int) -> list[Row]:
-    """The rows of several queries."""
-    return [album.row(int(query), most) for query in queries]
