@@ -142,7 +142,7 @@ def _sections(looked: list[_Looked]) -> dict[str, Any]:
     sections = dict(
         run=best.run,
         place=album.run.catalog.place,
-        name=Path(album.run.catalog.place).name,
+        data=" ".join(dict.fromkeys((album.run.config.data.dataset, Path(album.run.catalog.place).name))),
         queries=len(album.run.query.rows),
         gallery=len(album.run.gallery.rows),
         searched=len(found.queries),
