@@ -17,6 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from fastirt.datasets.records import printable
+
 COLORS = 6  # --c1 to --c6 in style.css
 DASHES = ("-", "--", ":")
 CSS_DASHES = ("solid", "dashed", "dotted")
@@ -164,4 +166,4 @@ def _inline(svg: str, label: str) -> str:
     svg = re.sub(r"\s*\n\s*", "\n", svg)
     head, body = svg.split(">", 1)
     head = re.sub(r' (width|height|xmlns:xlink)="[^"]*"', "", head)
-    return f'{head} role="img" aria-label="{markupsafe.escape(label)}">{body}'.strip()
+    return f'{head} role="img" aria-label="{markupsafe.escape(printable(label))}">{body}'.strip()

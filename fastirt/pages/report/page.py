@@ -37,6 +37,7 @@ log = logging.getLogger("fastirt")
 MAX_RUNS = 4  # whose images are embedded: the best ones
 FAILURES, FAIR, NEAREST = 30, 10, 9  # queries, and neighbors of each
 PAIRS_SHOWN, DOUBTFUL, HUBS, DECIDED = 8, 8, 12, 5
+LISTED = 1000  # failures in a table without images
 
 
 class _Looked(NamedTuple):
@@ -150,6 +151,7 @@ def _sections(looked: list[_Looked]) -> dict[str, Any]:
         config=album.run.config,
         failed=len(failed),
         failures=[album.row(int(query), NEAREST) for query in failed[:FAILURES]],
+        listed=[album.text(int(query)) for query in failed[:LISTED]],
         fair=[album.row(int(query), NEAREST) for query in sorted(fair)],
         confused=[
             (
