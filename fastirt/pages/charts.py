@@ -119,7 +119,7 @@ def _thinned(values: Sequence[float]) -> list[float]:
 
 
 def _svg(draw: Callable[[Any], None], label: str) -> markupsafe.Markup:
-    settings = {
+    settings: Any = {
         "font.family": "sans-serif",
         "font.size": 9,
         "svg.fonttype": "none",

@@ -41,24 +41,27 @@ def write_search_page(
     Raises:
         UserError: the file cannot be written.
     """
-    shown, images = [], 0
+    shown: list[tuple[str, Optional[str], Sequence[Found]]] = []
+    images = 0
     for query, file, found in results:
         images += 1 + len(found)
         if shown and images > MAX_IMAGES:
             break
-        shown.append((query, _file(file), [(name, _file(at), *rest) for name, at, *rest in found[: MAX_IMAGES - 1]]))
-    files = {file for _, query, found in shown for file in (query, *(at for _, at, *_ in found))}
+        kept = found[: MAX_IMAGES - 1]
+        shown.append((query, _file(file), [(name, _file(at), cosine, data) for name, at, cosine, data in kept]))
+    files = {file for _, query, found in shown for file in (query, *(match[1] for match in found))}
     side = SIDES[0] if sum(1 + len(found) for *_, found in shown) <= FEW else SIDES[1]
     thumbnails = of_files(files, side)
     queries = [
         (
             name,
             thumbnails[file],
-            [_Match(match, thumbnails[at], f"{similarity:.3f}", metadata) for match, at, similarity, metadata in found],
+            [_Match(match, thumbnails[at], f"{cosine:.3f}", data) for match, at, cosine, data in found],
         )
         for name, file, found in shown
     ]
-    listed, lines = [], 0
+    listed: list[tuple[str, list[tuple[str, str]]]] = []
+    lines = 0
     for name, _, found in results[len(shown) :]:
         lines += 1 + len(found)
         if lines > MAX_LINES:

@@ -184,7 +184,7 @@ def test_findings():
     assert doubles(found, same_split=True) == [(0, 0)] and doubles(found, same_split=False) == [(0, 0), (1, 0)]
     assert doubtful_labels(found) == []
     top, mean = hubs(found, 3)
-    assert mean == 2 and [(hub.row, hub.count, hub.wrong) for hub in top] == [(0, 4, 3), (2, 3, 2)]
+    assert mean == 2 and [(hub.row, hub.times, hub.wrong) for hub in top] == [(0, 4, 3), (2, 3, 2)]
     other = _neighbors([0, 0, 1, 1, 2], rows, similarity, [2, 1, 1, 3, np.nan])
     result = compare(found, other, (list("abcde"), list("abcde")))
     assert (result.won, result.lost, result.both, result.neither) == ([(0, 0)], [(2, 2)], 1, 1)
