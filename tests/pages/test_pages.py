@@ -10,6 +10,7 @@ from PIL import Image
 
 from fastirt.config.options import Config
 from fastirt.pages.report.findings import compare, confusions, doubles, doubtful_labels, failures, hubs
+from fastirt.pages.report.image_map import _layout
 from fastirt.pages.report.neighbors import Neighbors
 from fastirt.pages.search_page import write_search_page
 from tests.helpers import folder_flags, last_line, read_metrics, run_cli, train_tiny, write_images, write_splits
@@ -189,6 +190,15 @@ def test_findings():
     result = compare(found, other, (list("abcde"), list("abcde")))
     assert (result.won, result.lost, result.both, result.neither) == ([(0, 0)], [(2, 2)], 1, 1)
     assert result.p_value == 1
+
+
+@pytest.mark.parametrize("different", [0, 1])
+def test_places_of_equal_embeddings(different):
+    """A collapsed model's embeddings, with which t-SNE crashed."""
+    vectors = np.ones((40, 8), np.float32)
+    vectors[:different, 0] += 0.01
+    places = _layout(vectors)
+    assert places.shape == (40, 2) and np.isfinite(places).all()
 
 
 def test_doubtful_labels():
