@@ -73,7 +73,10 @@ class Draws:
         generator = stream(self.seed, Purpose.AUGMENT, self.step, self.calls)
         rows = draw(generator, (self.first + self.count, *shape))[self.first :]
         self.calls += 1
-        return torch.from_numpy(rows).to(self.device)
+        numbers = torch.from_numpy(rows)
+        if self.device.type == "cuda":  # page-locked: the host does not wait for the copy
+            numbers = numbers.pin_memory()
+        return numbers.to(self.device, non_blocking=True)
 
 
 class OwnAugmentation:

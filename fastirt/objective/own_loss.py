@@ -46,7 +46,7 @@ class OwnLoss(nn.Module):
                 f"has {number} parameters of its own, which `train` does not train: write a loop of your own "
                 "(scripts/examples/own_training_loop.py)"
             )
-        self.function = function
+        self.function, self._has_worked = function, False
         called = function.forward if isinstance(function, nn.Module) else function
         names = inspect.signature(called).parameters.values()
         takes_all = any(argument.kind is argument.VAR_KEYWORD for argument in names)
@@ -67,9 +67,10 @@ class OwnLoss(nn.Module):
         values = dict(zip(MEMORY, (memory, memory_labels, memory_self)))
         try:
             result = self.function(embeddings, labels, **{name: values[name] for name in self.takes})
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:
-            # out of memory, and what a CUDA graph cannot capture, have messages of their own
-            if isinstance(error, (torch.cuda.OutOfMemoryError, torch.AcceleratorError)):
+            if self._has_worked and embeddings.is_cuda:  # the capture of a graph has its own message
                 raise
             raise user_error("--objective", self.text, error) from error
         parts = result if isinstance(result, (tuple, list)) else (result,)
@@ -78,6 +79,7 @@ class OwnLoss(nn.Module):
             raise self._refused(f"returned {found}: return one 0-d tensor, or four: total, batch, memory, koleo")
         if not parts[0].requires_grad and embeddings.requires_grad:
             raise self._refused("its loss has no gradient in the embeddings: compute it from them without .detach()")
+        self._has_worked = True
         total, *others = (part.float() for part in parts)
         zero = total.detach() * 0
         return Losses(total, *(others or (total.detach(), zero, zero)))
