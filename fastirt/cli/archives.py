@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastirt.cli.parser import Command, Parser
-from fastirt.config.components import DATASETS
+from fastirt.config.components import DATASETS, OrUserCode
 
 log = logging.getLogger("fastirt")
 
@@ -40,7 +40,8 @@ def _add_verify(commands: Any) -> Parser:
         description="Check a data set. Exit code 0: nothing is wrong; 1: the lines below the table say what is.",
         allow_abbrev=False,
     )
-    verify.add_argument("dataset", metavar="DATASET", help=f"{', '.join(DATASETS)}, or FILE.py:NAME")
+    names = f"{', '.join(DATASETS)}, or FILE.py:NAME"
+    verify.add_argument("dataset", choices=OrUserCode(DATASETS), metavar="DATASET", help=names)
     verify.add_argument("path", metavar="PATH", help="as --data-path takes it")
     verify.add_argument("--packed", type=Path, metavar="STORE", help="check each image of this packed store too")
     verify.add_argument("--workers", type=int, default=None, metavar="N", help="threads (default: one per core)")

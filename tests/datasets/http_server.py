@@ -52,6 +52,7 @@ class Handler(BaseHTTPRequestHandler):
         if asked and way != "ignores ranges" and self.headers.get("If-Range") in (None, '"v1"'):
             start = int(asked.removeprefix("bytes=").rstrip("-"))
             self.send_response(206)
+            start = 0 if way == "other range" else start
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         else:
             self.send_response(200)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from fastirt.atomic import try_lock
 from fastirt.datasets.archives.download import download
 from fastirt.datasets.archives.published import PUBLISHED
 from fastirt.datasets.archives.unpack import unpack
@@ -48,6 +49,7 @@ def assert_whole(folder: Path) -> None:
         ("breaks off", "breaks off", "fine"),
         ("500", "stalls", "503", "fine"),
         ("breaks off", "ignores ranges"),
+        ("breaks off", "other range", "fine"),
         ("states nothing",),
         ("crawls", "fine"),
     ],
@@ -105,6 +107,12 @@ def test_a_complete_folder_ends_the_call_and_an_incomplete_one_is_left_alone(tmp
     with pytest.raises(UserError, match="row 1"):
         fetch(tmp_path)
     assert (tmp_path / "CUB_200_2011").exists()
+
+
+def test_two_downloads_do_not_mix(tmp_path):
+    with open(tmp_path / ".fastirt-download.lock", "w") as file:
+        assert try_lock(file)
+        assert "another download" in refusal(tmp_path)
 
 
 def test_no_room_and_no_other_protocol(tmp_path):

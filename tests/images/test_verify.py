@@ -72,3 +72,6 @@ def test_own_sets_and_packed_stores(image_folder, tmp_path, capsys):
     code, out = verify(capsys, "folder", folder, "--packed", store)
     assert code == 1 and "empty" in out and "stale" in out
     assert run_cli("verify", "folder", tmp_path / "nowhere") == 2
+    with pytest.raises(SystemExit):
+        run_cli("verify", "folders", folder)
+    assert "invalid choice: 'folders'" in capsys.readouterr().err

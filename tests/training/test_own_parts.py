@@ -234,12 +234,22 @@ def test_a_run_with_own_parts_resumes_to_the_same_bits_and_is_evaluated(photos, 
     assert read_metrics(killed) == read_metrics(whole)
     assert run_cli("evaluate", whole) == 0
     capsys.readouterr()
+    newest = killed / "checkpoints/step_00000006.safetensors"
+    newest.unlink()
+    moved = folder.rename(tmp_path / "moved")
+    assert run_cli("train", "--resume", killed) == 2
+    assert "own_augmentation.py: no such file" in last_line(capsys)
+    places = ["--dataset", "own_data_set.py:products", *flags]
+    monkeypatch.chdir(moved)
+    assert run_cli("train", "--resume", killed, *places) == 0
+    assert_same_weights(killed, whole)
+    moved.rename(folder)
+    monkeypatch.chdir(tmp_path)
+    newest.unlink()
     with open(folder / "own_loss.py", "a") as file:
         file.write("# changed\n")
-    (killed / "checkpoints/step_00000006.safetensors").unlink()
-    assert run_cli("train", "--resume", killed) == 2
+    capsys.readouterr()
+    assert run_cli("train", "--resume", killed, *(f"{folder}/{p}" if ".py:" in p else p for p in places)) == 2
     assert "objective: 'own_loss.py:supervised_contrastive@" in last_line(capsys)
     (folder / "own_loss.py").unlink()
-    assert run_cli("train", "--resume", killed) == 2
-    assert "own_loss.py: no such file" in last_line(capsys)
     assert run_cli("evaluate", whole) == 0  # needs the records alone
