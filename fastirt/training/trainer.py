@@ -141,7 +141,7 @@ class Trainer:
 
     def _open_log(self, redo: bool) -> None:
         run = self.config.run
-        board = Path(run.log_dir) / self.config.data.dataset if run.log_dir else self.files.tensorboard
+        board = Path(run.log_dir) / self.config.data.name if run.log_dir else self.files.tensorboard
         self.log = RunLog(self.files.log, board, self.state.step, self.total, redo)
 
     def _batches(self) -> Iterator[Batch]:
