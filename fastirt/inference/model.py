@@ -107,7 +107,7 @@ class Model:
             self._to(choose_device(str(device)))
         vectors = np.full((len(listed), self.dim), np.nan, np.float32)
         loader = self.loader(listed, batch_size, on_bad or _warn)
-        with tqdm(total=len(listed), unit="img", disable=None if progress else True, leave=False) as bar:
+        with tqdm(total=len(listed), unit="img", disable=not progress, leave=False) as bar:
             for found, rows in self.embedded(loader):
                 self.check_finite(found, rows, listed)
                 vectors[rows] = found
