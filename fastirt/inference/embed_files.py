@@ -214,6 +214,7 @@ def _work(model: Model, images: ImageList, dtype: str, batch_size: int) -> dict[
         "batch size": batch_size,
         "decoder": model.config.input.loader,
         "precision": model.config.model.precision,
+        "engine": model.engine,
         "device": model.device.type,
     }
 
@@ -235,6 +236,7 @@ def _description(model: Model, images: ImageList, work: dict[str, Any]) -> dict[
         "std": list(transform.std),
         "decoder": work["decoder"],
         "precision": work["precision"],
+        "engine": work["engine"],
     }
 
 

@@ -44,10 +44,11 @@ class Model:
         encoder: in evaluation mode, on `device`.
         config: options of model and input; the decoder and precision are those of the run.
         device: where `encode` works.
+        engine: "eager" or "onednn": how `encoder` computes.
     """
 
-    def __init__(self, encoder: Encoder, config: Config, device: torch.device) -> None:
-        self.encoder, self.config, self.device = encoder.eval(), config, device
+    def __init__(self, encoder: Encoder, config: Config, device: torch.device, engine: str = "eager") -> None:
+        self.encoder, self.config, self.device, self.engine = encoder.eval(), config, device, engine
         self._to(device)
 
     @property
@@ -158,6 +159,8 @@ class Model:
         write_model(self.encoder.vit.state_dict(), Path(path), {**description(described), **numerics}, line)
 
     def _to(self, device: torch.device) -> None:
+        if device.type != "cpu" and self.engine == "onednn":
+            raise UserError(f"engine onednn: works on a CPU alone, not on {device}")
         self.encoder.to(device, memory_format=torch.channels_last)
         self.device = device
 

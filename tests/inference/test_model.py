@@ -16,6 +16,7 @@ from fastirt.inference.image_list import ImageList
 from fastirt.inference.list_loader import ListLoader
 from fastirt.inference.model import Model
 from fastirt.inference.transform import Transform
+from fastirt.model import onednn_linear
 from fastirt.retrieval import evaluate as evaluate_module
 from fastirt.retrieval.embed import embed
 from fastirt.training.checkpoint import latest
@@ -155,6 +156,17 @@ def test_a_decoder_that_this_machine_lacks(finished_run, model, files, monkeypat
     assert loaded.config.input.loader != model.config.input.loader
     assert "taken instead" in caplog.text
     assert np.abs(loaded.encode(files) - expected).max() < 0.02
+
+
+@pytest.mark.skipif(not onednn_linear.is_available(), reason="needs oneDNN")
+def test_engine_onednn_differs_by_rounding(finished_run, model, files):
+    fast = fastirt.load(finished_run, engine="onednn")
+    difference = np.abs(fast.encode(files) - model.encode(files)).max()
+    assert difference < 1e-5 and fast.digest == model.digest
+    assert onednn_linear.AlwaysOneDnnLinear in map(type, fast.encoder.vit.modules())
+    for arguments in ({"engine": "onednn", "options": {"precision": "bf16"}}, {"engine": "graph"}):
+        with pytest.raises(UserError, match="engine"):
+            fastirt.load(finished_run, **arguments)
 
 
 def test_folders_with_links(model, files, tmp_path):
