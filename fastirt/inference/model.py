@@ -119,7 +119,7 @@ class Model:
         """Batches for `embedded`. Raises UserError for a packed store of other preprocessing."""
         source, input = images.source, self.config.input
         if isinstance(source, MemorySource):
-            source.orientation = input.orientation
+            source.input = input
         if isinstance(source, PackedSplit):
             source.store.check_options(input.resize, input.resize_size, input.orientation)
         return ListLoader(source, batch_size, input, self.device, on_bad, ranks)
