@@ -114,6 +114,7 @@ def test_parquet_of_a_csv_with_metadata(finished_run, images, expected, tmp_path
     assert json.loads(table.schema.metadata[b"vectors"])["count"] == 3
 
 
+@pytest.mark.slow
 def test_a_killed_one_goes_on_to_the_same_bytes(finished_run, images, finished, tmp_path, capsys):
     out = tmp_path / "v.npy"
     words = [str(word) for word in ("embed", finished_run, images, out, "--batch-size", 4)]
