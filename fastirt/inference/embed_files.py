@@ -17,10 +17,9 @@ from fastirt import __version__
 from fastirt.distributed.launch import only_main_warns
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import OS_ERRNOS, UserError
-from fastirt.images.formats.header_check import BadImage, inspect
 from fastirt.images.packed_store import PackedSplit
-from fastirt.images.source import ImageSource
 from fastirt.inference.image_list import ImageList
+from fastirt.inference.list_loader import MeasuredSource
 from fastirt.inference.model import PREPROCESSING, Model
 from fastirt.inference.partial_vectors import PartialVectors
 from fastirt.inference.vector_files import Rows, check_out, write_vectors
@@ -94,7 +93,9 @@ def _embed_missing(model: Model, images: ImageList, part: PartialVectors, batch_
         part.add_bad(row, reason)
 
     measured = (
-        images if isinstance(images.source, PackedSplit) else images.with_source(_Measured(images.source, part.sizes))
+        images
+        if isinstance(images.source, PackedSplit)
+        else images.with_source(MeasuredSource(images.source, part.sizes))
     )
     loader = model.loader(measured, batch_size, on_bad, ranks)
     missing = [batch for batch in range(len(loader)) if batch not in part.done]
@@ -125,24 +126,6 @@ def _embed_missing(model: Model, images: ImageList, part: PartialVectors, batch_
         for unreadable in waiting:
             write(unreadable, None, None)
     return total
-
-
-class _Measured:
-    """A source that notes (width, height) of each image that is read, as its header says."""
-
-    def __init__(self, source: ImageSource, sizes: np.ndarray) -> None:
-        self._source, self._sizes = source, sizes
-        self.path = source.path
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def read(self, row: int) -> np.ndarray:
-        data = self._source.read(row)
-        with contextlib.suppress(BadImage):  # reported by whoever decodes it
-            structure = inspect(data)
-            self._sizes[row] = structure.width, structure.height
-        return data
 
 
 class _Progress:
@@ -209,6 +192,7 @@ def _work(model: Model, images: ImageList, dtype: str, batch_size: int) -> dict[
     return {
         "model": model.digest,
         "images": images.digest,
+        "files": images.files_digest,
         "count": len(images),
         "dtype": dtype,
         "batch size": batch_size,

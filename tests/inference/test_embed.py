@@ -125,8 +125,11 @@ def test_a_killed_one_goes_on_to_the_same_bytes(finished_run, images, finished, 
         file.write('{"batches": [5')  # a line that was being written
     for other in (["--dtype", "fp16"], ["--pooling", "max"]):
         assert run_cli(*words, *other) == 2 and "--overwrite" in last_line(capsys)
-    assert run_cli("embed", finished_run, images / "class00", out, "--batch-size", 4) == 2
-    assert "list of images" in last_line(capsys)
+    shutil.copytree(images, tmp_path / "copy")
+    for other, named in ((images / "class00", "list of images"), (tmp_path / "copy", "folder of images")):
+        assert run_cli("embed", finished_run, other, out, "--batch-size", 4) == 2
+        assert named in last_line(capsys)
+    shutil.rmtree(tmp_path / "copy")
     assert run_cli(*words) == 0
     assert "embedded 19 images" in capsys.readouterr().out  # of 27, 8 of them committed before
     for name in ("v.npy", "v.npy.csv", "v.npy.json"):
