@@ -92,12 +92,9 @@ def _embed_missing(model: Model, images: ImageList, part: PartialVectors, batch_
         log.warning("bad image: %s: %s", name, reason)
         part.add_bad(row, reason)
 
-    measured = (
-        images
-        if isinstance(images.source, PackedSplit)
-        else images.with_source(MeasuredSource(images.source, part.sizes))
-    )
-    loader = model.loader(measured, batch_size, on_bad, ranks)
+    if not isinstance(images.source, PackedSplit):  # its index has the sizes
+        images = images.with_source(MeasuredSource(images.source, part.sizes))
+    loader = model.loader(images, batch_size, on_bad, ranks)
     missing = [batch for batch in range(len(loader)) if batch not in part.done]
     own = missing[len(missing) * ranks.rank // ranks.world_size : len(missing) * (ranks.rank + 1) // ranks.world_size]
     loader.todo = own

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fastirt.config.options import InputConfig
+from fastirt.config.validate import check_number
 from fastirt.datasets.records import Split
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.images.bad_images import BadRows
@@ -46,6 +47,7 @@ class ListLoader(EvalLoader):
         on_bad: OnBad,
         ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
+        check_number("batch_size", batch_size)
         split = _Sized("images", (), np.zeros(len(source), np.int64))
         super().__init__(split, batch_size=batch_size, input=input, device=device, store=source, ranks=ranks)
         assert isinstance(self.images, DecodedImages)

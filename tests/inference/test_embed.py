@@ -183,6 +183,7 @@ def test_refusals(finished_run, images, tmp_path, capsys):
         ((tmp_path / "empty", images, npy), "empty"),
         (("deit_tny", images, npy), "close names: "),
         ((finished_run, images, npy, "--weights", "x.pth"), "x.pth"),
+        ((finished_run, images, npy, "--batch-size", 0), "--batch-size 0: must be at least 1"),
     ):
         assert run_cli("embed", *words) == 2
         assert message in last_line(capsys)
