@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fastirt import __version__
+from fastirt.config.validate import check_number
 from fastirt.distributed.launch import only_main_warns
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import OS_ERRNOS, UserError
@@ -56,6 +57,7 @@ def embed_files(
         UserError: no images, `out` exists or cannot be written, or its unfinished vectors are of
             another model or list.
     """
+    check_number("batch_size", batch_size)
     ranks.host.run_on_main(lambda: check_out(out, overwrite))
     images = _same_on_all(list_images, ranks)
     work = _work(model, images, dtype, batch_size)

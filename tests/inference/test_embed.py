@@ -187,7 +187,7 @@ def test_refusals(finished_run, images, tmp_path, capsys):
     ):
         assert run_cli("embed", *words) == 2
         assert message in last_line(capsys)
-    assert not npy.exists()
+    assert not npy.exists() and not (tmp_path / ".v.npy.part").exists()
 
 
 def test_a_timm_model_with_a_file_of_weights(finished_run, images, expected, tmp_path):
