@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,16 +145,28 @@ class ImageList:
             raise UserError(f"images: an array of no images: pass {KINDS}")
         return cls(names, (None,) * len(names), source, "images")
 
+    def with_source(self, source: ImageSource) -> ImageList:
+        """The same list, read through another source."""
+        return dataclasses.replace(self, source=source)
+
     @property
     def digest(self) -> str:
         """SHA-256 (hex) over names and metadata."""
-        digest = hashlib.sha256()
-        for texts in (self.names, *(self.metadata[name] for name in self.metadata)):
-            for text in texts:
-                digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
-            digest.update(b"\n")
-        digest.update(json.dumps(list(self.metadata)).encode())
-        return digest.hexdigest()
+        return _digest([self.names, *self.metadata.values(), tuple(self.metadata)])
+
+    @property
+    def files_digest(self) -> str:
+        """SHA-256 (hex) over the absolute files; of a packed store, over its own."""
+        return _digest([tuple(file or self.place for file in self.files)])
+
+
+def _digest(columns: Sequence[Sequence[str]]) -> str:
+    digest = hashlib.sha256()
+    for texts in columns:
+        for text in texts:
+            digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
+        digest.update(b"\n")
+    return digest.hexdigest()
 
 
 def _kind(image: Any) -> str:

@@ -16,10 +16,11 @@ from tests.benchmarks.small import LIMITS, QUICK, SMALL
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [part for part in PARTS if part not in WITHOUT_CEILINGS])
-def test_a_part_end_to_end(part, tmp_path):
+def test_a_part_end_to_end(part, tmp_path, image_folder):
     out = tmp_path / "results" / "here.jsonl"
     flags, names = SMALL[part]
     words = flags.split() + (sorted(names) if flags.endswith("--only") else [])
+    words += ["--data-path", str(image_folder)] if part == "embed" else []  # not rendered, which takes seconds
     assert benchmarks_main([part, *words, *QUICK, "--out", str(out)]) == 0
     rows = read([out])
     figures = [row for row in rows if "not_run" not in row]
@@ -33,7 +34,8 @@ def test_a_part_end_to_end(part, tmp_path):
         if row["limit"]:
             shares = sorted((row["p50"] / row["limit"], row["limit"] / row["p50"]))
             assert row["share_of_limit"] in (pytest.approx(shares[0]), pytest.approx(shares[1]))
-        assert row["limit"] or part == "scaling" or row["name"].startswith("decode alone") or row["part"] == "ceilings"
+        is_limit = row["name"].startswith(("decode alone", "encoder alone")) or row["part"] == "ceilings"
+        assert row["limit"] or part == "scaling" or is_limit
     if part in ("cache", "step"):
         # what needs a GPU is listed
         assert any(row["part"] == part for row in rows if "not_run" in row)
