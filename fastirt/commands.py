@@ -31,6 +31,7 @@ from fastirt.run_config import described_by_file, finalized, fresh_config, plan_
 from fastirt.step.engine import engine_of_run
 from fastirt.training.health_checks import check_same_setup
 from fastirt.training.run_folder import RunFolder
+from fastirt.training.trackers import check_trackers
 from fastirt.training.trainer import Trainer
 
 log = logging.getLogger("fastirt")
@@ -56,6 +57,7 @@ def train(flags: dict[str, Any], ranks: Ranks, per_query: Optional[Path] = None)
     ranks.start(device)
     plan = plan_training(flags, ranks)
     config = finalized(plan.config, device, ranks.world_size)
+    ranks.host.run_on_main(lambda: check_trackers(config.run.tracker))
     resumes = f"; resumes {plan.checkpoint}" if plan.checkpoint else ""
     log.info("train: %s, %s%s", config.method, config.describe_input(), resumes)
     data = _open_data(config, "rank" in flags, per_query, ranks, training=config.optim.max_iter > 0)

@@ -23,7 +23,8 @@ from fastirt.training import checkpoint
 
 # A folder with nothing else, and no row in its log, is what a failed start left: it may be deleted.
 _NAMES = RunFiles(Path())
-BARREN = {path.name for path in (_NAMES.lock, _NAMES.config, _NAMES.log, _NAMES.tensorboard)}
+_TRACKED = (_NAMES.tensorboard, _NAMES.wandb, _NAMES.mlflow, _NAMES.trackers)
+BARREN = {path.name for path in (_NAMES.lock, _NAMES.config, _NAMES.run_file, _NAMES.log, *_TRACKED)}
 
 
 class RunFolder(RunFiles):

@@ -28,6 +28,7 @@ from fastirt.training.profiler import Profile
 from fastirt.training.run_log import NoLog, RunLog
 from fastirt.training.signals import Interrupted, StopSignal
 from fastirt.training.throughput import Throughput
+from fastirt.training.trackers import TrackedRun
 from fastirt.training.training_state import TrainingState
 
 log = logging.getLogger("fastirt")
@@ -128,6 +129,7 @@ class Trainer:
             save_model(self.encoder, self.files.final_model, config)
         if not self._evaluate(stopper):
             return False
+        self.log.finish(self.metrics)
         self.step_module.engine.release()
         return True
 
@@ -140,9 +142,7 @@ class Trainer:
         return self.config.optim.max_iter
 
     def _open_log(self, redo: bool) -> None:
-        run = self.config.run
-        board = Path(run.log_dir) / self.config.data.dataset if run.log_dir else self.files.tensorboard
-        self.log = RunLog(self.files.log, board, self.state.step, self.total, redo)
+        self.log = RunLog(TrackedRun(self.files, self.config, self.state.step), redo)
 
     def _batches(self) -> Iterator[Batch]:
         batches, steps = self.speed.waiting(iter(self.loader)), self.config.run.profile
