@@ -31,7 +31,7 @@ def read_run_file(path: Path, command: str = "train") -> dict[str, Any]:
         raise UserError(f"--config {path}: a folder: pass its run.yaml")
     tree = read_yaml(path, REMEDY)
     is_stored = isinstance(tree.get("config"), dict) and "fastirt" in tree  # config.json
-    flags = _flags(tree["config"] if is_stored else tree, path)
+    flags = flags_of_tree(tree["config"] if is_stored else tree, f"{path}: ")
     if is_stored:
         flags = {name: value for name, value in flags.items() if name not in OF_THE_PLACE}
     if command == "evaluate":
@@ -39,21 +39,25 @@ def read_run_file(path: Path, command: str = "train") -> dict[str, Any]:
     return flags
 
 
-def _flags(tree: dict[Any, Any], path: Path) -> dict[str, Any]:
+def flags_of_tree(tree: dict[Any, Any], place: str) -> dict[str, Any]:
+    """Flags by option name, from names of flags and from groups as in config.json.
+
+    place: before the key in messages. Raises UserError.
+    """
     groups = {of.group for of in option_types().values()} - {""}
     flags: dict[str, Any] = {}
 
     def put(key: Any, value: Any, group: str = "") -> None:
-        place = f"{path}: {f'{group}.' if group else ''}{key}"
-        name = option_name(key, place, ("per_query",))
+        at = f"{place}{f'{group}.' if group else ''}{key}"
+        name = option_name(key, at, ("per_query",))
         of_group = "" if name == "per_query" else option_types()[name].group
         if group and of_group != group:
-            raise UserError(f"{place}: is not of {group} but of {of_group or 'the top'}: move it there")
+            raise UserError(f"{at}: is not of {group} but of {of_group or 'the top'}: move it there")
         if name in flags:
-            raise UserError(f"{place}: {name} is given twice: keep one of them")
+            raise UserError(f"{at}: {name} is given twice: keep one of them")
         if name == "recipe" and value == "demo":
             return  # no flag: chosen by the data set
-        flags[name] = str(value) if name == "per_query" else option_value(name, value, place)
+        flags[name] = str(value) if name == "per_query" else option_value(name, value, at)
 
     for key, value in tree.items():
         if key in groups and isinstance(value, dict):
@@ -63,21 +67,24 @@ def _flags(tree: dict[Any, Any], path: Path) -> dict[str, Any]:
             continue  # a group without entries
         elif isinstance(value, dict) and str(key).replace("-", "_") not in option_types():
             near = ", ".join(sorted(groups))
-            raise UserError(f"{path}: {key}: no such group of options: the groups are {near}")
+            raise UserError(f"{place}{key}: no such group of options: the groups are {near}")
         else:
             put(key, value)
     return flags
 
 
 def with_run_file(path: Path | None, flags: dict[str, Any], command: str = "train") -> dict[str, Any]:
-    """The flags of a run file below those of the command line, which win. Raises UserError.
+    """The flags of a run file below those of the command line, which win. Raises UserError."""
+    return flags if path is None else below(read_run_file(path, command), flags)
 
-    What a flag sets by default (the resize of --input-size, the other interval of --save-freq,
-    lambda of --method) goes with the flag, not with the file.
+
+def below(file: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """Both together; `flags` win, with what they set by default.
+
+    The resize of --input-size, the other interval of --save-freq and lambda of --method go with the
+    flag, not with the file.
     """
-    if path is None:
-        return flags
-    file = read_run_file(path, command)
+    file = dict(file)
     if "input_size" in flags and {"input_size", "resize_size"} <= file.keys():
         file["resize_size"] = scaled_resize(
             {"input_size": flags["input_size"]}, file["input_size"], file["resize_size"]

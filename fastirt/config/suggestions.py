@@ -61,3 +61,8 @@ def suggestion(flag: str, known: Iterable[str]) -> str:
     near += [name for name in known if len(flag) > 4 and name.startswith(flag) and name not in near]
     near += [name for name in difflib.get_close_matches(flag, known, n=3, cutoff=0.7) if name not in near]
     return " or ".join(near[:3])
+
+
+def similar_names(name: str, known: Iterable[str]) -> str:
+    """The known names closest to an unknown one, or ""."""
+    return " or ".join(difflib.get_close_matches(name.replace("-", "_").lower(), list(known), n=2, cutoff=0.6))
