@@ -153,17 +153,17 @@ class _Runs:
         kept = {name: vars(run)[name] for name in ("status", "metrics", "error", "seconds")}
         write_text(folder / RESULT, json.dumps({**kept, "flags": setting, "seed": run.seed}, indent=1) + "\n")
         self._clean(RunFiles(folder))
+        gc.collect()  # the model of the run before would stay beside the next one's
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         return 0
 
     def _clean(self, files: RunFiles) -> None:
-        """Delete what only a run that goes on needs; free the memory of its model."""
+        """Delete what only a run that goes on needs."""
         shutil.rmtree(files.checkpoints, ignore_errors=True)
         if not self.sweep.keep_models:
             for file in (files.final_model, files.best_model):
                 file.unlink(missing_ok=True)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     def _folder(self, setting: Setting, seed: int) -> str:
         """runs/NAME-DIGEST: another one for other flags, seed or images."""

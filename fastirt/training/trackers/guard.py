@@ -48,8 +48,9 @@ class GuardedTracker:
         self._calls.put(None)
 
     def join(self, deadline: float) -> None:
-        """deadline: of `time.monotonic`."""
-        self._thread.join(max(0.0, deadline - time.monotonic()))
+        """deadline: of `time.monotonic`. A tracker that has not even started is not waited for."""
+        if self._started.is_set():
+            self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
             self._warn(f"has not finished after {FINISH_TIMEOUT:g} seconds: left behind; log.jsonl is complete")
 

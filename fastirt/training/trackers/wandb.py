@@ -40,6 +40,7 @@ class WeightsAndBiases:
             self._wandb_run = self._init(wandb, identity, mode)
         except wandb.errors.CommError as error:
             log.warning("--tracker wandb: no connection (%s): writes offline", " ".join(str(error).split())[:200])
+            wandb.teardown()  # else its service calls the id in use
             self._wandb_run = self._init(wandb, identity, "offline")
         write_ids(self.run.files, "wandb", {"id": identity, "project": self._wandb_run.project})
         self._wandb_run.define_metric("step")
