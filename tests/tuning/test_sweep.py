@@ -7,14 +7,19 @@ import shlex
 import signal
 import statistics
 import sys
-from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from fastirt.commands import train
 from fastirt.datasets.records import Split
-from fastirt.images.source import FileSource
+from fastirt.loading.image_cache import ImageCache
+from fastirt.loading.image_reader import ImageDecoder
 from fastirt.training.run_log import RunLog
+from fastirt.tuning import run_sweep
 from fastirt.tuning.held_out import split_off
 from fastirt.tuning.settings import settings
 from fastirt.tuning.sweep_file import read_sweep
@@ -59,33 +64,80 @@ def write_sweep(folder, data, text=FILE):
 
 
 @pytest.fixture(scope="module")
-def swept(image_folder, tmp_path_factory):
-    """(folder of the results, files that were opened, reads of each image, what was printed)."""
+def noise(tmp_path_factory):
+    """A `folder` data set on which no model is right: 10 classes x 6 images, 4 x 4 to test."""
+    root, rng = tmp_path_factory.mktemp("noise"), np.random.default_rng(0)
+    for split, classes, views in (("train", 10, 6), ("test", 4, 4)):
+        for label in range(classes):
+            folder = root / split / f"{split}{label}"
+            folder.mkdir(parents=True)
+            color = rng.integers(115, 140, 3)
+            for view in range(views):
+                pixels = np.clip(color + rng.normal(0, 60, (24, 24, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{view}.jpg")
+    return root
+
+
+class Swept(NamedTuple):
+    out: Path
+    opened: list[str]
+    decoded: list[int]  # images by run
+    stored: int  # in a cache
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def swept(noise, tmp_path_factory):
+    """A sweep of three settings with two seeds, watched."""
     global opened
-    folder, reads, read = tmp_path_factory.mktemp("swept"), Counter(), FileSource.read
-    patch = pytest.MonkeyPatch()
-    patch.setattr(FileSource, "read", lambda self, row: (reads.update([self.path(row)]), read(self, row))[1])
-    printed = []
+    folder, patch = tmp_path_factory.mktemp("swept"), pytest.MonkeyPatch()
+    count, stored, printed, decoded = [0], [0], [], []
+    put, decode, whole, start = ImageCache.put, ImageDecoder.decode, ImageDecoder.decode_whole, ImageDecoder.start
+
+    def counted(original, counter, one=False):
+        def call(self, *arguments):
+            result = original(self, *arguments)
+            counter[0] += 0 if result is None and not one else 1 if one else len(arguments[0])
+            return result
+
+        return call
+
+    def watched_train(*arguments, **named):
+        before = count[0]
+        try:
+            return train(*arguments, **named)
+        finally:
+            decoded.append(count[0] - before)
+
+    patch.setattr(ImageCache, "put", counted(put, stored, one=True))
+    patch.setattr(ImageDecoder, "decode", counted(decode, count))
+    patch.setattr(ImageDecoder, "decode_whole", counted(whole, count))
+    patch.setattr(ImageDecoder, "start", counted(start, count))
+    patch.setattr(run_sweep, "train", watched_train)
     patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
     opened = []
     try:
-        assert run_cli("sweep", write_sweep(folder, image_folder), "--output-dir", folder / "out") == 0
-        return folder / "out", opened, reads, "\n".join(printed)
+        assert run_cli("sweep", write_sweep(folder, noise), "--output-dir", folder / "out") == 0
+        return Swept(folder / "out", opened, decoded, stored[0], "\n".join(printed))
     finally:
         opened = None
         patch.undo()
 
 
-def test_no_test_image_is_opened_and_each_other_image_is_decoded_once(swept, image_folder):
-    _, files, reads, _ = swept
-    assert any(str(image_folder / "train") in file for file in files)
-    assert not [file for file in files if str(image_folder / "test") in file]
-    assert set(reads.values()) == {1}
-    assert len(reads) > 50  # of 80: the validation classes are read whole
+def test_no_test_image_is_opened(swept, noise):
+    assert any(str(noise / "train") in file for file in swept.opened)
+    assert not [file for file in swept.opened if str(noise / "test") in file]
+
+
+def test_runs_of_equal_preprocessing_share_their_decoded_images(swept):
+    """Both seeds draw images; the other settings draw the same ones again."""
+    assert len(swept.decoded) == 6 and swept.decoded[0] > 0
+    assert swept.decoded[2:] == [0, 0, 0, 0]
+    assert sum(swept.decoded) == swept.stored <= 60
 
 
 def test_settings_are_sorted_by_their_mean_with_the_spread_over_seeds(swept):
-    out, *_, printed = swept
+    out, printed = swept.out, swept.printed
     tree = json.loads((out / "sweep.json").read_text())
     assert tree["validation"]["classes"] == {"train": 7, "val": 3}
     *finished, failed = tree["settings"]
@@ -109,47 +161,45 @@ def test_settings_are_sorted_by_their_mean_with_the_spread_over_seeds(swept):
         assert text in printed and text in page, text
 
 
-def test_the_printed_command_trains_the_best_setting(swept, tmp_path, image_folder):
-    command = json.loads((swept[0] / "sweep.json").read_text())["command"]
-    assert command in swept[-1]
+def test_the_printed_command_trains_the_best_setting(swept, tmp_path):
+    command = json.loads((swept.out / "sweep.json").read_text())["command"]
+    assert command in swept.printed
     words = shlex.split(command)
     assert words[:2] == ["fastirt", "train"]
     assert run_cli(*words[1:], "--output-dir", tmp_path / "run") == 0
-    assert read_metrics(tmp_path / "run")["queries"] == 24  # all test images: 6 classes x 4
+    assert read_metrics(tmp_path / "run")["queries"] == 16  # all test images: 4 classes x 4
 
 
-def test_a_stopped_sweep_goes_on_with_the_runs_that_are_missing(swept, image_folder, tmp_path, monkeypatch, capsys):
-    """SIGTERM in the third run, at its second step: the result is that of the undisturbed one."""
+def test_a_stopped_sweep_goes_on_with_the_runs_that_are_missing(swept, noise, tmp_path, monkeypatch):
+    """SIGTERM in the second run, at its second step: the result is that of the undisturbed one."""
     row, rows = RunLog.row, []
 
     def stop(self, values):
         rows.append(self.path)
-        if len(rows) == 5 + 5 + 2:
+        if len(rows) == 5 + 2:
             os.kill(os.getpid(), signal.SIGTERM)
         row(self, values)
 
-    file = write_sweep(tmp_path, image_folder, FILE.replace("1e30, ", ""))
+    file = write_sweep(tmp_path, noise, FILE.replace("1e30, ", "").replace("[0, 1]", "[0]"))
     monkeypatch.setattr(RunLog, "row", stop)
     assert run_cli("sweep", file, "--output-dir", tmp_path / "out") == 143
-    waiting = json.loads((tmp_path / "out/sweep.json").read_text())["settings"]
-    assert sum(run["status"] == "finished" for setting in waiting for run in setting["runs"]) == 2
-    done = set(rows[:10])
+    tree = json.loads((tmp_path / "out/sweep.json").read_text())
+    assert [setting["status"] for setting in tree["settings"]] == ["finished", "waiting"]
     rows.clear()
     assert run_cli("sweep", file, "--output-dir", tmp_path / "out") == 0
-    assert len(set(rows)) == 2 and not done & set(rows)
-    assert len(rows) == 2 + 1 + 5  # of the stopped run the steps that were missing
+    assert len(rows) == 2 + 1  # of the stopped run the steps that were missing, and the evaluation
     found, expected = (
-        {tuple(setting["flags"].values()): setting["mean"] for setting in json.loads(text)["settings"]}
-        for text in ((tmp_path / "out/sweep.json").read_text(), (swept[0] / "sweep.json").read_text())
+        {setting["flags"]["lr"]: setting["runs"][0]["metrics"] for setting in json.loads(file.read_text())["settings"]}
+        for file in (tmp_path / "out/sweep.json", swept.out / "sweep.json")
     )
-    assert found == {lr: mean for lr, mean in expected.items() if lr != (1e30,)}
+    assert found == {lr: expected[lr] for lr in (1e-3, 1e-2)}
 
 
-def test_a_packed_store_serves_both_parts_of_the_training_set(image_folder, tmp_path):
+def test_a_packed_store_serves_both_parts_of_the_training_set(noise, tmp_path):
     store, flags = tmp_path / "store", "--resize-size 18 --input-size 16 --workers 1 --method irt-r"
-    assert run_cli("pack", store, "--dataset", "folder", "--data-path", image_folder, *flags.split()) == 0
+    assert run_cli("pack", store, "--dataset", "folder", "--data-path", noise, *flags.split()) == 0
     text = FILE.replace("dataset: folder", f"dataset: folder\n  packed: {store}").replace("1e30, 1e-2", "")
-    file = write_sweep(tmp_path, image_folder, text.replace("[0, 1]", "[0]"))
+    file = write_sweep(tmp_path, noise, text.replace("[0, 1]", "[0]"))
     assert run_cli("sweep", file, "--output-dir", tmp_path / "out") == 0
     assert json.loads((tmp_path / "out/sweep.json").read_text())["best"] == {"lr": 1e-3}
 
