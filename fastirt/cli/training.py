@@ -52,6 +52,7 @@ def _add_files(parser: argparse.ArgumentParser, command: str) -> None:
         "--config",
         type=Path,
         metavar="FILE",
+        default=argparse.SUPPRESS,
         help="run file (YAML): flags by name, below those given here, such as the run.yaml of a run"
         + (" (options of training are left out)" if command == "evaluate" else ""),
     )
@@ -91,7 +92,7 @@ def _flags(args: dict[str, Any], command: str, own_weights: bool = False) -> tup
 
     own_weights: weights and method are those of the model that the command names.
     """
-    config = args.pop("config")
+    config = args.pop("config", None)
     flags = with_run_file(config, given(args), command)
     if own_weights:
         flags = {name: flags[name] for name in flags if name in args or name not in ("weights", "method")}

@@ -48,7 +48,7 @@ class WeightsAndBiases:
         if self._wandb_run.settings.mode == "offline":
             folder = os.path.dirname(self._wandb_run.dir)
             log.info("W&B: offline; to upload it: wandb sync %s", folder)
-        else:
+        elif self._wandb_run.url:
             log.info("W&B: %s", self._wandb_run.url)
 
     def log(self, group: str, row: Row) -> None:
@@ -82,7 +82,7 @@ class WeightsAndBiases:
 
     def _mode(self, wandb: Any) -> str | None:
         """The mode of the user, or offline where W&B would ask for a key."""
-        if os.environ.get("WANDB_MODE"):
+        if os.environ.get("WANDB_MODE") or os.environ.get("WANDB_DISABLED"):
             return None
         settings = wandb.setup().settings
         if settings.mode not in (None, "online"):  # of the user's settings files
