@@ -189,9 +189,8 @@ class PackedSplit:
 
     def __init__(self, store: PackedStore, split: Split, start: int = 0, rows: np.ndarray | None = None):
         """rows: of the store; None: those from `start` on."""
-        self.store, self._split = store, split
+        self.store, self._split, self.orientation = store, split, store.orientation
         self._rows = np.arange(start, start + len(split)) if rows is None else rows
-        self.orientation = store.orientation
 
     def part(self, split: Split, rows: np.ndarray) -> PackedSplit:
         """`rows` of these images, which are those of `split`."""

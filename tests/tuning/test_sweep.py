@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from fastirt.commands import train
+from fastirt.datasets import load_dataset
 from fastirt.datasets.records import Split
 from fastirt.loading.image_cache import ImageCache
 from fastirt.loading.image_reader import ImageDecoder
@@ -23,7 +24,7 @@ from fastirt.tuning import run_sweep
 from fastirt.tuning.held_out import split_off
 from fastirt.tuning.settings import settings
 from fastirt.tuning.sweep_file import read_sweep
-from tests.helpers import DECODER, TINY_KWARGS, TINY_MODEL, last_line, read_metrics, run_cli
+from tests.helpers import DECODER, TINY_KWARGS, TINY_MODEL, last_line, loss_rows, read_metrics, run_cli
 
 FILE = f"""
 base:
@@ -159,6 +160,24 @@ def test_settings_are_sorted_by_their_mean_with_the_spread_over_seeds(swept):
     assert "http" not in page.replace("http-equiv", "")
     for text in (f"± {100 * finished[0]['spread']['recall@1']:.2f}", "non-finite loss", tree["command"].split()[-1]):
         assert text in printed and text in page, text
+
+
+def test_a_run_of_a_sweep_is_the_run_on_a_list_with_these_classes_as_test_split(swept, noise, tmp_path):
+    tree = json.loads((swept.out / "sweep.json").read_text())
+    run = next(run for setting in tree["settings"] for run in setting["runs"] if setting["flags"] == {"lr": 1e-2})
+    train_split = load_dataset("folder", str(noise)).train
+    names = tuple(f"train{label}" for label in range(10))
+    held = split_off(train_split, names, 0.3, 0, "here")
+    rows = [
+        f"{path},{names[label]},{'test' if out else 'train'}"
+        for path, label, out in zip(train_split.paths, train_split.labels, held)
+    ]
+    (tmp_path / "split.csv").write_text("\n".join(["path,label,split", *rows]))
+    data = ("--dataset", "csv", "--data-path", tmp_path / "split.csv", "--output-dir", tmp_path / "run")
+    assert run_cli("train", "--config", swept.out / run["folder"] / "run.yaml", *data, "--device", "cpu") == 0
+    losses, expected = ([row["loss"] for row in loss_rows(of)] for of in (tmp_path / "run", swept.out / run["folder"]))
+    assert losses == expected and len(losses) == 4
+    assert read_metrics(tmp_path / "run") == run["metrics"]
 
 
 def test_the_printed_command_trains_the_best_setting(swept, tmp_path):
