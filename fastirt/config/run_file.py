@@ -16,7 +16,7 @@ OF_THE_PLACE = ("output_dir", "log_dir", "resume", "device")
 MAX_BYTES = 2**20
 REMEDY = "a run file has lines such as `lr: 1e-4`, or is the run.yaml of a run"
 HEADER = (
-    "# fastirt {version}: `fastirt train --config {name}` repeats this run; flags beside it win.\n"
+    "# fastirt {version}: `fastirt train --config run.yaml` repeats this run; flags beside it win.\n"
     "# On another kind of device add --engine auto --loader auto --precision auto.\n"
 )
 
@@ -105,7 +105,7 @@ def below(file: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
     return {**file, **flags}
 
 
-def run_file_text(config: Config, name: str = "run.yaml") -> str:
+def run_file_text(config: Config) -> str:
     """The resolved options as a run file, without what belongs to this machine or folder."""
     import yaml
 
@@ -123,7 +123,7 @@ def run_file_text(config: Config, name: str = "run.yaml") -> str:
     for option in OF_THE_PLACE:
         del tree["run"][option]
     text = yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
-    return HEADER.format(version=__version__, name=name) + text
+    return HEADER.format(version=__version__) + text
 
 
 def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
@@ -174,6 +174,8 @@ def _refuse_repeated(node: Any, path: Path) -> None:
         lines: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
-                raise UserError(f"{path}: line {line}: {key.value} stands in line {lines[key.value]} too: keep one")
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in lines:
+                    raise UserError(f"{path}: line {line}: {key.value} stands in line {lines[key.value]} too: keep one")
+                lines[key.value] = line
             waiting.append(value)

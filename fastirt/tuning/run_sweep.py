@@ -40,7 +40,7 @@ from fastirt.tuning.results import (
     write_text,
 )
 from fastirt.tuning.settings import Setting, settings
-from fastirt.tuning.sweep_file import Sweep, read_sweep
+from fastirt.tuning.sweep_file import Sweep, check_measured, read_sweep
 
 log = logging.getLogger("fastirt")
 
@@ -67,7 +67,9 @@ def run_sweep(path: Path, output_dir: str | None, ranks: Ranks, retry_failed: bo
     sweep = read_sweep(path)
     out = Path(os.path.abspath(os.path.expanduser(output_dir or sweep.output_dir or f"outputs/sweeps/{path.stem}")))
     tried = settings(sweep)
-    held_out = HeldOut(resolve(below(sweep.base, tried[0])), sweep.validation, sweep.seed)
+    config = resolve(below(sweep.base, tried[0]))
+    check_measured(sweep.metric, config.eval.rank, path)
+    held_out = HeldOut(config, sweep.validation, sweep.seed)
     with _locked(out):
         code, results = _Runs(sweep, out, held_out, ranks, retry_failed).run(tried)
     if code:

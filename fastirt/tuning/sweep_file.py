@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 from fastirt.config.option_values import option_name, option_types, option_value
 from fastirt.config.run_file import flags_of_tree, read_run_file, read_yaml
@@ -84,7 +84,7 @@ def read_sweep(path: Path) -> Sweep:
         _whole(tree.get("seed", 0), f"{path}: seed", 0),
         _seeds(tree.get("seeds", [0]), path),
         _validation(tree.get("validation", 0.2), path),
-        _metric(tree.get("metric", "recall@1"), base, path),
+        _metric(tree.get("metric", "recall@1"), path),
         _output_dir(tree.get("output_dir"), path),
         _flag(tree.get("keep_models", False), f"{path}: keep_models"),
     )
@@ -173,14 +173,18 @@ def _validation(value: Any, path: Path) -> float:
     return float(value)
 
 
-def _metric(value: Any, base: dict[str, Any], path: Path) -> str:
-    found = METRICS.fullmatch(value) if isinstance(value, str) else None
-    if found is None:
+def _metric(value: Any, path: Path) -> str:
+    if not isinstance(value, str) or METRICS.fullmatch(value) is None:
         raise UserError(f"{path}: metric: {value!r} is no metric: use recall@1, map@r, r_precision, map, mrr, …")
-    if found["k"] and "rank" in base and int(found["k"]) not in base["rank"]:
-        ks = " ".join(map(str, base["rank"]))
-        raise UserError(f"{path}: metric: {value} is not measured: base.rank is {ks}: add {found['k']} there")
-    return str(value)
+    return value
+
+
+def check_measured(metric: str, ks: Sequence[int], path: Path) -> None:
+    """Raises UserError for a metric at a K that `--rank` does not name."""
+    found = METRICS.fullmatch(metric)
+    if found is not None and found["k"] and int(found["k"]) not in ks:
+        shown = " ".join(map(str, ks))
+        raise UserError(f"{path}: metric: {metric} is not measured: base.rank is {shown}: add {found['k']} there")
 
 
 def _output_dir(value: Any, path: Path) -> Optional[str]:

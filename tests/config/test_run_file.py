@@ -104,6 +104,7 @@ REFUSED = {
     "recipe: mine": "recipe: 'mine' is none of paper, unofficial",
     "rank: [1, two]": "rank: must be a whole number, not 'two'",
     "lr: 1\nlr: 2": "line 2: lr stands in line 1 too",
+    "{lr: 1, lr: 2}": "line 1: lr stands in line 1 too",
     "lr: 1\noptim: {lr: 2}": "optim.lr: lr is given twice",
     "- lr": "holds a list instead of `key: value` lines",
     "": "holds nothing",

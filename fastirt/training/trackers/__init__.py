@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from functools import partial
 from importlib import import_module
@@ -46,6 +47,8 @@ def check_trackers(names: Iterable[str]) -> None:
 
 
 def _is_missing(package: str) -> bool:
+    if package in sys.modules:
+        return sys.modules[package] is None
     try:
         return find_spec(package) is None
     except (ImportError, ValueError):  # half removed
