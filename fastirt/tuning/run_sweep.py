@@ -80,8 +80,8 @@ def run_sweep(path: Path, output_dir: str | None, ranks: Ranks, retry_failed: bo
     if best is None:
         failed = next((result.error for result in results if result.error), "no metric")
         raise UserError(f"{path}: none of {len(results)} settings finished; the first failed so: {failed}")
-    print(f"\nThe best setting on the whole training set:\n{command_line(sweep, best.setting)}")
-    log.info("wrote %s", out / "sweep.html")
+    print(f"\nResults: {out}/sweep.json, sweep.csv and sweep.html")
+    print(f"The best setting on the whole training set:\n{command_line(sweep, best.setting)}")
     return 0
 
 

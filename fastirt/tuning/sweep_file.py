@@ -20,7 +20,7 @@ OWN = {
     "output_dir": "each run gets its own folder: write output_dir at the top of the file",
     "resume": "a sweep goes on by itself: leave it out",
     "per_query": "leave it out",
-    "seed": "write `seeds: [0, 1, 2]` at the top of the file",
+    "seed": "write `seeds: [0, 1, 2]` at the top of the file, without a seed in base",
     "eval_split": "a sweep is measured on validation classes of the training set: leave it out",
 }
 # Flags that all runs share.
@@ -72,9 +72,10 @@ def read_sweep(path: Path) -> Sweep:
             raise UserError(f"{path}: {key}: no such key{f'; did you mean {similar}?' if similar else ''}: {remedy}")
     method = _choice(tree.get("method", "grid"), f"{path}: method", ("grid", "random"))
     base = _base(tree.get("base", {}), path)
+    own_seed = base.pop("seed", None)
+    if own_seed is not None and "seeds" in tree and not isinstance(tree["base"], str):
+        raise UserError(f"{path}: base.seed: {OWN['seed']}")
     space = _space(tree.get("sweep"), path, method)
-    for name in space:
-        base.pop(name, None)
     return Sweep(
         path,
         base,
@@ -82,7 +83,7 @@ def read_sweep(path: Path) -> Sweep:
         method,
         _runs(tree, path, method),
         _whole(tree.get("seed", 0), f"{path}: seed", 0),
-        _seeds(tree.get("seeds", [0]), path),
+        _seeds(tree.get("seeds", [own_seed or 0]), path),
         _validation(tree.get("validation", 0.2), path),
         _metric(tree.get("metric", "recall@1"), path),
         _output_dir(tree.get("output_dir"), path),
@@ -97,9 +98,9 @@ def _base(tree: Any, path: Path) -> dict[str, Any]:
         flags = flags_of_tree(tree or {}, f"{path}: base.")
     else:
         raise UserError(f"{path}: base: must be flags such as `lr: 1e-4`, or the name of a run file")
-    for name in flags.keys() & OWN.keys() if not isinstance(tree, str) else ():
+    for name in sorted(flags.keys() & OWN.keys() - {"seed"}) if not isinstance(tree, str) else ():
         raise UserError(f"{path}: base.{name}: {OWN[name]}")
-    return {name: value for name, value in flags.items() if name not in OWN}
+    return {name: value for name, value in flags.items() if name not in OWN or name == "seed"}
 
 
 def _space(tree: Any, path: Path, method: str) -> dict[str, tuple[Any, ...] | Range]:

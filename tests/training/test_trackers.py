@@ -54,6 +54,8 @@ def tracked(image_folder, tmp_path_factory):
     """A run of six steps with all trackers, resumed for two more."""
     run, patch = tmp_path_factory.mktemp("tracked") / "run", pytest.MonkeyPatch()
     patch.setenv("WANDB_MODE", "offline")
+    patch.setattr(guard, "START_TIMEOUT", 300)  # of a busy machine
+    patch.setattr(guard, "FINISH_TIMEOUT", 300)
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "WANDB_PROJECT", "WANDB_RUN_ID"):
         patch.delenv(name, raising=False)
     try:

@@ -22,6 +22,7 @@ from fastirt.loading.image_reader import ImageDecoder
 from fastirt.training.run_log import RunLog
 from fastirt.tuning import run_sweep
 from fastirt.tuning.held_out import split_off
+from fastirt.tuning.results import command_line
 from fastirt.tuning.settings import settings
 from fastirt.tuning.sweep_file import read_sweep
 from tests.helpers import DECODER, TINY_KWARGS, TINY_MODEL, last_line, loss_rows, read_metrics, run_cli
@@ -234,6 +235,22 @@ def test_validation_classes_are_a_share_of_the_classes_and_a_function_of_the_see
     # the order in which classes are listed does not matter
     turned = Split("train", train.paths[::-1], train.labels[::-1])
     assert np.array_equal(split_off(turned, names, 0.3, 0, "here")[::-1], held)
+
+
+def test_a_seed_of_the_base_is_the_seed_of_the_runs_unless_both_are_given(tmp_path, capsys):
+    text = FILE.replace("seeds: [0, 1]", "").replace("device: cpu", "device: cpu\n  seed: 5")
+    sweep = read_sweep(write_sweep(tmp_path, "x", text))
+    assert sweep.seeds == (5,) and "seed" not in sweep.base
+    assert run_cli("sweep", write_sweep(tmp_path, "x", text + "seeds: [0]")) == 2
+    assert "base.seed: write `seeds: [0, 1, 2]`" in last_line(capsys)
+
+
+def test_a_run_file_can_be_the_base(swept, tmp_path):
+    run = next((swept.out / "runs").glob("*/run.yaml")).parent
+    file = write_sweep(tmp_path, "x", f"base: {run}/run.yaml\nsweep:\n  input-size: [16, 8]\nseeds: [0]\n")
+    sweep = read_sweep(file)
+    assert sweep.base["lr"] in (1e-3, 1e-2, 1e30) and sweep.space == {"input_size": (16, 8)}
+    assert "--resize-size 9" in command_line(sweep, {"input_size": 8})
 
 
 def test_random_settings_are_of_the_ranges_and_more_runs_keep_the_first(tmp_path):
