@@ -1,4 +1,4 @@
-"""The type of each option, and values from a file that are checked against it."""
+"""The type of each option, values of files checked against it, and what an unknown name may mean."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import Any, Iterable, NamedTuple, Optional
 
 from fastirt.config.options import METHODS, RECIPES, Config
-from fastirt.config.suggestions import suggestion
 from fastirt.errors import UserError
 
 NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
@@ -104,3 +103,66 @@ def _as_kind(kind: type, value: Any) -> Any:
         return kind(value) if isinstance(value, (int, str)) else None
     except (ValueError, OverflowError):
         return None
+
+
+# Names of these flags in other trainers.
+SYNONYMS = {
+    "--epochs": "--max-iter (steps: epochs × training images / batch size)",
+    "--epoch": "--max-iter (steps: epochs × training images / batch size)",
+    "--num-epochs": "--max-iter (steps: epochs × training images / batch size)",
+    "--steps": "--max-iter",
+    "--max-steps": "--max-iter",
+    "--iterations": "--max-iter",
+    "--learning-rate": "--lr",
+    "--wd": "--weight-decay",
+    "--gpu": "--device",
+    "--bs": "--batch-size",
+    "--batch": "--batch-size",
+    "--optimizer": "--opt",
+    "--scheduler": "--sched",
+    "--warmup": "--warmup-iter",
+    "--warmup-steps": "--warmup-iter",
+    "--workers": "--num-workers",
+    "--img-size": "--input-size",
+    "--image-size": "--input-size",
+    "--arch": "--model",
+    "--backbone": "--model",
+    "--checkpoint": "--weights or --resume",
+    "--ckpt": "--weights or --resume",
+    "--pretrained": "--weights",
+    "--data": "--data-path",
+    "--data-dir": "--data-path",
+    "--data-root": "--data-path",
+    "--output": "--output-dir",
+    "--out": "--output-dir",
+    "--save-dir": "--output-dir",
+    "--amp": "--precision bf16",
+    "--fp16": "--precision bf16",
+    "--bf16": "--precision bf16",
+    "--compile": "--engine compile",
+    "--gpus": "torchrun --nproc_per_node, or --device",
+    "--temperature": "--margin",
+    "--loss": "--contrastive",
+    "--topk": "--rank",
+    "--k": "--rank",
+    "--log-interval": "--logging-freq",
+    "--save-interval": "--save-freq",
+    "--eval-interval": "--eval-freq",
+}
+
+
+def suggestion(flag: str, known: Iterable[str]) -> str:
+    """The known flags closest to an unknown one, or ""."""
+    flag, known = flag.partition("=")[0], [name for name in known if name.startswith("--")]
+    synonym = SYNONYMS.get(flag.replace("_", "-").lower(), "")
+    if synonym and synonym.split()[0] in known:
+        return synonym
+    near = [name for name in known if name == flag.replace("_", "-").lower()]
+    near += [name for name in known if len(flag) > 4 and name.startswith(flag) and name not in near]
+    near += [name for name in difflib.get_close_matches(flag, known, n=3, cutoff=0.7) if name not in near]
+    return " or ".join(near[:3])
+
+
+def similar_names(name: str, known: Iterable[str]) -> str:
+    """The known names closest to an unknown one, or ""."""
+    return " or ".join(difflib.get_close_matches(name.replace("-", "_").lower(), list(known), n=2, cutoff=0.6))

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
-from fastirt.config.option_values import option_name, option_types, option_value
+from fastirt.config.option_values import option_name, option_types, option_value, similar_names
 from fastirt.config.run_file import flags_of_tree, read_run_file, read_yaml
-from fastirt.config.suggestions import similar_names
 from fastirt.errors import UserError
 
 REMEDY = "a sweep file has the keys base (flags) and sweep (flag: [values]); see fastirt/tuning/README.md"
