@@ -211,7 +211,7 @@ def summary(config: Config, catalog: Catalog, encoder: Encoder, folder: Path) ->
     splits = ", ".join(f"{len(split)} {split.name}" for split in catalog.splits())
     return (
         f"{config.method} ({config.recipe}): {config.model.model}, {millions:.2f} M parameters; "
-        f"{config.data.dataset}: {splits} images; {config.run.device}; into {folder}"
+        f"{config.data.name}: {splits} images; {config.run.device}; into {folder}"
     )
 
 
@@ -220,5 +220,5 @@ def _report(metrics: dict[str, Any], config: Config, folder: RunFolder) -> None:
     if not metrics:  # no test split
         return
     write_metrics(folder.metrics, metrics)
-    print(table(metrics, config.data.dataset, config.method, config.model.model, config.recipe, config.eval.average))
+    print(table(metrics, config.data.name, config.method, config.model.model, config.recipe, config.eval.average))
     log.info("wrote %s", folder.metrics)

@@ -12,6 +12,7 @@ import torch
 
 from fastirt.config.options import RECIPES, Config, save_interval
 from fastirt.config.presets import resolve, scaled_resize
+from fastirt.config.user_code import absolute, with_digest
 from fastirt.config.validate import validate
 from fastirt.datasets import Catalog, load_dataset, reachable_ks, warn_of_copies
 from fastirt.distributed.launch import only_main_warns
@@ -70,10 +71,20 @@ def plan_training(flags: dict[str, Any], ranks: Ranks) -> Plan:
         checkpoint_path = Path(found)
         folder = checkpoint_path.parent.parent
         config = with_flags(RunFolder(folder).read_config(checkpoint_path), folder, flags)
-        return Plan(config, checkpoint_path, fresh)
+        return Plan(_with_digests(config), checkpoint_path, fresh)
     described = described_by_file(flags)
     architecture = {name: described[name] for name in ARCHITECTURE & set(described)}
-    return Plan(fresh_config({**architecture, **flags}, "train", ranks), None, fresh)
+    return Plan(_with_digests(fresh_config({**architecture, **flags}, "train", ranks)), None, fresh)
+
+
+def _with_digests(config: Config) -> Config:
+    """The configuration with the digests of the user's own code that shapes training, as it is now.
+
+    Raises UserError for a missing file.
+    """
+    own = {"augment": config.input.augment, "objective": config.objective.objective}
+    used = {name: text for name, text in own.items() if text is not None and config.optim.max_iter > 0}
+    return config.replace(**{name: with_digest(f"--{name}", text) for name, text in used.items()})
 
 
 def with_flags(stored: Config, folder: Path, flags: dict[str, Any]) -> Config:
@@ -137,6 +148,7 @@ def _absolute(config: Config) -> Config:
     paths = {"data_path": config.data.data_path, "packed": config.data.packed, "log_dir": config.run.log_dir}
     if _file_of_weights(config.model.weights):
         paths["weights"] = config.model.weights
+    config = config.replace(dataset=absolute(config.data.dataset))
     return config.replace(**{name: path and os.path.abspath(os.path.expanduser(path)) for name, path in paths.items()})
 
 

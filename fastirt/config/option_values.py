@@ -1,4 +1,4 @@
-"""The type of each option, values of files checked against it, and what an unknown name may mean."""
+"""The types of options, values of files checked against them, and what an unknown name may mean."""
 
 from __future__ import annotations
 

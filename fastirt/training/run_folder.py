@@ -144,7 +144,7 @@ def _find_or_make(config: Config, fresh: bool, made: list[Path]) -> Path:
         if fresh and (files.metrics.exists() or files.checkpoints.exists()):
             raise UserError(f"{folder}: already holds a run: pass --resume to go on with it, or another --output-dir")
     else:
-        folder = Path("outputs").absolute() / config.data.dataset / f"{config.method}-{config.model.model}"
+        folder = Path("outputs").absolute() / config.data.name / f"{config.method}-{config.model.model}"
     missing = [parent for parent in reversed(folder.parents) if not parent.exists()]
     try:
         if not config.run.output_dir:

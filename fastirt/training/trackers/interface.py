@@ -26,7 +26,7 @@ class TrackedRun(NamedTuple):
     def tensorboard(self) -> Path:
         """`--log-dir`, or a folder of the run."""
         log_dir = self.config.run.log_dir
-        return Path(log_dir) / self.config.data.dataset if log_dir else self.files.tensorboard
+        return Path(log_dir) / self.config.data.name if log_dir else self.files.tensorboard
 
 
 class Tracker(Protocol):
