@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 import torch
 
 from fastirt.config.options import Config
-from fastirt.datasets import Catalog, load_dataset
-from fastirt.distributed.device import choose_device
+from fastirt.datasets import Catalog, Split, load_dataset
 from fastirt.errors import UserError
-from fastirt.images.packed_store import PackedStore
+from fastirt.images.packed_store import PackedSplit, PackedStore
 from fastirt.images.source import FileSource, ImageSource
-from fastirt.model.build import build_encoder
+from fastirt.inference.load import load
 from fastirt.retrieval.embed import Embeddings
 from fastirt.retrieval.evaluate import embed_splits, excluded_rows, labels_of
-from fastirt.run_config import finalized, with_flags
 from fastirt.training.run_folder import RunFolder
 
 log = logging.getLogger("fastirt")
@@ -63,15 +61,9 @@ class RunEmbedder:
 
     def __call__(self, run: Path) -> EmbeddedRun:
         """Raises UserError: not a finished run, or its data set cannot be read."""
-        folder = RunFolder(run)
-        if not folder.final_model.is_file():
-            raise UserError(f"{run}: no {folder.final_model.name} there: there is nothing to embed images with")
-        flags: dict[str, Any] = {"weights": str(folder.final_model)}
-        if self.data_path is not None:
-            flags |= {"data_path": self.data_path, "packed": None}
-        config = with_flags(folder.read_config(), run, flags)
-        device = choose_device(None)
-        config = finalized(config, device)
+        moved = {} if self.data_path is None else {"data_path": self.data_path, "packed": None}
+        model = load(run, options=moved)
+        config, device = model.config, model.device
         catalog = self._catalog(config)
         if catalog.query is None:
             raise UserError(f"{catalog.place}: has no test split")
@@ -80,9 +72,8 @@ class RunEmbedder:
             store = PackedStore.open(Path(config.data.packed))
             store.check(catalog, config.input.resize, config.input.resize_size, config.input.orientation)
             stores = {split.name: store.split(split) for split in catalog.splits()}
-        encoder = build_encoder(config.model, config.input.input_size).to(device, memory_format=torch.channels_last)
-        log.info("report: embedding %s of %s on %s", catalog.place, run, device)
-        query, gallery = embed_splits(encoder, catalog, config, device, stores=stores)
+        log.info("report: embedding %s by %s on %s", catalog.place, run, device)
+        query, gallery = embed_splits(model.encoder, catalog, config, device, stores=stores)
         splits = catalog.query, catalog.gallery or catalog.query
         return EmbeddedRun(
             config,
@@ -90,8 +81,8 @@ class RunEmbedder:
             query,
             gallery,
             excluded_rows(query, gallery, catalog),
-            tuple(stores[split.name] if stores else FileSource(split.paths) for split in splits),
-            folder.was_evaluated_on(catalog),
+            (_source(splits[0], stores), _source(splits[1], stores)),
+            RunFolder(run).was_evaluated_on(catalog),
         )
 
     def _catalog(self, config: Config) -> Catalog:
@@ -99,3 +90,7 @@ class RunEmbedder:
         if key not in self._catalogs:
             self._catalogs[key] = load_dataset(*key[:2], eval_split=key[2], training=False)
         return self._catalogs[key]
+
+
+def _source(split: Split, stores: Optional[dict[str, PackedSplit]]) -> ImageSource:
+    return stores[split.name] if stores else FileSource(split.paths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -54,12 +55,24 @@ def image_map(run: EmbeddedRun, found: Neighbors, thumbnails: Thumbnails) -> Ima
 def _layout(vectors: np.ndarray) -> np.ndarray:
     """(N, 2) places."""
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
-    if len(vectors) < 4:
-        return np.arange(2 * len(vectors), dtype=np.float64).reshape(-1, 2)
-    perplexity = min(30.0, (len(vectors) - 1) / 3)
-    tsne = TSNE(init="pca", perplexity=perplexity, max_iter=500, metric="euclidean", random_state=0, n_jobs=1)
-    return np.nan_to_num(tsne.fit_transform(vectors.astype(np.float32)))
+    vectors = vectors.astype(np.float64)
+    centered = vectors - vectors.mean(axis=0)
+    if len(vectors) < 4 or np.abs(centered).max() < 1e-6:  # t-SNE of equal vectors crashes
+        side = math.ceil(math.sqrt(len(vectors)))
+        return np.stack(np.divmod(np.arange(len(vectors)), side), 1).astype(np.float64)
+    components, scales, _ = np.linalg.svd(centered, full_matrices=False)
+    start = (components * scales)[:, :2]
+    tsne = TSNE(
+        init=(1e-4 * start / start[:, 0].std()).astype(np.float32),
+        perplexity=min(30.0, (len(vectors) - 1) / 3),
+        max_iter=500,
+        random_state=0,
+    )
+    # its many short steps would wait for each other's threads on a busy machine: 0.6 s became 13 s
+    with threadpool_limits(1):
+        return np.nan_to_num(tsne.fit_transform(vectors.astype(np.float32)))
 
 
 def _cells(places: np.ndarray) -> np.ndarray:
