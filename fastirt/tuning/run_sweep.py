@@ -147,9 +147,9 @@ class _Runs:
         except Exception as error:  # whatever one setting does, the others go on
             if isinstance(error, OSError) and error.errno in OS_ERRNOS:
                 raise  # a full disk fails them all
-            run.status, run.error = "failed", user_message(error) or f"{type(error).__name__}: {first_line(error)}"
-            log.warning("sweep: failed: %s", run.error)
-            log.debug("", exc_info=error)
+            message = user_message(error)
+            run.status, run.error = "failed", message or f"{type(error).__name__}: {first_line(error)}"
+            log.warning("sweep: failed: %s", run.error, exc_info=None if message else error)
         run.seconds = round(time.monotonic() - start, 3)
         folder.mkdir(parents=True, exist_ok=True)
         kept = {name: vars(run)[name] for name in ("status", "metrics", "error", "seconds")}

@@ -26,6 +26,7 @@ from fastirt.tuning.results import command_line
 from fastirt.tuning.settings import settings
 from fastirt.tuning.sweep_file import read_sweep
 from tests.helpers import DECODER, TINY_KWARGS, TINY_MODEL, last_line, loss_rows, read_metrics, run_cli
+from tests.pages.browser import BACKGROUND, OVERFLOW, PHONE, browser, needs_chromium  # noqa: F401
 
 FILE = f"""
 base:
@@ -161,6 +162,18 @@ def test_settings_are_sorted_by_their_mean_with_the_spread_over_seeds(swept):
     assert "http" not in page.replace("http-equiv", "")
     for text in (f"± {100 * finished[0]['spread']['recall@1']:.2f}", "non-finite loss", tree["command"].split()[-1]):
         assert text in printed and text in page, text
+
+
+@needs_chromium
+def test_the_page_loads_nothing_and_fits_a_phone_in_dark_mode(swept, browser):  # noqa: F811
+    page = swept.out / "sweep.html"
+    seen = browser.open(page)
+    assert (seen.messages, seen.requests) == ([], [])
+    light, rings = (browser.evaluate(script) for script in (BACKGROUND, "document.querySelectorAll('.scale i').length"))
+    assert rings == 4 and browser.evaluate("document.querySelectorAll('tr.failed').length") == 1
+    seen = browser.open(page, PHONE, "dark")
+    assert (seen.messages, seen.requests) == ([], [])
+    assert browser.evaluate(OVERFLOW) <= 0 and browser.evaluate(BACKGROUND) != light
 
 
 def test_a_run_of_a_sweep_is_the_run_on_a_list_with_these_classes_as_test_split(swept, noise, tmp_path):
