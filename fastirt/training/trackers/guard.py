@@ -14,8 +14,8 @@ from fastirt.training.trackers.interface import Row, Tracker
 log = logging.getLogger("fastirt")
 
 # The longest that a run waits, in seconds, at its start and at its end.
-START_TIMEOUT = 30.0
-FINISH_TIMEOUT = 60.0
+START_TIMEOUT = 20.0
+FINISH_TIMEOUT = 30.0
 
 
 class GuardedTracker:

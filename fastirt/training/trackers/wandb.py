@@ -16,7 +16,7 @@ from fastirt.training.trackers.tracker_ids import read_ids, write_ids
 log = logging.getLogger("fastirt")
 
 # Seconds that W&B itself may take; the guard leaves it behind after longer ones.
-INIT_TIMEOUT, FINISH_TIMEOUT = 20, 50
+INIT_TIMEOUT, FINISH_TIMEOUT = 15, 25
 
 
 class WeightsAndBiases:
