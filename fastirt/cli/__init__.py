@@ -7,13 +7,14 @@ import sys
 from typing import Optional, Sequence
 
 from fastirt import __version__
-from fastirt.cli import archives, embed, images, reports, training
+from fastirt.cli import archives, embed, images, reports, sweep, training
 from fastirt.cli.parser import Parser
 from fastirt.errors import user_message
 
 COMMANDS = {
     **training.COMMANDS,
     **embed.COMMANDS,
+    **sweep.COMMANDS,
     **images.COMMANDS,
     **archives.COMMANDS,
     **reports.COMMANDS,

@@ -17,6 +17,7 @@ RESIZES = ("square", "shorter")
 ORIENTATIONS = ("exif", "stored")
 SEARCHES = ("auto", "ranks", "faiss", "torch")
 AVERAGES = ("query", "class")
+TRACKERS = ("none", "tensorboard", "wandb", "mlflow")
 SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")  # of the JPEG images in a packed store
 OPTIONAL_FLOATS = Optional[tuple[float, ...]]
 
@@ -204,6 +205,9 @@ class RunConfig:
 
     output_dir: Optional[str] = option(None, "folder of the run; default: a new one under outputs/DATASET")
     log_dir: Optional[str] = option(None, "write TensorBoard logs to LOG_DIR/DATASET; default: to the run's folder")
+    tracker: tuple[str, ...] = option(
+        ("tensorboard",), "where rows of log.jsonl, options and final metrics go too", TRACKERS
+    )
     logging_freq: int = option(50, "steps between log lines")
     save_freq: int = option(0, "steps between checkpoints; alone it replaces --save-seconds; 0: none")
     save_seconds: int = option(

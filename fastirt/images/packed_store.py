@@ -191,9 +191,14 @@ class PackedStore:
 class PackedSplit:
     """The images of one split of a packed store, an `ImageSource`."""
 
-    def __init__(self, store: PackedStore, split: Split, start: int):
-        self.store, self._split, self._start = store, split, start
-        self.orientation = store.orientation
+    def __init__(self, store: PackedStore, split: Split, start: int = 0, rows: np.ndarray | None = None):
+        """rows: of the store; None: those from `start` on."""
+        self.store, self._split, self.orientation = store, split, store.orientation
+        self._rows = np.arange(start, start + len(split)) if rows is None else rows
+
+    def part(self, split: Split, rows: np.ndarray) -> PackedSplit:
+        """`rows` of these images, which are those of `split`."""
+        return PackedSplit(self.store, split, rows=self._rows[rows])
 
     def __len__(self) -> int:
         return len(self._split)
@@ -204,7 +209,7 @@ class PackedSplit:
 
     def size(self, row: int) -> tuple[int, int]:
         """(height, width) in pixels, as stored; (0, 0) for a bad image."""
-        entry = self.store.index[self._start + row]
+        entry = self.store.index[self._rows[row]]
         return int(entry["height"]), int(entry["width"])
 
     def read(self, row: int) -> np.ndarray:
@@ -212,10 +217,11 @@ class PackedSplit:
 
         Raises BadImage for a wrong checksum and for an image that was unreadable when packed.
         """
-        entry = self.store.index[self._start + row]
+        stored = self._rows[row]
+        entry = self.store.index[stored]
         length = int(entry["length"])
         if length == 0:
-            raise BadImage(self.path(row), self.store.bad.get(self._start + row, "could not be packed"))
+            raise BadImage(self.path(row), self.store.bad.get(int(stored), "could not be packed"))
         offset = int(entry["offset"])
         data = self.store._data[offset : offset + length]
         if len(data) != length or zlib.crc32(data) != entry["crc"]:

@@ -22,8 +22,8 @@ log = logging.getLogger("fastirt")
 
 # May differ between a run and its resumption: they change neither the images nor the arithmetic.
 MAY_CHANGE_ON_RESUME = set(
-    "output_dir log_dir logging_freq save_freq save_seconds keep resume device num_workers pin_mem max_bad data_path "
-    "rank eval_split eval_freq eval_batch_size search weights eval_descriptor engine cache profile "
+    "output_dir log_dir tracker logging_freq save_freq save_seconds keep resume device num_workers pin_mem max_bad "
+    "data_path rank eval_split eval_freq eval_batch_size search weights eval_descriptor engine cache profile "
     "memory_sharded check_freq self_check".split()
 )
 
