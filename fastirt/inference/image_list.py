@@ -15,7 +15,8 @@ from PIL import Image
 from fastirt.datasets.folder_scan import Findings, Owners, class_images
 from fastirt.datasets.records import Split, printable
 from fastirt.errors import UserError
-from fastirt.images.packed_store import MAGIC, PackedSplit, PackedStore
+from fastirt.images.packed_format import MAGIC
+from fastirt.images.packed_store import PackedSplit, PackedStore
 from fastirt.images.source import FileSource, ImageSource
 from fastirt.inference.csv_columns import read_csv
 from fastirt.inference.memory_source import MemorySource
