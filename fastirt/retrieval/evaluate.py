@@ -102,7 +102,7 @@ def evaluate(
 
     def prepare() -> tuple[int, list[tuple[int, int]]]:
         nonlocal labelled
-        exclude = _excluded_rows(query, gallery, catalog)
+        exclude = excluded_rows(query, gallery, catalog)
         depths.extend(_reachable_ks(config.eval.rank, len(gallery.rows), bool((exclude >= 0).any())))
         labels = _labels(catalog.query, query), _labels(catalog.gallery or catalog.query, gallery)
         labelled = PositivesByLabel(query.vectors, labels[0], gallery.vectors, labels[1], depths, exclude)
@@ -156,7 +156,7 @@ def _reachable_ks(ks: Sequence[int], gallery: int, excludes: bool) -> list[int]:
     return depths
 
 
-def _excluded_rows(query: Embeddings, gallery: Embeddings, catalog: Catalog) -> Tensor:
+def excluded_rows(query: Embeddings, gallery: Embeddings, catalog: Catalog) -> Tensor:
     """(Q,) int64: for each embedded query the embedded gallery row of its own file, or -1."""
     if catalog.gallery is None:
         return torch.arange(len(query.rows))
