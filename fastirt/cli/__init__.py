@@ -7,11 +7,12 @@ import sys
 from typing import Optional, Sequence
 
 from fastirt import __version__
-from fastirt.cli import images, reports, training
+from fastirt.cli import export, images, reports, training
 from fastirt.cli.parser import Parser
 from fastirt.errors import user_message
 
-COMMANDS = {**training.COMMANDS, **images.COMMANDS, **reports.COMMANDS}  # in the order of `fastirt --help`
+# In the order of `fastirt --help`.
+COMMANDS = {**training.COMMANDS, **images.COMMANDS, **export.COMMANDS, **reports.COMMANDS}
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

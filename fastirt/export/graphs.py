@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fastirt.errors import UserError, first_line
-from fastirt.export.preprocess import PIXELS, VECTORS, preprocessing_model
+from fastirt.export.options import PIXELS, VECTORS
+from fastirt.export.preprocess import preprocessing_model
 from fastirt.export.source import Source
 from fastirt.model.encoder import Encoder, normalization_constants
 
@@ -50,7 +51,7 @@ def encoder_graph(encoder: Encoder) -> onnx.ModelProto:
 
 
 def image_graph(encoder: onnx.ModelProto, source: Source) -> onnx.ModelProto:
-    """From `images`, uint8 (N, H, W, 3) of any size, to `vectors`: preprocessing, then `encoder`."""
+    """From `images`, uint8 (N, H, W, 3) of any size, to `vectors`: first the preprocessing."""
     opset = next(opset.version for opset in encoder.opset_import if opset.domain in ("", "ai.onnx"))
     constants = normalization_constants(source.config, source.encoder)
     before = preprocessing_model(source.config.input, *constants, opset, encoder.ir_version)

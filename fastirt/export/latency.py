@@ -11,7 +11,7 @@ from typing import Any, Callable
 import numpy as np
 import torch
 
-from fastirt.export.preprocess import PIXELS
+from fastirt.export.options import PIXELS
 from fastirt.export.source import Source
 
 BATCHES = (1, 32)
@@ -43,7 +43,7 @@ def machine() -> str:
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"{name}, threads: {torch.get_num_threads()}"
 
 
 def _eager(source: Source, pixels: np.ndarray) -> Callable[[], Any]:

@@ -15,8 +15,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from fastirt.config.options import InputConfig
+from fastirt.export.options import IMAGES, PIXELS
 
-IMAGES, PIXELS, VECTORS = "images", "pixels", "vectors"  # names of inputs and outputs of the graphs
 INT16_BITS = 22  # that torch gives the fraction of a weight at most
 CUBIC = -0.5  # the free parameter of the bicubic filter in Pillow, and in torch with antialias
 
@@ -88,7 +88,7 @@ def _resized(graph: _Graph, height: str, width: str, input: InputConfig) -> tupl
 
 
 def _weights(graph: _Graph, length: str, resized: str, size: int, transposed: bool) -> str:
-    """(size, length) weights of an axis's pixels in those of the crop; transposed: (length, size)."""
+    """(size, length): weights of an axis's pixels in those of the crop; or transposed."""
     margin = graph.add("Cast", graph.add("Sub", resized, graph.ints(size)), to=TensorProto.FLOAT)
     # Round takes halves to the even number, as Python's does in `crop_offset`.
     first = graph.add("Cast", graph.add("Round", graph.add("Mul", margin, graph.floats(0.5))), to=TensorProto.INT64)
@@ -148,4 +148,5 @@ def _polynomial(graph: _Graph, t: str, coefficients: Sequence[float]) -> str:
 def _levels(graph: _Graph, values: str) -> str:
     """Rounded to the 256 levels of a byte."""
     rounded = graph.add("Floor", graph.add("Add", values, graph.floats(0.5)))
-    return graph.add("Clip", rounded, graph.constant(np.array(0, np.float32)), graph.constant(np.array(255, np.float32)))
+    low, high = (graph.constant(np.array(level, np.float32)) for level in (0, 255))
+    return graph.add("Clip", rounded, low, high)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Iterator, NamedTuple, Sequence
 
 import numpy as np
 import onnx
@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastirt.datasets import Split
-from fastirt.export.preprocess import IMAGES, PIXELS
+from fastirt.export.options import IMAGES, PIXELS
 from fastirt.export.source import Source
 from fastirt.images.decoders.pil import decode
 from fastirt.images.normalize import normalize
@@ -74,6 +74,7 @@ def session(model: onnx.ModelProto | str) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = torch.get_num_threads()  # so that latencies compare
     data = model if isinstance(model, str) else model.SerializeToString()
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
@@ -91,9 +92,8 @@ def file_vectors(
         rows = known[split.name].rows
         out = {name: torch.zeros(len(rows), source.encoder.embed_dim) for name in sessions}
         by_pillow[split.name] = torch.zeros(len(rows), dtype=torch.bool)
-        with tqdm(
-            total=len(rows), desc=f"{split.name}, onnxruntime", unit="img", disable=None if progress else True, leave=False
-        ) as bar:
+        name = f"{split.name}, onnxruntime"
+        with tqdm(total=len(rows), desc=name, unit="img", disable=None if progress else True, leave=False) as bar:
             for positions, images in _batches(source, split, rows, by_pillow[split.name]):
                 for name, running in sessions.items():
                     out[name][positions] = _finite(running.run(None, {IMAGES: images})[0])
@@ -104,12 +104,13 @@ def file_vectors(
 
 
 def sample_pixels(source: Source, split: Split, count: int = SAMPLE) -> tuple[np.ndarray, np.ndarray]:
-    """((N, 3, S, S) float32 as the encoder takes them, (N,) rows) of the first images of a split."""
+    """((N, 3, S, S) float32 as the encoder takes them, (N,) rows) of images all over a split."""
     mean, std = normalization_constants(source.config, source.encoder)
+    chosen = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(np.int64))
     pixels, rows = [], []
-    for batch in source.loader(split, count):
+    for batch in source.loader(split, chosen):
         pixels.append(normalize(batch.images, mean, std)[: batch.valid].cpu().numpy())
-        rows.append(np.asarray(batch.indices[: batch.valid]))
+        rows.append(chosen[np.asarray(batch.indices[: batch.valid])])
     return np.ascontiguousarray(np.concatenate(pixels)), np.concatenate(rows)
 
 
@@ -139,26 +140,30 @@ def agreement(found: Vectors, known: Vectors, by_pillow: dict[str, Tensor], sour
     )
 
 
-def recall_at_1(vectors: Vectors, source: Source) -> float:
-    """Recall@1 of the data set's own test in percent."""
+def metrics(vectors: Vectors, source: Source, ks: Sequence[int] = ()) -> dict[str, Any]:
+    """Of the data set's own test, as `retrieval_metrics`; ks: of Recall@K, default the run's."""
     splits = source.evaluated()
     query, gallery = vectors[splits[0].name], vectors[splits[-1].name]
     labels = [torch.from_numpy(split.labels)[vectors[split.name].rows] for split in splits]
-    metrics = retrieval_metrics(
+    excluded = excluded_rows(query, gallery, source.catalog)
+    most = len(gallery.rows) - bool((excluded >= 0).any())
+    return retrieval_metrics(
         query.vectors,
         labels[0],
         gallery.vectors,
         labels[-1],
-        [1],
-        exclude=excluded_rows(query, gallery, source.catalog),
+        ks or [k for k in source.config.eval.rank if k <= most],
+        exclude=excluded,
         average=source.config.eval.average,
     )
-    return 100 * metrics["recall@1"]
 
 
-def _batches(
-    source: Source, split: Split, rows: Tensor, by_pillow: Tensor
-) -> Iterator[tuple[list[int], np.ndarray]]:
+def recall_at_1(vectors: Vectors, source: Source) -> float:
+    """In percent."""
+    return 100 * metrics(vectors, source, [1])["recall@1"]
+
+
+def _batches(source: Source, split: Split, rows: Tensor, by_pillow: Tensor) -> Iterator[tuple[list[int], np.ndarray]]:
     """(positions in `rows`, (N, H, W, 3) uint8): images as they are decoded, together with those of
     their size.
     """

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from fastirt.export.graphs import quiet
-from fastirt.export.preprocess import PIXELS
+from fastirt.export.options import PIXELS
 
 # The end of the graph: the length of a vector in fp16 would be rounded to three digits.
 IN_FP32 = ("ReduceL2", "Clip", "Expand", "Div")
@@ -32,9 +32,9 @@ def int8(encoder: onnx.ModelProto, calibration: Optional[np.ndarray]) -> dict[st
 
     calibration: (N, 3, S, S) float32 training images as the encoder takes them; None: dynamic only.
     """
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+    from onnxruntime import quantization as ort
 
-    class Reader(CalibrationDataReader):
+    class Reader(ort.CalibrationDataReader):
         def __init__(self, pixels: np.ndarray) -> None:
             self._batches: Iterator[np.ndarray] = iter(np.array_split(pixels, -(-len(pixels) // CALIBRATION_BATCH)))
 
@@ -42,16 +42,22 @@ def int8(encoder: onnx.ModelProto, calibration: Optional[np.ndarray]) -> dict[st
             batch = next(self._batches, None)
             return None if batch is None else {PIXELS: batch}
 
-    shared: dict[str, Any] = {"op_types_to_quantize": PRODUCTS, "per_channel": True, "weight_type": QuantType.QInt8}
+    shared: dict[str, Any] = {"op_types_to_quantize": PRODUCTS, "per_channel": True, "weight_type": ort.QuantType.QInt8}
     models = {}
     with tempfile.TemporaryDirectory() as folder, quiet(""):
         out = Path(folder) / "int8.onnx"
-        quantize_dynamic(_copy(encoder), out, **shared)
+        ort.quantize_dynamic(_copy(encoder), out, **shared)
         models["dynamic"] = onnx.load(out)
         if calibration is not None:
-            options = {"MatMulConstBOnly": True}
-            kinds = {"quant_format": QuantFormat.QDQ, "activation_type": QuantType.QUInt8, "extra_options": options}
-            quantize_static(_copy(encoder), out, Reader(calibration), **shared, **kinds)
+            ort.quantize_static(
+                _copy(encoder),
+                out,
+                Reader(calibration),
+                quant_format=ort.QuantFormat.QDQ,
+                activation_type=ort.QuantType.QUInt8,
+                extra_options={"MatMulConstBOnly": True},
+                **shared,
+            )
             models["static"] = onnx.load(out)
     return models
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
+import numpy as np
 import timm
 import torch
 
@@ -61,16 +62,35 @@ class Source(NamedTuple):
         """The encoded images of a split."""
         return FileSource(split.paths) if self.packed is None else self.packed[split.name]
 
-    def loader(self, split: Split, first: Optional[int] = None) -> EvalLoader:
-        """Batches of a split, or of its first images."""
-        part = split if first is None else Split(split.name, split.paths[:first], split.labels[:first])
+    def loader(self, split: Split, rows: Optional[np.ndarray] = None) -> EvalLoader:
+        """Batches of a split, or of some of its rows, whose indices are then of `rows`."""
+        store = None if self.packed is None else self.packed[split.name]
+        if rows is not None:
+            split = Split(split.name, tuple(split.paths[row] for row in rows), split.labels[rows])
+            store = store and _Rows(store, rows)
         return EvalLoader(
-            part,
+            split,
             batch_size=self.config.eval.eval_batch_size,
             input=self.config.input,
             device=self.device,
-            store=None if self.packed is None else self.packed[split.name],
+            store=store,
         )
+
+
+class _Rows:
+    """Some rows of a source of images, as an `ImageSource`."""
+
+    def __init__(self, source: ImageSource, rows: np.ndarray) -> None:
+        self._source, self._rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def path(self, row: int) -> str:
+        return self._source.path(int(self._rows[row]))
+
+    def read(self, row: int) -> np.ndarray:
+        return self._source.read(int(self._rows[row]))
 
 
 def open_source(run: str, flags: dict[str, Any]) -> Source:
