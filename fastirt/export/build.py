@@ -17,6 +17,7 @@ from fastirt.export.options import MAX_DIFFERENCE, ExportOptions
 from fastirt.export.push import check_name, upload
 from fastirt.export.source import Source, open_source
 from fastirt.export.timm_folder import check_timm_folder, plain_call, write_timm_folder
+from fastirt.inference.model import Model
 
 log = logging.getLogger("fastirt")
 
@@ -24,7 +25,7 @@ REPORT = "export.json"  # a folder with this file is an export, which --overwrit
 
 
 def export(
-    run: str | os.PathLike[str],
+    run: str | os.PathLike[str] | Model,
     out: str | os.PathLike[str],
     *,
     onnx: bool = False,
@@ -42,7 +43,7 @@ def export(
     """Export a model to `out`, with the proof that the files give the run's own descriptors.
 
     Args:
-        run: a run's folder, a model file, or a model of timm.
+        run: a run's folder, a model file or a model of timm, or what `fastirt.load` returned.
         out: folder to make.
         onnx: model.onnx (images in) and encoder.onnx (normalized pixels in); with neither this nor
             `timm`, both are made. fp16 and int8 imply it.
@@ -82,7 +83,7 @@ def export(
         check_name(push)
     if options.onnx:
         _check_packages()
-    source = open_source(os.fspath(run), data)
+    source = open_source(run, data)
     with _new_folder(place) as folder:
         report = _fill(source, place, folder, options, progress)
     if push is not None:

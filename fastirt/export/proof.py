@@ -23,7 +23,7 @@ from fastirt.retrieval.metrics import retrieval_metrics
 
 MIN_COSINE = 0.99999  # of each image in fp32
 MIN_PILLOW_COSINE = 0.999  # of images that the run's reader resizes by Pillow, whose levels differ by 0.2
-SAMPLE = 256  # images that check a file whose input is the encoder's
+SAMPLE = 128  # images that check a file whose input is the encoder's
 BATCH = 16  # images of one size that a file gets at once
 WAITING_BYTES = 256 * 2**20  # of images that wait for others of their size
 

@@ -8,23 +8,37 @@ from typing import Any, Iterator, Optional
 
 import numpy as np
 import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 from fastirt.export.graphs import quiet
-from fastirt.export.options import PIXELS
+from fastirt.export.options import PIXELS, VECTORS
 
-# The end of the graph: the length of a vector in fp16 would be rounded to three digits.
-IN_FP32 = ("ReduceL2", "Clip", "Expand", "Div")
 PRODUCTS = ["MatMul", "Gemm"]  # quantized where one factor is a weight; the rest stays in fp32
 CALIBRATION_BATCH = 8
 
 
 def half(encoder: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights and operators in fp16; inputs, outputs and the last norm in fp32."""
+    """Weights and operators in fp16; inputs, outputs and the norm of the vectors in fp32."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
-    last = [node.name for node in encoder.graph.node[-8:] if node.op_type in IN_FP32]
+    model = _copy(encoder)
+    nodes, vectors = model.graph.node, model.graph.output[0]
+    last = max(i for i, node in enumerate(nodes) if node.op_type == "ReduceL2")
+    shape = [dim.dim_param or dim.dim_value for dim in vectors.type.tensor_type.shape.dim]
+    descriptor = helper.make_tensor_value_info(nodes[last].input[0], TensorProto.FLOAT, shape)
+    # The converter would round what flows between two operators in fp32: lengths would be 0.9997.
+    del nodes[last:]
+    del model.graph.output[:]
+    model.graph.output.append(descriptor)
     with quiet("onnxruntime.transformers.float16"):
-        return convert_float_to_float16(_copy(encoder), keep_io_types=True, node_block_list=last)
+        model = convert_float_to_float16(model, keep_io_types=True)
+    OnnxModel(model).topological_sort()  # its casts are at the end
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "norm_axis"))
+    model.graph.node.append(helper.make_node("ReduceL2", [descriptor.name, "norm_axis"], ["norm"], keepdims=1))
+    model.graph.node.append(helper.make_node("Div", [descriptor.name, "norm"], [VECTORS]))
+    model.graph.output[0].CopyFrom(vectors)
+    return model
 
 
 def int8(encoder: onnx.ModelProto, calibration: Optional[np.ndarray]) -> dict[str, onnx.ModelProto]:

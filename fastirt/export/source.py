@@ -8,22 +8,19 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
-import timm
 import torch
 
 from fastirt.config.options import Config
-from fastirt.config.run_files import RunFiles
 from fastirt.datasets import Catalog, Split, load_dataset
-from fastirt.distributed.device import choose_device
-from fastirt.distributed.ranks import SINGLE_PROCESS
 from fastirt.errors import UserError
 from fastirt.images.packed_store import PackedStore
 from fastirt.images.source import FileSource, ImageSource
+from fastirt.inference.load import load
+from fastirt.inference.model import Model
 from fastirt.loading.eval_loader import EvalLoader
-from fastirt.model.build import build_encoder
 from fastirt.model.encoder import Encoder
 from fastirt.retrieval.report import read_metrics
-from fastirt.run_config import described_by_file, finalized, fresh_config, with_flags
+from fastirt.run_config import finalized
 from fastirt.training.run_folder import RunFolder
 
 LOADER = "torchvision"  # its pixels are those of the exported graph; DALI's differ by 0.2 of 255 levels
@@ -93,36 +90,39 @@ class _Rows:
         return self._source.read(int(self._rows[row]))
 
 
-def open_source(run: str, flags: dict[str, Any]) -> Source:
-    """The model that `run` names: a run's folder, a model file, or a model of timm.
+def open_source(run: str | os.PathLike[str] | Model, flags: dict[str, Any]) -> Source:
+    """The model that `run` is or names, as `fastirt.load` takes it, with its data set.
 
     flags: options of the data set and the device, instead of the run's.
     Raises UserError: no such model, an unfinished run, or missing images.
     """
-    path = Path(run)
-    device = choose_device(flags.get("device"), SINGLE_PROCESS)
-    flags = {**flags, "precision": "fp32", "loader": LOADER}
-    if "data_path" in flags:
-        flags.setdefault("packed", None)  # it held the other images
-    metrics: dict[str, Any] = {}
-    log: list[dict[str, Any]] = []
-    if path.is_dir():
-        files = RunFiles(path)
-        if not files.final_model.is_file():
-            raise UserError(f"{run}: no {files.final_model.name} there: not a finished run")
-        stored = RunFolder(path).read_config()
-        config, weights = with_flags(stored, path, {"weights": str(files.final_model), **flags}), stored.model.weights
-        metrics, log = read_metrics(path, missing_is_empty=True), _rows(files.log)
-    else:
-        named = {"weights": run} if path.is_file() else {"model": run}
-        if not path.is_file() and not timm.is_model(run):
-            raise UserError(f"{run}: no such run folder, model file or model of timm")
-        config, weights = fresh_config({**described_by_file(named), **named, **flags}, "evaluate", SINGLE_PROCESS), run
-    config = finalized(config, device)
-    catalog, packed = _data(config)
-    encoder = build_encoder(config.model, config.input.input_size).eval().requires_grad_(False).to(device)
-    name = os.path.basename(os.path.abspath(run)) if path.exists() else run
-    return Source(name, encoder, config, weights, catalog, packed, metrics, log, device)
+    options = {name: value for name, value in flags.items() if name != "device"}
+    if "data_path" in options:
+        options.setdefault("packed", None)  # it held the other images
+    options |= {"precision": "fp32", "loader": LOADER}
+    if isinstance(run, Model):
+        model, config = run, finalized(run.config.replace(**options), run.device)
+        catalog, packed = _data(config)
+        weights = config.model.weights
+        return Source(config.model.model, model.encoder, config, weights, catalog, packed, {}, [], model.device)
+    run = os.fspath(run)
+    files = RunFolder(Path(run))
+    is_run = files.path.is_dir()
+    if not is_run and "data_path" not in options:
+        raise UserError(f"{run}: no run's folder, so its test images are not known: name them with --data-path")
+    model = load(run, device=flags.get("device"), options=options)
+    catalog, packed = _data(model.config)
+    return Source(
+        os.path.basename(os.path.abspath(run)) if files.path.exists() else run,
+        model.encoder,
+        model.config,
+        files.read_config().model.weights if is_run else run,
+        catalog,
+        packed,
+        read_metrics(files.path, missing_is_empty=True) if is_run else {},
+        _rows(files.log) if is_run else [],
+        model.device,
+    )
 
 
 def _data(config: Config) -> tuple[Catalog, Optional[dict[str, Any]]]:
