@@ -37,8 +37,11 @@ def export(
     overwrite: bool = False,
     max_difference: float = MAX_DIFFERENCE,
     max_loss: Optional[float] = None,
+    dataset: Optional[str] = None,
+    data_path: Optional[str] = None,
+    packed: Optional[str] = None,
+    device: Optional[str] = None,
     progress: bool = False,
-    **data: Any,
 ) -> dict[str, Any]:
     """Export a model to `out`, with the proof that the files give the run's own descriptors.
 
@@ -55,8 +58,11 @@ def export(
         overwrite: replace an earlier export.
         max_difference: points by which the fp32 file's Recall@1 may differ from torch's.
         max_loss: points of Recall@1 that fp16 and int8 may lose; None: any.
+        dataset: of the proof, instead of the run's, as `fastirt train` takes it.
+        data_path: likewise, its folder or file.
+        packed: likewise, the file of its packed images.
+        device: of torch; default: a GPU if there is one.
         progress: show progress bars.
-        data: `dataset`, `data_path`, `packed` and `device` instead of the run's.
 
     Returns:
         What is in export.json: sizes, cosines, Recall@1 and latencies of the files.
@@ -83,7 +89,8 @@ def export(
         check_name(push)
     if options.onnx:
         _check_packages()
-    source = open_source(run, data)
+    flags = {"dataset": dataset, "data_path": data_path, "packed": packed, "device": device}
+    source = open_source(run, {name: str(value) for name, value in flags.items() if value is not None})
     with _new_folder(place) as folder:
         report = _fill(source, place, folder, options, progress)
     if push is not None:

@@ -68,7 +68,7 @@ def write_card(source: Source, out: Path, folder: Path, options: ExportOptions, 
         data_table=_data(source),
         recipe_table=_recipe(source),
         metrics_table=_metrics(metrics),
-        metrics_note=_note(metrics),
+        metrics_note=_note(metrics, source.measured if source.metrics else ""),
         curve_table=_curve(source.log),
         files_table=report["files"] and files_table(report),
         latency_table=report["files"] and latency_table(report),
@@ -146,12 +146,11 @@ def _metrics(metrics: dict[str, Any]) -> str:
     return markdown(["metric", "%", "95 % interval"], rows) if rows else ""
 
 
-def _note(metrics: dict[str, Any]) -> str:
+def _note(metrics: dict[str, Any], measured: str) -> str:
     if not metrics:
         return ""
-    return (
-        f"{metrics['queries']:,} queries, {metrics['gallery']:,} gallery images; intervals by bootstrap over queries."
-    )
+    counts = f"{metrics['queries']:,} queries, {metrics['gallery']:,} gallery images; intervals by bootstrap."
+    return counts + (f" Measured by the run itself: {measured}." if measured else "")
 
 
 def _curve(log: Sequence[dict[str, Any]]) -> str:

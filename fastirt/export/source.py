@@ -37,6 +37,7 @@ class Source(NamedTuple):
         catalog: with a query split.
         packed: image sources by split of a packed store.
         metrics: of the run's metrics.json; empty without one.
+        measured: how the run measured them.
         log: rows of the run's log.jsonl.
         device: of the encoder.
     """
@@ -48,6 +49,7 @@ class Source(NamedTuple):
     catalog: Catalog
     packed: Optional[dict[str, Any]]
     metrics: dict[str, Any]
+    measured: str
     log: list[dict[str, Any]]
     device: torch.device
 
@@ -104,22 +106,24 @@ def open_source(run: str | os.PathLike[str] | Model, flags: dict[str, Any]) -> S
         model, config = run, finalized(run.config.replace(**options), run.device)
         catalog, packed = _data(config)
         weights = config.model.weights
-        return Source(config.model.model, model.encoder, config, weights, catalog, packed, {}, [], model.device)
+        return Source(config.model.model, model.encoder, config, weights, catalog, packed, {}, "", [], model.device)
     run = os.fspath(run)
     files = RunFolder(Path(run))
     is_run = files.path.is_dir()
     if not is_run and "data_path" not in options:
         raise UserError(f"{run}: no run's folder, so its test images are not known: name them with --data-path")
     model = load(run, device=flags.get("device"), options=options)
+    stored = files.read_config() if is_run else None
     catalog, packed = _data(model.config)
     return Source(
         os.path.basename(os.path.abspath(run)) if files.path.exists() else run,
         model.encoder,
         model.config,
-        files.read_config().model.weights if is_run else run,
+        stored.model.weights if stored else run,
         catalog,
         packed,
         read_metrics(files.path, missing_is_empty=True) if is_run else {},
+        f"decoder {stored.input.loader}, {stored.model.precision}" if stored else "",
         _rows(files.log) if is_run else [],
         model.device,
     )
