@@ -7,12 +7,17 @@ import sys
 from typing import Optional, Sequence
 
 from fastirt import __version__
-from fastirt.cli import export, images, reports, training
+from fastirt.cli import embed, export, images, reports, training
 from fastirt.cli.parser import Parser
 from fastirt.errors import user_message
 
-# In the order of `fastirt --help`.
-COMMANDS = {**training.COMMANDS, **images.COMMANDS, **export.COMMANDS, **reports.COMMANDS}
+COMMANDS = {
+    **training.COMMANDS,
+    **embed.COMMANDS,
+    **export.COMMANDS,
+    **images.COMMANDS,
+    **reports.COMMANDS,
+}  # in the order of `fastirt --help`
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

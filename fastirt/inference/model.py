@@ -17,7 +17,9 @@ from tqdm import tqdm
 
 from fastirt.config.options import Config
 from fastirt.distributed.device import choose_device
+from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import UserError
+from fastirt.images.packed_store import PackedSplit
 from fastirt.inference.image_list import ImageList
 from fastirt.inference.list_loader import ListLoader, OnBad
 from fastirt.inference.memory_source import MemorySource
@@ -42,10 +44,11 @@ class Model:
         encoder: in evaluation mode, on `device`.
         config: options of model and input; the decoder and precision are those of the run.
         device: where `encode` works.
+        engine: "eager" or "onednn": how `encoder` computes.
     """
 
-    def __init__(self, encoder: Encoder, config: Config, device: torch.device) -> None:
-        self.encoder, self.config, self.device = encoder.eval(), config, device
+    def __init__(self, encoder: Encoder, config: Config, device: torch.device, engine: str = "eager") -> None:
+        self.encoder, self.config, self.device, self.engine = encoder.eval(), config, device, engine
         self._to(device)
 
     @property
@@ -105,18 +108,21 @@ class Model:
             self._to(choose_device(str(device)))
         vectors = np.full((len(listed), self.dim), np.nan, np.float32)
         loader = self.loader(listed, batch_size, on_bad or _warn)
-        with tqdm(total=len(listed), unit="img", disable=None if progress else True, leave=False) as bar:
+        with tqdm(total=len(listed), unit="img", disable=not progress, leave=False) as bar:
             for found, rows in self.embedded(loader):
                 self.check_finite(found, rows, listed)
                 vectors[rows] = found
                 bar.update(len(rows))
         return vectors
 
-    def loader(self, images: ImageList, batch_size: int, on_bad: OnBad, **share: Any) -> ListLoader:
-        """Batches for `embedded`; share: `ranks` and `todo` of `ListLoader`."""
-        if isinstance(images.source, MemorySource):
-            images.source.orientation = self.config.input.orientation
-        return ListLoader(images.source, batch_size, self.config.input, self.device, on_bad, **share)
+    def loader(self, images: ImageList, batch_size: int, on_bad: OnBad, ranks: Ranks = SINGLE_PROCESS) -> ListLoader:
+        """Batches for `embedded`. Raises UserError for a packed store of other preprocessing."""
+        source, input = images.source, self.config.input
+        if isinstance(source, MemorySource):
+            source.orientation = input.orientation
+        if isinstance(source, PackedSplit):
+            source.store.check_options(input.resize, input.resize_size, input.orientation)
+        return ListLoader(source, batch_size, input, self.device, on_bad, ranks)
 
     def embedded(self, loader: ListLoader) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(B, D) float32 vectors and (B,) int64 rows of the readable images of each batch."""
@@ -153,6 +159,8 @@ class Model:
         write_model(self.encoder.vit.state_dict(), Path(path), {**description(described), **numerics}, line)
 
     def _to(self, device: torch.device) -> None:
+        if device.type != "cpu" and self.engine == "onednn":
+            raise UserError(f"engine onednn: works on a CPU alone, not on {device}")
         self.encoder.to(device, memory_format=torch.channels_last)
         self.device = device
 
