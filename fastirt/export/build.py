@@ -121,7 +121,7 @@ def _fill(source: Source, out: Path, folder: Path, options: ExportOptions, progr
         if (call := plain_call(source)) is not None:
             log.warning("timm's own model(x) does not pool as this run does; the lines of the card do: %s", call)
     if options.onnx:
-        from fastirt.export.onnx_files import write_onnx_files  # the extra
+        from fastirt.export.onnx_graphs.files import write_onnx_files  # the extra
 
         report |= write_onnx_files(source, folder, options, progress)
     write_card(source, out, folder, options, report)

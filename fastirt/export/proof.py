@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Any, Iterator, NamedTuple, Sequence
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -20,6 +19,9 @@ from fastirt.model.encoder import normalization_constants
 from fastirt.retrieval.embed import Embeddings, embed
 from fastirt.retrieval.evaluate import excluded_rows
 from fastirt.retrieval.metrics import retrieval_metrics
+
+if TYPE_CHECKING:
+    import onnx  # of the extra, which --timm does without
 
 MIN_COSINE = 0.99999  # of each image in fp32
 MIN_PILLOW_COSINE = 0.999  # of images that the run's reader resizes by Pillow, whose levels differ by 0.2
@@ -74,7 +76,9 @@ def session(model: onnx.ModelProto | str) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
-    options.intra_op_num_threads = torch.get_num_threads()  # so that latencies compare
+    # So that latencies compare: waiting threads of one session would slow the next one down.
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     data = model if isinstance(model, str) else model.SerializeToString()
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 

@@ -12,7 +12,8 @@ from PIL import Image
 import fastirt
 from fastirt.config.options import InputConfig
 from fastirt.errors import UserError
-from fastirt.export import export, onnx_files, push, timm_folder
+from fastirt.export import export, push, timm_folder
+from fastirt.export.onnx_graphs import files as onnx_files
 from fastirt.images.decoders import torchvision
 from fastirt.images.resize_crop import crop_offset, resized_size
 from tests.helpers import folder_flags, last_line, run_cli, train_tiny, write_splits
@@ -78,7 +79,7 @@ def test_pixels_give_the_vectors_of_encode(exported, model, image_folder):
 @pytest.mark.parametrize("resize", ["square", "shorter"])
 @pytest.mark.parametrize("size, resized", [(16, 18), (24, 24), (20, 33)])
 def test_the_graph_resizes_as_torch_does(resize, size, resized):
-    from fastirt.export.preprocess import preprocessing_model
+    from fastirt.export.onnx_graphs.preprocess import preprocessing_model
 
     graph = preprocessing_model(
         InputConfig(input_size=size, resize=resize, resize_size=resized), (0,) * 3, (1 / 255,) * 3, 20, 10
@@ -119,7 +120,7 @@ def test_the_card_and_the_report_hold_the_proof(exported, image_folder):
     for text in (
         'license: "apache-2.0"',
         "batch 32",
-        "| 24 ",
+        "24 |",
         f"{report['recall']:.2f} %",
         "95 %",
         "int8.onnx",
@@ -147,8 +148,10 @@ def test_a_file_that_differs_is_not_exported(graph_is_made, finished_run, tmp_pa
     with pytest.raises(UserError, match=r"49\.80 %.* 50\.00 %.*0\.20 points.*--max-difference 0\.1"):
         export(finished_run, tmp_path / "out", onnx=True)
     monkeypatch.setattr(onnx_files.proof, "recall_at_1", recall)
-    monkeypatch.setattr("fastirt.export.graphs.normalization_constants", lambda *_: ((0.1,) * 3, (0.9,) * 3))
-    with pytest.raises(UserError, match=r"model\.onnx: \d\.jpg: cosine 0\.\d+"):
+    monkeypatch.setattr(
+        "fastirt.export.onnx_graphs.encoder.normalization_constants", lambda *_: ((0.1,) * 3, (0.9,) * 3)
+    )
+    with pytest.raises(UserError, match=r"model\.onnx: .*\d\.jpg: cosine 0\.\d+"):
         export(finished_run, tmp_path / "out", onnx=True, max_difference=100)
     assert list(tmp_path.iterdir()) == []
 
@@ -168,7 +171,7 @@ def odd_run(tmp_path) -> Path:
 
 
 def test_odd_images_and_pooling(graph_is_made, odd_run, tmp_path, monkeypatch, caplog):
-    from fastirt.export.graphs import encoder_graph
+    from fastirt.export.onnx_graphs.encoder import encoder_graph
 
     monkeypatch.setattr(onnx_files, "encoder_graph", encoder_graph)
     report = export(odd_run, tmp_path / "out")

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fastirt.errors import UserError, first_line
+from fastirt.export.onnx_graphs.preprocess import preprocessing_model
 from fastirt.export.options import PIXELS, VECTORS
-from fastirt.export.preprocess import preprocessing_model
 from fastirt.export.source import Source
 from fastirt.model.encoder import Encoder, normalization_constants
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fastirt.export.graphs import quiet
+from fastirt.export.onnx_graphs.encoder import quiet
 from fastirt.export.options import PIXELS, VECTORS
 
 PRODUCTS = ["MatMul", "Gemm"]  # quantized where one factor is a weight; the rest stays in fp32

@@ -9,9 +9,9 @@ import onnx
 
 from fastirt.errors import UserError
 from fastirt.export import latency, proof
-from fastirt.export.graphs import encoder_graph, image_graph, save
+from fastirt.export.onnx_graphs.encoder import encoder_graph, image_graph, save
+from fastirt.export.onnx_graphs.quantize import half, int8
 from fastirt.export.options import ExportOptions
-from fastirt.export.quantize import half, int8
 from fastirt.export.source import Source
 
 CALIBRATION = 128  # training images that set the ranges of int8
