@@ -83,7 +83,7 @@ def export(
         max_difference=max_difference,
         max_loss=max_loss,
     )
-    place = Path(out)
+    place = Path(os.path.abspath(out))
     _check_place(place, overwrite)
     if push is not None:
         check_name(push)
@@ -92,7 +92,7 @@ def export(
     flags = {"dataset": dataset, "data_path": data_path, "packed": packed, "device": device}
     source = open_source(run, {name: str(value) for name, value in flags.items() if value is not None})
     with _new_folder(place) as folder:
-        report = _fill(source, place, folder, options, progress)
+        report = _fill(source, Path(out), folder, options, progress)
     if push is not None:
         report["url"] = upload(place, push)
     return report
@@ -138,11 +138,11 @@ def _check_packages() -> None:
 
 
 def _check_place(out: Path, overwrite: bool) -> None:
-    if not out.exists():
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:
         raise UserError(f"{out}: exists: choose another folder, or pass --overwrite")
-    if not out.is_dir() or (any(out.iterdir()) and not (out / REPORT).is_file()):
+    if not (out / REPORT).is_file():
         raise UserError(f"{out}: not an export, so --overwrite leaves it alone: choose another folder")
 
 

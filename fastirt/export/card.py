@@ -17,7 +17,7 @@ from fastirt.export.timm_folder import IMAGE, opened_image, timm_lines
 from fastirt.model.encoder import normalization_constants
 from fastirt.retrieval.report import interval, markdown
 
-TEMPLATE = Path(__file__).with_name("card.md.jinja")
+TEMPLATE = Path(__file__).parent / "templates/card.md.jinja"
 CURVE_ROWS = 10
 POOLINGS = {
     "cls": "the CLS token",

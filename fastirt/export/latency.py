@@ -36,14 +36,15 @@ def latencies(sessions: dict[str, Any], source: Source) -> dict[str, dict[int, f
     return result
 
 
-def machine() -> str:
-    """Processor and threads, for the card."""
+def machine(device: torch.device) -> str:
+    """Processor and threads, and the GPU of the encoder if it is on one, for the card."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
-    return f"{name}, threads: {torch.get_num_threads()}"
+    gpu = f"; torch on {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+    return f"{name}, threads: {torch.get_num_threads()}{gpu}"
 
 
 def _eager(source: Source, pixels: np.ndarray) -> Callable[[], Any]:

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import torch
+from PIL import Image
 
+from fastirt.datasets import Split
 from fastirt.errors import UserError, first_line
 from fastirt.export.proof import MIN_COSINE, SAMPLE, sample_pixels
 from fastirt.export.source import Source
@@ -128,19 +130,21 @@ def check_timm_folder(source: Source, folder: Path) -> TimmCheck:
             exec("\n".join(lines[:3]), names)  # only text of this file
             same = []
             for part, z in zip(_parts(pixels), expected.split(32)):
-                exec(lines[4], names | {"x": part}, found := {})
-                same.append((found["z"] * z).sum(1))
-            cosines = [_of_image(source, split, int(row), lines, names) @ z for row, z in zip(rows, expected)]
+                exec(lines[4], names | {"x": part}, given := {})
+                same.append((given["z"] * z).sum(1))
+            found = [(_of_image(source, split, int(row), lines, names), row, z) for row, z in zip(rows, expected)]
         except Exception as error:  # timm raises many types
             raise UserError(f"--timm: timm cannot load the folder: {first_line(error)}") from error
-    own = torch.stack(cosines)
-    check = TimmCheck(min(1.0, float(torch.cat(same).min())), min(1.0, float(own.min())), float(own.mean()), len(rows))
+    cosines = {split.paths[row]: float(descriptor @ z) for descriptor, row, z in found if descriptor is not None}
+    worst = min(cosines, key=cosines.__getitem__) if cosines else ""
+    own = [*cosines.values()] or [1.0]
+    check = TimmCheck(min(1.0, float(torch.cat(same).min())), min(1.0, *own), sum(own) / len(own), len(cosines))
     for value, least, what in (
         (check.same_pixels, MIN_COSINE, "on the run's own pixels"),
         (
             check.own_transform,
             MIN_TRANSFORM_COSINE,
-            f"with timm's transform, for {split.paths[rows[int(own.argmin())]]}",
+            f"with timm's transform, for {worst}",
         ),
     ):
         if value < least:
@@ -163,13 +167,20 @@ def _parts(pixels: np.ndarray) -> list[torch.Tensor]:
     return list(torch.from_numpy(pixels).split(32))
 
 
-def _of_image(source: Source, split: Any, row: int, lines: list[str], names: dict[str, Any]) -> torch.Tensor:
-    """The descriptor (D,) that the lines give for the file of an image."""
+def _of_image(
+    source: Source, split: Split, row: int, lines: list[str], names: dict[str, Any]
+) -> Optional[torch.Tensor]:
+    """The descriptor (D,) that the lines give for the file of an image; None above 8 bits, where
+    Pillow's `convert` clips and the run scales.
+    """
     file = Path(split.paths[row])
     with tempfile.TemporaryDirectory() as folder:
         if source.packed is not None:  # the files may be elsewhere
             file = Path(folder) / "image.png"
             decode(source.images(split).read(row), source.config.input.orientation).save(file)
+        with Image.open(file) as image:
+            if image.mode.startswith(("I", "F")):
+                return None
         found = dict(names)
         exec("\n".join(lines[3:]).replace(f'"{IMAGE}"', repr(str(file))), found)
     return found["z"][0]

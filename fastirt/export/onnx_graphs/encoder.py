@@ -33,7 +33,7 @@ def encoder_graph(encoder: Encoder) -> onnx.ModelProto:
     size, device = encoder.input_size, next(encoder.parameters()).device
     example = torch.zeros(2, 3, size, size, device=device)
     try:
-        with quiet("torch.onnx", "onnxscript", "onnx_ir"):
+        with quiet("torch.onnx", "onnxscript", "onnx_ir"), _plain_attention(encoder):
             program = torch.onnx.export(
                 _Float32(encoder).eval(),
                 (example,),
@@ -45,7 +45,8 @@ def encoder_graph(encoder: Encoder) -> onnx.ModelProto:
             )
             model = program.model_proto
     except Exception as error:  # torch.export raises many types
-        raise UserError(f"--onnx: {encoder.config.model}: torch cannot export it: {first_line(error)}") from error
+        reason = first_line(error.__cause__ or error)
+        raise UserError(f"--onnx: {encoder.config.model}: torch cannot export it: {reason}") from error
     _strip(model)
     return model
 
@@ -80,6 +81,19 @@ class _Float32(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.encoder(images)
+
+
+@contextlib.contextmanager
+def _plain_attention(encoder: Encoder) -> Iterator[None]:
+    """Attention as products and softmax: torch 2.12 cannot export the fused one of BEiT."""
+    modules = [module for module in encoder.modules() if getattr(module, "fused_attn", False)]
+    for module in modules:
+        module.fused_attn = False
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.fused_attn = True
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -71,7 +71,7 @@ def write_onnx_files(source: Source, folder: Path, options: ExportOptions, progr
         "gallery": len(known[source.evaluated()[-1].name].rows),
         "metrics": proof.metrics(known, source),
         "latency": latency.latencies(encoders, source),
-        "machine": latency.machine(),
+        "machine": latency.machine(source.device),
         "onnxruntime": onnxruntime.__version__,
         "int8": {v.way: recalls[v.suffix + v.way] for v in variants if v.way},
         "note": _note(variants, kept, recalls, agreements[""]),
