@@ -44,8 +44,8 @@ def load(
         pretrained: of a timm model: its weights; False: random ones, the same each time.
         weights: of a timm model: a file in any format that `fastirt train --weights` reads.
         device: default: a GPU if there is one.
-        engine: "eager", as in evaluation; "onednn": fp32 on a CPU with oneDNN's linear layers, which
-            are faster on AMD's and equal up to rounding (1e-6).
+        engine: "eager", as in evaluation; "onednn": fp32 on a CPU by oneDNN's linear layers, up to
+            rounding (1e-6) the same, faster on AMD's CPUs.
         options: flags of `fastirt evaluate` by name in place of the model's own, such as
             `{"loader": "pil", "precision": "fp32"}`.
 
