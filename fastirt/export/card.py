@@ -83,7 +83,7 @@ def onnx_lines(source: Source, out: Path, push: Optional[str]) -> list[str]:
     """Python that gives `z`, the (1, D) descriptor of IMAGE, in onnxruntime."""
     config = source.config
     modules = "PIL.Image, PIL.ImageOps" if config.input.orientation == "exif" else "PIL.Image"
-    file = f'"{out}/model.onnx"'
+    file = json.dumps(f"{out}/model.onnx")
     lines = [f"import numpy, onnxruntime, {modules}"]
     if push:
         lines[0] = f"import huggingface_hub, numpy, onnxruntime, {modules}"

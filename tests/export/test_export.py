@@ -170,6 +170,7 @@ def odd_run(tmp_path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_odd_images_and_pooling(graph_is_made, odd_run, tmp_path, monkeypatch, caplog):
     from fastirt.export.onnx_graphs.encoder import encoder_graph
 

@@ -110,17 +110,17 @@ def _check(
     file = files[name]
     values = f"{name}: Recall@1 {file['recall']:.2f} %, torch {recall:.2f} %: {abs(file['difference']):.2f} points"
     if variant.suffix:
-        if options.max_loss is not None and -file["difference"] > options.max_loss + 1e-9:
+        if options.max_loss is not None and not -file["difference"] <= options.max_loss + 1e-9:
             raise UserError(f"{values} lost, --max-loss {options.max_loss:g} allows less")
         return
-    if abs(file["difference"]) > options.max_difference + 1e-9:
+    if not abs(file["difference"]) <= options.max_difference + 1e-9:  # also for a limit of NaN
         raise UserError(f"{values} apart, --max-difference {options.max_difference:g} allows less")
     for what, cosine, least in (
         (f"{name}: {agreement.worst_image}", agreement.worst, proof.MIN_COSINE),
         (f"{name}: an image that Pillow resizes", agreement.worst_pillow, proof.MIN_PILLOW_COSINE),
         (inner, files[inner]["worst_cosine"], proof.MIN_COSINE),
     ):
-        if cosine < least:
+        if not cosine >= least:
             raise UserError(f"{what}: cosine {cosine:.6f} with torch's vector, less than {least}: not exported")
 
 
