@@ -42,7 +42,7 @@ def half(encoder: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def int8(encoder: onnx.ModelProto, calibration: Optional[np.ndarray]) -> dict[str, onnx.ModelProto]:
-    """The ways to quantize, by name: weights per channel, activations by image or by calibration.
+    """The ways to quantize, by name: weights per channel, activations by batch or by calibration.
 
     calibration: (N, 3, S, S) float32 training images as the encoder takes them; None: dynamic only.
     """
