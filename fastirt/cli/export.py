@@ -33,7 +33,7 @@ def _add_export(commands: Any) -> Parser:
     export.add_argument("--onnx", **flag, help="model.onnx: images in; encoder.onnx: normalized pixels in")
     export.add_argument("--timm", **flag, help="folder for timm.create_model('local-dir:OUT', pretrained=True)")
     export.add_argument("--fp16", **flag, help="both ONNX files also in fp16")
-    export.add_argument("--int8", **flag, help="both ONNX files also in int8, the better of dynamic and static")
+    export.add_argument("--int8", **flag, help="both ONNX files also in int8, the nearer of dynamic and static")
     export.add_argument("--push", **unset, metavar="USER/NAME", help="upload the folder to the Hugging Face Hub")
     export.add_argument(
         "--licence", "--license", **unset, metavar="NAME", help="of the model, for the card: apache-2.0"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
+import timm
 import torch
 
 from fastirt.config.options import Config
@@ -110,7 +111,7 @@ def open_source(run: str | os.PathLike[str] | Model, flags: dict[str, Any]) -> S
     run = os.fspath(run)
     files = RunFolder(Path(run))
     is_run = files.path.is_dir()
-    if not is_run and "data_path" not in options:
+    if not is_run and "data_path" not in options and (files.path.is_file() or timm.is_model(run)):
         raise UserError(f"{run}: no run's folder, so its test images are not known: name them with --data-path")
     model = load(run, device=flags.get("device"), options=options)
     stored = files.read_config() if is_run else None
