@@ -7,15 +7,17 @@ import sys
 from typing import Optional, Sequence
 
 from fastirt import __version__
-from fastirt.cli import embed, export, images, reports, training
+from fastirt.cli import archives, embed, export, images, reports, sweep, training
 from fastirt.cli.parser import Parser
 from fastirt.errors import user_message
 
 COMMANDS = {
     **training.COMMANDS,
     **embed.COMMANDS,
+    **sweep.COMMANDS,
     **export.COMMANDS,
     **images.COMMANDS,
+    **archives.COMMANDS,
     **reports.COMMANDS,
 }  # in the order of `fastirt --help`
 

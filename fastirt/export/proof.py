@@ -16,8 +16,8 @@ from fastirt.images.decoders.pil import decode
 from fastirt.images.normalize import normalize
 from fastirt.images.prepare import prepare
 from fastirt.model.encoder import normalization_constants
-from fastirt.retrieval.embed import Embeddings, embed
-from fastirt.retrieval.evaluate import excluded_rows
+from fastirt.retrieval.embed import Embeddings
+from fastirt.retrieval.evaluate import embed_splits, excluded_rows, labels_of
 from fastirt.retrieval.metrics import retrieval_metrics
 
 if TYPE_CHECKING:
@@ -53,21 +53,10 @@ class Agreement(NamedTuple):
 
 def encoder_vectors(source: Source, progress: bool) -> Vectors:
     """By the run's own evaluation, in fp32."""
-    mean, std = normalization_constants(source.config, source.encoder)
-    return {
-        split.name: embed(
-            source.encoder,
-            source.loader(split),
-            split.paths,
-            mean=mean,
-            std=std,
-            device=source.device,
-            dtype=torch.float32,
-            name=f"{split.name}, torch",
-            progress=progress,
-        )
-        for split in source.evaluated()
-    }
+    read = embed_splits(
+        source.encoder, source.catalog, source.config, source.device, stores=source.packed, progress=progress
+    )
+    return {split.name: vectors for split, vectors in zip(source.evaluated(), read)}
 
 
 def session(model: onnx.ModelProto | str) -> Any:
@@ -148,7 +137,7 @@ def metrics(vectors: Vectors, source: Source, ks: Sequence[int] = ()) -> dict[st
     """Of the data set's own test, as `retrieval_metrics`; ks: of Recall@K, default the run's."""
     splits = source.evaluated()
     query, gallery = vectors[splits[0].name], vectors[splits[-1].name]
-    labels = [torch.from_numpy(split.labels)[vectors[split.name].rows] for split in splits]
+    labels = [labels_of(split, vectors[split.name]) for split in splits]
     excluded = excluded_rows(query, gallery, source.catalog)
     most = len(gallery.rows) - bool((excluded >= 0).any())
     return retrieval_metrics(

@@ -187,6 +187,7 @@ def _read_log(path: Path) -> tuple[set[int], dict[int, str]]:
 
 def _difference(begun: dict[str, Any], now: dict[str, Any]) -> str:
     names = {"model": "model or preprocessing (by digest)", "images": "list of images (by digest)"}
+    names["files"] = "folder of images (by digest)"
     name = next(name for name in {**begun, **now} if begun.get(name) != now.get(name))
     short = (str(value)[:16] for value in (begun.get(name), now.get(name)))
     return "begun with another {}: {}, now {}".format(names.get(name, name), *short)

@@ -1,6 +1,7 @@
 """`fastirt.load` and `Model.encode`: the run's own evaluation, from files and from memory."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from fastirt.model import onednn_linear
 from fastirt.retrieval import evaluate as evaluate_module
 from fastirt.retrieval.embed import embed
 from fastirt.training.checkpoint import latest
-from tests.helpers import CPU, run_cli
+from tests.helpers import CPU, DECODER, run_cli
 from tests.images.every_kind import every_kind
 from tests.images.image_files import config, write
 
@@ -180,12 +181,14 @@ def test_folders_with_links(model, files, tmp_path):
     assert np.array_equal(model.encode(listed), model.encode(files[:2]))
 
 
-def test_transform(model, files):
+@pytest.mark.parametrize("loader, tolerance", [("torchvision", 0), ("pil", 0), (DECODER, 0.02)])
+def test_transform(finished_run, files, loader, tolerance):
+    model = fastirt.load(finished_run, options={"loader": loader})
     transform = pickle.loads(pickle.dumps(model.transform))
     images = torch.stack([transform(Image.open(file)) for file in files])
     with torch.no_grad():
         vectors = model.encoder(images).numpy()
-    assert np.abs(vectors - model.encode(files)).max() < 0.02
+    assert np.abs(vectors - model.encode(files)).max() <= tolerance
 
 
 def test_save(model, files, tmp_path):
@@ -205,6 +208,21 @@ def test_unreadable_images(model, files, tmp_path, caplog):
     reports = []
     assert np.isnan(model.encode(bad, on_bad=lambda *report: reports.append(report))).all()
     assert [(row, name) for row, name, _ in sorted(reports)] == [(row, str(path)) for row, path in enumerate(bad)]
+
+
+def test_unreadable_images_in_memory(model, files, tmp_path):
+    (tmp_path / "cut.jpg").write_bytes(files[0].read_bytes()[:-300])
+    reports = []
+    found = model.encode([Image.open(tmp_path / "cut.jpg"), Image.open(files[0])], on_bad=lambda *r: reports.append(r))
+    assert np.isnan(found[0]).all() and np.array_equal(found[1:], model.encode(files[:1]))
+    assert reports == [(0, "image 0", reports[0][2])] and "truncated" in reports[0][2]
+
+
+def test_threads_share_a_model(model, files):
+    lists = [files[first::4] for first in range(4)]
+    expected = [model.encode(part) for part in lists]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(map(np.array_equal, pool.map(model.encode, lists), expected))
 
 
 def test_refusals(model, files, tmp_path):
