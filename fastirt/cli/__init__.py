@@ -7,7 +7,7 @@ import sys
 from typing import Optional, Sequence
 
 from fastirt import __version__
-from fastirt.cli import archives, embed, images, reports, sweep, training
+from fastirt.cli import archives, embed, export, images, reports, sweep, training
 from fastirt.cli.parser import Parser
 from fastirt.errors import user_message
 
@@ -15,6 +15,7 @@ COMMANDS = {
     **training.COMMANDS,
     **embed.COMMANDS,
     **sweep.COMMANDS,
+    **export.COMMANDS,
     **images.COMMANDS,
     **archives.COMMANDS,
     **reports.COMMANDS,
