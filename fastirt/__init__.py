@@ -8,9 +8,11 @@ __version__ = "0.1.0"
 # The library's main functions, imported on first use, so that `import fastirt` is fast.
 _MODULES = {
     "Config": "fastirt.config",
+    "Model": "fastirt.inference.model",
     "RetrievalLoss": "fastirt.objective",
     "build_encoder": "fastirt.model.build",
     "contrastive_koleo": "fastirt.kernels",
+    "load": "fastirt.inference.load",
     "load_dataset": "fastirt.datasets",
     "retrieval_metrics": "fastirt.retrieval.metrics",
     "search": "fastirt.retrieval.search",

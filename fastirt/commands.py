@@ -27,7 +27,7 @@ from fastirt.objective.self_check import replace_faulty_kernels
 from fastirt.retrieval.evaluate import evaluate
 from fastirt.retrieval.metrics.per_query_file import check_per_query_file
 from fastirt.retrieval.report import read_metrics, table, write_metrics
-from fastirt.run_config import described_by_file, finalized, fresh_config, plan_training, with_flags
+from fastirt.run_config import config_of_run, described_by_file, finalized, fresh_config, plan_training
 from fastirt.step.engine import engine_of_run
 from fastirt.training.health_checks import check_same_setup
 from fastirt.training.run_folder import RunFolder
@@ -115,7 +115,7 @@ def evaluate_model(run: Optional[Path], flags: dict[str, Any], ranks: Ranks, per
         raise UserError(f"{run}: no such run folder or file of weights")
     own_run = RunFolder(Path(os.path.abspath(run))) if run is not None and run.is_dir() else None
     if own_run is not None:
-        config, place = _config_of_run(run, flags)
+        config, place = config_of_run(run, flags)
     else:
         if run is not None and "weights" in flags:
             raise UserError(f"{run} and --weights {flags['weights']}: two models to evaluate: leave one of them out")
@@ -149,24 +149,6 @@ def evaluate_model(run: Optional[Path], flags: dict[str, Any], ranks: Ranks, per
         ranks.host.run_on_main(lambda: folder.write_config(written, data.catalog))
         measure_in(folder)
     return 0
-
-
-def _config_of_run(run: Path, flags: dict[str, Any]) -> tuple[Config, str]:
-    """(configuration of a finished run with the flags on top, where it ran).
-
-    Raises UserError for an unfinished one.
-    """
-    folder = RunFolder(run)
-    if not folder.final_model.is_file():
-        raise UserError(
-            f"{run}: no {folder.final_model.name} there: not a finished run; "
-            f"`fastirt train --resume {run}` goes on with one"
-        )
-    stored = folder.read_config()
-    if flags.get("method", stored.method) != stored.method:
-        raise UserError(f"--method {flags['method']}: {run} is a run of {stored.method}: leave --method out")
-    config = with_flags(stored, run, {"weights": str(folder.final_model), **flags})
-    return config, f"; {run}, which ran on {stored.run.device}, now on"
 
 
 def _build_encoder(config: Config, data: Data, folder: RunFolder, ranks: Ranks, pretrained: bool = True) -> Encoder:

@@ -59,6 +59,24 @@ def with_flags(stored: Config, folder: Path, flags: dict[str, Any]) -> Config:
     return stored.replace(**{**own, **save_interval(flags), **flags, "resume": None})
 
 
+def config_of_run(run: Path, flags: dict[str, Any]) -> tuple[Config, str]:
+    """(configuration of a finished run with the flags on top, where it ran).
+
+    Raises UserError for an unfinished one.
+    """
+    folder = RunFolder(run)
+    if not folder.final_model.is_file():
+        raise UserError(
+            f"{run}: no {folder.final_model.name} there: not a finished run; "
+            f"`fastirt train --resume {run}` goes on with one"
+        )
+    stored = folder.read_config()
+    if flags.get("method", stored.method) != stored.method:
+        raise UserError(f"--method {flags['method']}: {run} is a run of {stored.method}: leave --method out")
+    config = with_flags(stored, run, {"weights": str(folder.final_model), **flags})
+    return config, f"; {run}, which ran on {stored.run.device}, now on"
+
+
 def fresh_config(flags: dict[str, Any], command: str, ranks: Ranks) -> Config:
     """The configuration of a new run.
 

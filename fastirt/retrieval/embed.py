@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional, Sequence
+from typing import Iterator, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -61,30 +61,18 @@ def embed(
     Raises:
         UserError: no image is readable, or an embedding is not finite.
     """
-    training = encoder.training
-    encoder.eval()
     vectors, rows = [], []
-    try:
-        with (
-            torch.inference_mode(),
-            tqdm(
-                total=len(paths),
-                desc=name,
-                unit="img",
-                disable=None if progress and ranks.is_main else True,
-                leave=False,
-            ) as bar,
-        ):
-            for batch in loader:
-                images = normalize(batch.images, mean, std, dtype)
-                with autocast(dtype, device):
-                    out = encoder(images)
-                vectors.append(out[: batch.valid])
-                rows.append(torch.as_tensor(batch.indices[: batch.valid], dtype=torch.int64))
-                bar.update(batch.valid * ranks.world_size)
-    finally:
-        encoder.train(training)
-        loader.close()
+    with tqdm(
+        total=len(paths),
+        desc=name,
+        unit="img",
+        disable=None if progress and ranks.is_main else True,
+        leave=False,
+    ) as bar:
+        for out, of_batch in embedded_batches(encoder, loader, mean=mean, std=std, device=device, dtype=dtype):
+            vectors.append(out)
+            rows.append(of_batch)
+            bar.update(len(of_batch) * ranks.world_size)
     loader.agree()
     # Copied to the CPU once at the end, so that no batch waits for the device.
     own_vectors = torch.cat(vectors).float().cpu() if vectors else torch.empty(0, encoder.embed_dim)
@@ -93,6 +81,33 @@ def embed(
     embeddings = None if all_vectors is None else Embeddings(all_vectors, all_rows)
     ranks.host.run_on_main(lambda: _check(embeddings, paths, name))
     return embeddings
+
+
+def embedded_batches(
+    encoder: Encoder,
+    loader: EvalLoader,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(B, D) embeddings on the device and (B,) int64 rows of each batch; arguments as for `embed`.
+
+    The loader is closed and the encoder's mode restored at the end. Nothing waits for the device.
+    """
+    training = encoder.training
+    encoder.eval()
+    try:
+        for batch in loader:
+            with torch.inference_mode():
+                images = normalize(batch.images, mean, std, dtype)
+                with autocast(dtype, device):
+                    out = encoder(images)
+            yield out[: batch.valid], torch.as_tensor(batch.indices[: batch.valid], dtype=torch.int64)
+    finally:
+        encoder.train(training)
+        loader.close()
 
 
 def _check(embeddings: Embeddings, paths: Sequence[str], name: str) -> None:
