@@ -30,7 +30,9 @@ from fastirt.errors import UserError
 MANIFEST, LOCK = "gallery.json", "lock"
 FORMAT = "fastirt gallery"
 VERSION = 1
-OWN_FILES = re.compile(r"(vectors|list|removed|index|model)-\d+\.(npy|safetensors|faiss)|lock|lance|\.gallery\.json\..*\.tmp")
+GENERATIONS = r"(vectors|list|removed|index|model)-\d+\.(npy|safetensors|faiss)"
+OWN_FILES = re.compile(GENERATIONS + r"|lock|lance|\..*\.tmp")
+ENTRIES = {"generation", "dim", "model", "store", "files"}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -54,10 +56,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise KeyError
         if manifest["version"] > VERSION:
             raise UserError(f"{folder}: a gallery of a newer version of fastirt (format {manifest['version']})")
-        if {"generation", "dim", "model", "store", "files"} - manifest.keys() or digest_of(manifest) != manifest["digest"]:
+        if ENTRIES - manifest.keys() or digest_of(manifest) != manifest["digest"]:
             raise KeyError
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file}: damaged, or not a gallery's manifest: run fastirt index again, or copy the folder again")
+        raise UserError(f"{file}: damaged, or not a gallery's manifest: copy the folder or run fastirt index again")
     return manifest
 
 

@@ -1,13 +1,15 @@
 """Exact nearest neighbors in float32 vectors that lie in memory-mapped files, or on a GPU.
 
-On a CPU every block of rows is read once, by as many threads as torch has. Single queries run at the
-rate at which memory can be read: numpy's inner products, one row after the other, are faster here
-than the matrix-vector products of MKL and OpenBLAS (benchmarks/parts/gallery.py).
+On a CPU every block of rows is read once, by as many threads as torch has. Single queries run near
+the rate at which memory can be read: numpy's inner products, row by row, are faster than the
+matrix-vector products of MKL and OpenBLAS (benchmarks/parts/gallery.py).
 """
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Optional, Sequence
 
 import numpy as np
@@ -29,6 +31,12 @@ def best(similarities: np.ndarray, rows: np.ndarray, k: int) -> Hits:
     return np.take_along_axis(similarities, order, 1), np.take_along_axis(rows, order, 1)
 
 
+@lru_cache(maxsize=1)
+def threads(process: int, count: int) -> ThreadPoolExecutor:
+    """Shared by all galleries of a process; a forked one has none of its parent's threads."""
+    return ThreadPoolExecutor(count)
+
+
 class Exact:
     """Searches vectors in several arrays, whose rows are numbered through."""
 
@@ -37,7 +45,6 @@ class Exact:
         self.parts = list(parts)
         self.starts = np.cumsum([0, *(len(part) for part in self.parts)])
         self.on_gpu = self._to_gpu(torch.device(device))
-        self.threads = None if self.on_gpu is not None else ThreadPoolExecutor(torch.get_num_threads())
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -75,7 +82,8 @@ class Exact:
             similarities, found = Exact([self.vectors(rows)]).search(queries, k)
             return similarities, rows[found]
         chunks = [queries[first : first + QUERIES] for first in range(0, len(queries), QUERIES)]
-        found = [self._on_gpu(chunk, k, keep) if self.on_gpu is not None else self._on_cpu(chunk, k, keep) for chunk in chunks]
+        find = self._on_cpu if self.on_gpu is None else self._on_gpu
+        found = [find(chunk, k, keep) for chunk in chunks]
         return np.concatenate([hits[0] for hits in found]), np.concatenate([hits[1] for hits in found])
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
@@ -102,8 +110,7 @@ class Exact:
             found = torch.from_numpy(scores).topk(min(k, len(vectors)), dim=1)
             return found.values.numpy(), found.indices.numpy() + start
 
-        assert self.threads is not None
-        hits = list(self.threads.map(top, blocks))
+        hits = list(threads(os.getpid(), torch.get_num_threads()).map(top, blocks))
         return best(np.concatenate([hit[0] for hit in hits], 1), np.concatenate([hit[1] for hit in hits], 1), k)
 
     def _on_gpu(self, queries: np.ndarray, k: int, keep: Optional[np.ndarray]) -> Hits:

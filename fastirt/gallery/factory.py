@@ -23,6 +23,7 @@ log = logging.getLogger("fastirt")
 RERANK = 4  # the index is asked for this many times k rows
 MIN_PER_LIST = 39  # vectors for each list, below which FAISS warns of poor clusters
 SAMPLE, SAMPLE_K = 256, 10  # queries and neighbors of the measured recall
+MAX_NUMBER = 2**24
 FAISS_ERRORS = (RuntimeError, MemoryError, AssertionError, ValueError, OverflowError, TypeError)
 
 
@@ -55,11 +56,7 @@ class FactoryIndex:
 
         vectors = exact.parts[0] if len(exact.parts) == 1 else np.concatenate(exact.parts)
         count, dim = vectors.shape
-        _check_kind(kind)
-        try:
-            index: Any = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
-        except FAISS_ERRORS as error:
-            raise UserError(f"--kind '{kind}': no FAISS index of {dim} dimensions ({_reason(error)})")
+        index = make_index(kind, dim)
         _quiet_clustering(faiss, index, kind, count)
         try:
             index.train(vectors)
@@ -91,7 +88,7 @@ class FactoryIndex:
         self.index.add(np.ascontiguousarray(vectors, np.float32))
 
     def search(self, queries: np.ndarray, k: int, keep: Optional[np.ndarray] = None) -> Hits:
-        """As `Exact.search`, and approximate; a query that finds fewer than k is searched exactly."""
+        """As `Exact.search`, but approximate; exact for a query that finds fewer than k."""
         count = len(self.exact)
         kept = count if keep is None else int(np.count_nonzero(keep))
         k = min(k, kept)
@@ -134,11 +131,17 @@ def _median_ms(search: Any, queries: np.ndarray, k: int) -> float:
     return 1e3 * float(np.median(times))
 
 
-def _check_kind(kind: str) -> None:
-    """Numbers with which FAISS ends the process or asks for all memory."""
-    for number in re.findall(r"\d+", kind):
-        if not 0 < int(number) <= 2**24:
+def make_index(kind: str, dim: int) -> Any:
+    """An empty index. Raises UserError for a malformed string, or one that does not fit `dim`."""
+    import faiss
+
+    for number in re.findall(r"\d+", kind):  # with 0 FAISS ends the process
+        if not 0 < int(number) <= MAX_NUMBER:
             raise UserError(f"--kind '{kind}': the number {number} is no size of a FAISS index")
+    try:
+        return faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
+    except FAISS_ERRORS as error:
+        raise UserError(f"--kind '{kind}': no FAISS index of {dim} dimensions ({_reason(error)})")
 
 
 def _reason(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Iterable, NamedTuple, Optional, Sequence
 
@@ -53,11 +54,12 @@ def is_number(value: Any) -> bool:
 
 
 def number(value: Any) -> Optional[float]:
-    """The value as a number, or None."""
+    """The value as a finite number, or None."""
     try:
-        return float(value)
+        found = float(value)
     except (TypeError, ValueError):
         return None
+    return found if math.isfinite(found) else None
 
 
 def parse_where(where: Optional[str | Sequence[str]]) -> list[Condition]:

@@ -1,51 +1,263 @@
-"""A gallery of images that is searched by image: one folder with the model, the vectors and the list."""
+"""A gallery of images that is searched by image: one folder with model, vectors and list."""
 
 from __future__ import annotations
 
-import logging
 import threading
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Iterable, Iterator, Mapping, Optional, Sequence, Union
 
 import numpy as np
 
 from fastirt.errors import UserError
-from fastirt.gallery import bundle
-from fastirt.gallery.filters import check_columns, parse_where
-from fastirt.gallery.rows import Row, Rows
-from fastirt.gallery.stores import open_store, store_class
+from fastirt.gallery.encode import OnBad, encode, encode_queries, load_model
+from fastirt.gallery.filters import Condition, check_columns, parse_where
+from fastirt.gallery.generation import check_model, load_own_model, open_generation, search_device
+from fastirt.gallery.rows import Neighbors, Rows
+from fastirt.gallery.writer import Change, checked, first_generation, next_generation
 
 if TYPE_CHECKING:
+    from fastirt.gallery.stores import Store
     from fastirt.inference.model import Model
 
-log = logging.getLogger("fastirt")
-
-OnBad = Callable[[int, str, str], None]  # called with row, name and reason of an image that cannot be read
-
-
-class Neighbors(NamedTuple):
-    """What one query found, nearest first; nothing for an image that cannot be read."""
-
-    paths: list[str]  # (k,) as the gallery lists them
-    similarities: np.ndarray  # (k,) float32: the cosine of unit vectors
-    metadata: list[dict[str, Any]]  # (k,)
-    files: list[Optional[str]]  # (k,) where the images were when they were indexed, None where in no file
-    query: str = ""  # its name
-    error: str = ""  # why it could not be read
+Where = Union[str, Sequence[str], None]
 
 
 class Gallery:
-    """Images with their vectors, on disk; made by `build`, or opened by `open`.
+    """Images with their vectors, on disk; `build` makes one and `open` opens it.
 
-    Several threads may search one Gallery. A change is atomic, of one writer at a time, and seen by
-    other Gallery objects once they are opened anew.
+    Several threads may search one Gallery. A change is atomic and of one writer at a time. Other
+    Gallery objects keep what they opened, and see the change once they are opened anew.
+
+    Attributes:
+        folder: of the gallery.
+        manifest: what gallery.json says (see `fastirt.gallery.bundle`).
     """
 
-    def __init__(self, folder: Path, model: Optional[Model], device: Optional[str], verify: bool) -> None:
+    def __init__(self, folder: Path, model: Optional[Model], device: str, verify: bool) -> None:
         """Use `Gallery.open`."""
-        self.folder, self.device, self.verify = folder, device, verify
-        self.model_lock = threading.Lock()
-        self.loaded = model
-        self.state = self._read(verify)
+        self.folder, self.device = folder, device
+        self._model, self._model_lock = model, threading.Lock()
+        self._opened = open_generation(folder, device, verify)
         if model is not None:
             check_model(folder, self.manifest, model)
+
+    @classmethod
+    def build(
+        cls,
+        model: Model | str | Path,
+        images: Any,
+        folder: str | Path,
+        *,
+        kind: Optional[str] = None,
+        params: str = "",
+        store: str = "files",
+        batch_size: int = 64,
+        device: Optional[str] = None,
+        progress: bool = False,
+        on_bad: Optional[OnBad] = None,
+    ) -> Gallery:
+        """Embed images and write a gallery; one in the folder is replaced when this is whole.
+
+        Args:
+            model: a Model, or what `fastirt.load` takes.
+            images: as `Model.encode` takes them; unreadable ones are reported and left out.
+            folder: absent, empty, or a gallery.
+            kind: an index of FAISS's factory, e.g. "HNSW32" or "IVF4096,PQ32"; None: exact search.
+            params: of that index, e.g. "nprobe=32" or "efSearch=64".
+            store: "files", or "lancedb" for galleries that outgrow memory.
+            batch_size, device, progress, on_bad: as of `Model.encode`.
+
+        Raises:
+            UserError: another writer is at work, no image can be read, a folder that holds other
+                files, a kind that FAISS cannot build from these vectors.
+        """
+        model, target = load_model(model, device), Path(folder)
+        with first_generation(target, model.dim, store, kind) as change:
+            vectors, rows = encode(model, images, batch_size, progress, on_bad)
+            change.create(vectors, rows, model, kind, params)
+        return cls.open(target, model, device=device, verify=False)
+
+    @classmethod
+    def from_vectors(
+        cls,
+        vectors: np.ndarray,
+        paths: Sequence[str],
+        folder: str | Path,
+        *,
+        metadata: Optional[Mapping[str, Sequence[Any]]] = None,
+        root: Optional[str] = None,
+        model: Optional[Model] = None,
+        kind: Optional[str] = None,
+        params: str = "",
+        store: str = "files",
+    ) -> Gallery:
+        """As `build`, of vectors that exist already.
+
+        Args:
+            vectors: (N, D) float32, finite, rows of unit length; may be a memory map.
+            paths: N names.
+            metadata: column name to N texts, numbers or booleans; None: a missing value.
+            root: the folder of the paths; None: the rows have no files.
+            model: what the vectors are from; None: the gallery is searched by vectors alone.
+        """
+        target = Path(folder)
+        vectors, rows = checked(vectors), Rows.of(paths, root, metadata)
+        with first_generation(target, vectors.shape[1], store, kind) as change:
+            change.create(vectors, rows, model, kind, params)
+        return cls.open(target, model, verify=False)
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        model: Optional[Model | str | Path] = None,
+        *,
+        device: Optional[str] = None,
+        verify: bool = True,
+    ) -> Gallery:
+        """Open a gallery to search and change it.
+
+        Args:
+            folder: of the gallery.
+            model: refuse a gallery of another model than this one; None: take the gallery's own.
+            device: where to embed and to search exactly; None: cuda if there is a GPU.
+            verify: read all files and compare their digests.
+
+        Raises:
+            UserError: no gallery, one that is half-written or damaged, or of another model.
+        """
+        loaded = None if model is None else load_model(model, device)
+        return cls(Path(folder), loaded, search_device(device), verify)
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __repr__(self) -> str:
+        return f"Gallery({str(self.folder)!r}, {len(self):,} images, {self.dim} dimensions)"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return self._opened.manifest
+
+    @property
+    def _store(self) -> Store:
+        return self._opened.store
+
+    @property
+    def dim(self) -> int:
+        """D, the length of a vector."""
+        return int(self.manifest["dim"])
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the metadata columns."""
+        return self._store.columns
+
+    @property
+    def index(self) -> Optional[dict[str, Any]]:
+        """Kind, recall and bytes a vector of the FAISS index; None without one."""
+        return self.manifest["store"].get("index")
+
+    @property
+    def model(self) -> Model:
+        """The gallery's model, loaded from its folder on first use."""
+        with self._model_lock:
+            if self._model is None:
+                self._model = load_own_model(self.folder, self.manifest, self.device)
+            return self._model
+
+    def search(
+        self,
+        images: Any,
+        k: int = 10,
+        where: Where = None,
+        *,
+        exact: bool = False,
+        batch_size: int = 64,
+        on_bad: Optional[OnBad] = None,
+    ) -> list[Neighbors]:
+        """The k most similar images of each query image.
+
+        Args:
+            images: as `Model.encode` takes them. An unreadable one has no neighbors and an `error`.
+            k: neighbors per query; fewer where the gallery or `where` leaves fewer.
+            where: a condition on metadata, such as "brand=x", or several, which all must hold.
+            exact: search exactly although there is a FAISS index.
+            batch_size, on_bad: as of `Model.encode`.
+        """
+        model = self.model
+        conditions = self._conditions(k, where)
+        with self._model_lock:
+            vectors, names, errors = encode_queries(model, images, batch_size, on_bad)
+        readable = [row for row in range(len(names)) if row not in errors]
+        hits = dict(zip(readable, self._store.search(vectors[readable], k, conditions, exact)))
+        return [Neighbors.of(hits.get(row, []), name, errors.get(row, "")) for row, name in enumerate(names)]
+
+    def search_vectors(
+        self, vectors: np.ndarray, k: int = 10, where: Where = None, *, exact: bool = False
+    ) -> list[Neighbors]:
+        """As `search`, of (Q, D) or (D,) vectors of unit length."""
+        queries = checked(np.atleast_2d(vectors), self.dim)
+        found = self._store.search(queries, k, self._conditions(k, where), exact)
+        return [Neighbors.of(hits) for hits in found]
+
+    def add(self, images: Any, *, batch_size: int = 64, progress: bool = False, on_bad: Optional[OnBad] = None) -> int:
+        """Embed further images; the number added. A file of the gallery is embedded anew."""
+        model = self.model
+        with self._change() as change, self._model_lock:
+            vectors, rows = encode(model, images, batch_size, progress, on_bad)
+            change.add(vectors, rows)
+        return len(rows)
+
+    def add_vectors(
+        self,
+        vectors: np.ndarray,
+        paths: Sequence[str],
+        *,
+        metadata: Optional[Mapping[str, Sequence[Any]]] = None,
+        root: Optional[str] = None,
+    ) -> int:
+        """As `add`, of vectors that exist already; arguments as of `from_vectors`."""
+        vectors, rows = checked(vectors, self.dim), Rows.of(paths, root, metadata)
+        with self._change() as change:
+            change.add(vectors, rows)
+        return len(rows)
+
+    def remove(self, paths: str | Path | Iterable[str | Path]) -> int:
+        """Remove images by their paths in the gallery or their files; the number removed.
+
+        Raises UserError, and removes nothing, if one of them is not in the gallery.
+        """
+        listed = [paths] if isinstance(paths, (str, Path)) else list(paths)
+        before = 0
+        with self._change() as change:
+            before = len(change.store)
+            change.remove([str(path) for path in listed])
+        return before - len(self)
+
+    def export_parquet(self, file: str | Path) -> int:
+        """Write path, vector and metadata of all rows to a Parquet file; their number."""
+        from fastirt.gallery.parquet import export
+
+        return export(Path(file), self._store, self.dim)
+
+    @contextmanager
+    def _change(self) -> Iterator[Change]:
+        """Change the newest generation of this gallery, then open what was written.
+
+        Raises UserError if the gallery was built anew with another model since it was opened.
+        """
+        with next_generation(self.folder) as change:
+            assert change.before is not None
+            if (change.before["model"], change.before["dim"]) != (self.manifest["model"], self.dim):
+                raise UserError(f"{self.folder}: was built anew since it was opened: open it again")
+            yield change
+        self._opened = open_generation(self.folder, self.device, verify=False)
+
+    def _conditions(self, k: int, where: Where) -> list[Condition]:
+        if k < 1:
+            raise UserError(f"k = {k}: ask for one neighbor or more")
+        conditions = parse_where(where)
+        check_columns(conditions, self.columns, self.folder)
+        return conditions

@@ -7,13 +7,16 @@ The vector is a fixed-size list of float32, which Qdrant, Milvus, pgvector and L
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Optional
+from typing import TYPE_CHECKING, Any, Iterable, Mapping, Optional
 
 import numpy as np
 
 from fastirt.atomic import atomic_write
-from fastirt.errors import UserError
+from fastirt.errors import UserError, first_line
 from fastirt.gallery.rows import ROOT, Rows
+
+if TYPE_CHECKING:
+    from fastirt.gallery.stores import Store
 
 PATH, VECTOR, ROOT_NAME = "path", "vector", "root"
 
@@ -70,7 +73,10 @@ def to_table(rows: Rows, vectors: np.ndarray, schema: Any) -> Any:
             values = rows.values(ROOT if field.name == ROOT_NAME and ROOT_NAME not in rows.columns else field.name)
             if pa.types.is_string(field.type):
                 values = [None if value is None else _valid(str(value)) for value in values]
-            arrays.append(pa.array(values, field.type))
+            try:
+                arrays.append(pa.array(values, field.type))
+            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+                raise UserError(f"metadata column '{field.name}' holds {field.type}: {first_line(error)}")
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
@@ -79,13 +85,13 @@ def _valid(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def write_parquet(file: Path, batches: Iterable[tuple[Rows, np.ndarray]], dim: int, columns: Mapping[str, str]) -> int:
-    """Write rows in batches; returns their number. The file appears when it is whole."""
+def export(file: Path, store: Store, dim: int) -> int:
+    """Write all rows of a gallery; their number. The file appears when it is whole."""
     pa, count = arrow(), 0
-    layout = schema(dim, columns)
+    layout = schema(dim, column_types(rows for rows, _ in store.batches()))
     with atomic_write(file) as temporary:
         with pa.parquet.ParquetWriter(temporary, layout) as writer:
-            for rows, vectors in batches:
+            for rows, vectors in store.batches():
                 writer.write_table(to_table(rows, vectors, layout))
                 count += len(rows)
     return count

@@ -1,8 +1,8 @@
 """The list of a gallery: each row's path and metadata, in files that open by memory map.
 
 A file of rows is a safetensors file. Paths are one UTF-8 text and the end of each path in it. A
-metadata column is the distinct values, each as JSON, and each row's number of its value. So a million
-rows open without being parsed, and a condition is evaluated once for each distinct value.
+metadata column is the distinct values, each as JSON, and each row's number of its value. So a
+million rows open without being parsed, and a condition is evaluated once for each distinct value.
 """
 
 from __future__ import annotations
@@ -31,6 +31,25 @@ class Row(NamedTuple):
     def file(self) -> Optional[str]:
         """The image's file when it was indexed; None for an image that had none."""
         return None if self.root is None else os.path.join(self.root, self.path)
+
+
+class Neighbors(NamedTuple):
+    """What one query found, nearest first; nothing for an image that cannot be read."""
+
+    paths: list[str]  # (k,) as the gallery lists them
+    similarities: np.ndarray  # (k,) float32: the cosine of unit vectors
+    metadata: list[dict[str, Any]]  # (k,)
+    files: list[Optional[str]]  # (k,) where the images were when they were indexed; None: in no file
+    query: str = ""  # its name
+    error: str = ""  # why it cannot be read
+
+    @classmethod
+    def of(cls, hits: Sequence[tuple[float, Row]], query: str = "", error: str = "") -> Neighbors:
+        """hits: (similarity, row)."""
+        rows = [row for _, row in hits]
+        similarities = np.array([similarity for similarity, _ in hits], np.float32)
+        paths, files = [row.path for row in rows], [row.file for row in rows]
+        return cls(paths, similarities, [row.metadata for row in rows], files, query, error)
 
 
 class Texts:
@@ -129,9 +148,7 @@ class Rows:
         """The rows of all parts in order; a column that a part lacks is None there."""
         names = dict.fromkeys(name for part in parts for name in part.columns)
         paths = [path for part in parts for path in part.paths]
-        columns = {
-            name: Column.of([value for part in parts for value in part.values(name)]) for name in names
-        }
+        columns = {name: Column.of([value for part in parts for value in part.values(name)]) for name in names}
         return cls(Texts.of(paths), columns)
 
     @classmethod

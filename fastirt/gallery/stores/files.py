@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
 from pathlib import Path
-from typing import Any, Iterator, Optional, Sequence
+from typing import Container, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -13,9 +15,10 @@ from fastirt.gallery.exact import Exact
 from fastirt.gallery.factory import FactoryIndex
 from fastirt.gallery.filters import Condition
 from fastirt.gallery.rows import Row, Rows
+from fastirt.gallery.stores import LANCE, State, missing, names_of
 
 BLOCK = 65536  # rows copied at once
-State = dict[str, Any]
+EMPTY: State = {"name": "files", "segments": [], "removed": None, "index": None}
 
 
 class FileStore:
@@ -37,13 +40,7 @@ class FileStore:
         index = state["index"]
         self.index = None if index is None else FactoryIndex.read(folder / index["file"], self.exact)
 
-    @classmethod
-    def create(cls, folder: Path, dim: int, state: Optional[State] = None) -> FileStore:
-        return cls(folder, {"name": "files", "segments": [], "removed": None, "index": None}, dim)
-
-    @staticmethod
-    def files(state: State) -> list[str]:
-        """Names of the files that a state is made of."""
+    def files(self, state: State) -> list[str]:
         names = [segment[name] for segment in state["segments"] for name in ("vectors", "list")]
         index = state["index"]
         return [*names, *filter(None, [state["removed"], index and index["file"]])]
@@ -58,7 +55,6 @@ class FileStore:
     def search(
         self, queries: np.ndarray, k: int, conditions: Sequence[Condition], exact: bool = False
     ) -> list[list[tuple[float, Row]]]:
-        """(similarity, row) of the k nearest rows of each query."""
         keep = self.kept
         if conditions:
             matching = np.concatenate([np.empty(0, bool), *(rows.matches(conditions) for rows in self.rows)])
@@ -75,7 +71,6 @@ class FileStore:
         return self.rows[segment][number - int(self.exact.starts[segment])]
 
     def batches(self, size: int = BLOCK) -> Iterator[tuple[Rows, np.ndarray]]:
-        """All rows in order, at most `size` at once, with their (R, D) vectors."""
         for rows, part, start in zip(self.rows, self.exact.parts, self.exact.starts.tolist()):
             for first in range(0, len(part), size):
                 taken = np.zeros(len(part), bool)
@@ -84,49 +79,47 @@ class FileStore:
                     taken &= self.kept[start : start + len(part)]
                 yield rows.take(taken), part[np.flatnonzero(taken)]
 
-    def find(self, paths: set[str]) -> tuple[np.ndarray, set[str]]:
-        """((N,) bool rows of these paths or files, those of `paths` that have none)."""
-        found, unknown = np.zeros(len(self.exact), bool), set(paths)
-        number = 0
+    def find(self, names: Container[str]) -> dict[int, str]:
+        """By number, each row whose path or file is in `names`, which is the value."""
+        found: dict[int, str] = {}
+        numbers = itertools.count()
         for rows in self.rows:
-            for path, file in zip(rows.paths, rows.files()):
-                names = {path, file} & paths
-                if names and (self.kept is None or self.kept[number]):
-                    found[number] = True
-                    unknown -= names
-                number += 1
-        return found, unknown
+            for number, path, file in zip(numbers, rows.paths, rows.files()):
+                if path in names or file in names:
+                    found[number] = path if path in names else str(file)
+        return {number: name for number, name in found.items() if self.kept is None or self.kept[number]}
 
     def add(self, vectors: np.ndarray, rows: Rows, generation: int, replaced: set[str]) -> State:
-        """The state with further rows; rows of the files `replaced` are removed.
-
-        The new segment takes in those before it that are no longer than it, so that there are
+        """The new segment takes in those before it that are no longer than it, so that there are
         few, and each row is written again only when the gallery has doubled.
         """
-        gone = self.find(replaced)[0] if replaced else np.zeros(len(self.exact), bool)
+        kept = self._without(self.find(replaced) if replaced else {})
         segments, parts, lists = list(self.state["segments"]), [vectors], [rows]
         while segments and segments[-1]["rows"] <= sum(map(len, lists)):
             segments.pop()
             parts.insert(0, self.exact.parts[len(segments)])
             lists.insert(0, self.rows[len(segments)])
         state = {**self.state, "segments": [*segments, self._segment(parts, lists, generation)]}
-        if self.kept is not None or gone.any():
-            kept = ~gone if self.kept is None else self.kept & ~gone
+        if not kept.all():
             state["removed"] = self._removed(np.concatenate([kept, np.ones(len(rows), bool)]), generation)
         if self.index is not None:
             self.index.add(vectors)
             state["index"] = {**state["index"], "file": self._index(self.index, generation)}
         return state
 
-    def remove(self, paths: set[str], generation: int) -> State:
-        """The state without these rows; they are rewritten when over half of all are removed.
+    def _without(self, rows: Iterable[int]) -> np.ndarray:
+        """(N,) bool: the rows that are kept without these."""
+        kept = np.ones(len(self.exact), bool) if self.kept is None else self.kept.copy()
+        kept[list(rows)] = False
+        return kept
 
-        Raises UserError if one of the paths is not in the gallery.
-        """
-        gone, unknown = self.find(paths)
-        if unknown:
-            raise UserError(f"{self.folder}: not in the gallery, so nothing was removed: {', '.join(sorted(unknown)[:5])}")
-        kept = ~gone if self.kept is None else self.kept & ~gone
+    def remove(self, names: Sequence[str], generation: int) -> State:
+        """The rows are rewritten when over half of all are removed."""
+        known = names_of(names)
+        gone = self.find(known)
+        if unknown := set(names) - {known[name] for name in gone.values()}:
+            raise missing(unknown, self.folder)
+        kept = self._without(gone)
         if 2 * np.count_nonzero(kept) >= len(kept):
             return {**self.state, "removed": self._removed(kept, generation)}
         starts = self.exact.starts.tolist()
@@ -138,8 +131,10 @@ class FileStore:
         old = state["index"]
         return state if old is None else self.indexed({**state, "index": None}, old["kind"], old["params"], generation)
 
+    def delete_unused(self, state: State) -> None:
+        shutil.rmtree(self.folder / LANCE, ignore_errors=True)
+
     def indexed(self, state: State, kind: str, params: str, generation: int) -> State:
-        """The state with a FAISS index of all its vectors, and what it was measured to do."""
         exact = FileStore(self.folder, {**state, "removed": None}, self.dim).exact
         index = FactoryIndex.build(kind, params, exact)
         file = self._index(index, generation)

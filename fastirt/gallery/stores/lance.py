@@ -16,48 +16,45 @@ from fastirt.errors import UserError
 from fastirt.gallery.filters import Condition, number
 from fastirt.gallery.parquet import PATH, ROOT_NAME, VECTOR, column_types, schema, to_table
 from fastirt.gallery.rows import Row, Rows
+from fastirt.gallery.stores import LANCE, State, missing, names_of
 
-FOLDER, TABLE = "lance", "gallery"
+TABLE = "gallery"
 BLOCK = 65536  # rows written at once
 PATHS = 500  # in one condition
-State = dict[str, Any]
+EMPTY: State = {"name": "lancedb", "table": None, "version": None, "rows": 0, "columns": {}}
 
 
-def connect(folder: Path) -> Any:
+def _connect(folder: Path) -> Any:
+    return _lancedb().connect(str(folder / LANCE))
+
+
+def _lancedb() -> Any:
     try:
         import lancedb
     except ImportError:
         raise UserError("--store lancedb needs lancedb: pip install 'fastirt[lancedb]'")
-    return lancedb.connect(str(folder / FOLDER))
+    return lancedb
 
 
 class LanceStore:
     """One version of the table. A change returns the state of the next one."""
 
-    index = None
-
-    def __init__(self, folder: Path, state: State, dim: int, device: str = "cpu") -> None:
+    def __init__(self, folder: Path, state: State, dim: int) -> None:
         self.folder, self.state, self.dim = folder, state, dim
-        if state["version"] is None:
+        _lancedb()
+        if state["table"] is None:
             return
-        database = connect(folder)
         try:
-            self.table = database.open_table(state["table"])
+            self.table = _connect(folder).open_table(state["table"])
             self.table.checkout(state["version"])
             rows = self.table.count_rows()
         except (ValueError, RuntimeError, OSError) as error:
-            raise UserError(f"{folder / FOLDER}: lancedb cannot open version {state['version']} of the table ({error})")
+            raise UserError(f"{folder / LANCE}: lancedb cannot open version {state['version']} of the table ({error})")
         if rows != state["rows"]:
-            raise UserError(f"{folder / FOLDER}: {rows:,} rows in place of {state['rows']:,}: damaged")
+            raise UserError(f"{folder / LANCE}: {rows:,} rows in place of {state['rows']:,}: damaged")
 
-    @classmethod
-    def create(cls, folder: Path, dim: int) -> LanceStore:
-        return cls(folder, {"name": "lancedb", "table": "", "version": None, "rows": 0, "columns": {}}, dim)
-
-    @staticmethod
-    def files(state: State) -> list[str]:
-        """None that the manifest has digests of: lancedb looks after its own."""
-        return []
+    def files(self, state: State) -> list[str]:
+        return []  # lancedb looks after its own
 
     def __len__(self) -> int:
         return int(self.state["rows"])
@@ -69,7 +66,6 @@ class LanceStore:
     def search(
         self, queries: np.ndarray, k: int, conditions: Sequence[Condition], exact: bool = False
     ) -> list[list[tuple[float, Row]]]:
-        """(similarity, row) of the k nearest rows of each query."""
         where = " AND ".join(to_sql(condition, self.state["columns"]) for condition in conditions)
         names = [PATH, ROOT_NAME, *self.columns, "_distance"]
         found = []
@@ -85,7 +81,6 @@ class LanceStore:
         return Row(row[PATH], row[ROOT_NAME], {name: row[name] for name in self.columns})
 
     def batches(self, size: int = BLOCK) -> Iterator[tuple[Rows, np.ndarray]]:
-        """All rows, at most `size` at once, with their (R, D) vectors."""
         first = 0
         while first < len(self):
             table = self.table.search().limit(size).offset(first).to_arrow()
@@ -95,9 +90,8 @@ class LanceStore:
             first += len(rows)
 
     def add(self, vectors: np.ndarray, rows: Rows, generation: int, replaced: set[str]) -> State:
-        """The state with further rows; rows of the files `replaced` are removed."""
         columns = self.state["columns"]
-        first = not self.state["version"]
+        first = self.state["table"] is None
         if first:
             columns = column_types([rows])
             _check_names(columns)
@@ -110,7 +104,10 @@ class LanceStore:
         )
         name = self.state["table"] or f"{TABLE}-{generation}"
         if first:
-            self.table = connect(self.folder).create_table(name, next(blocks), mode="overwrite")
+            database = _connect(self.folder)
+            if name in database.table_names():  # of a writer that was killed
+                database.drop_table(name)
+            self.table = database.create_table(name, next(blocks))
         else:
             self.table.restore()
             for condition in _any_of(replaced):
@@ -119,18 +116,27 @@ class LanceStore:
             self.table.add(block)
         return self._now({**self.state, "table": name, "columns": columns})
 
-    def remove(self, paths: set[str], generation: int) -> State:
-        """The state without these rows. Raises UserError if one of the paths is not in the gallery."""
-        unknown = set(paths)
-        for condition in _any_of(paths):
+    def remove(self, names: Sequence[str], generation: int) -> State:
+        known = names_of(names)
+        found: set[str] = set()
+        for condition in _any_of(known):
             for row in self.table.search().where(condition).select([PATH, ROOT_NAME]).limit(len(self)).to_list():
-                unknown -= {row[PATH], Row(row[PATH], row[ROOT_NAME], {}).file or ""}
-        if unknown:
-            raise UserError(f"{self.folder}: not in the gallery, so nothing was removed: {', '.join(sorted(unknown)[:5])}")
+                found |= {row[PATH], Row(row[PATH], row[ROOT_NAME], {}).file or ""}
+        if unknown := set(names) - {known[name] for name in found & known.keys()}:
+            raise missing(unknown, self.folder)
         self.table.restore()
-        for condition in _any_of(paths):
+        for condition in _any_of(known):
             self.table.delete(condition)
         return self._now(self.state)
+
+    def delete_unused(self, state: State) -> None:
+        database = _connect(self.folder)
+        for name in database.table_names():
+            if name != state["table"]:
+                database.drop_table(name)
+
+    def indexed(self, state: State, kind: str, params: str, generation: int) -> State:
+        raise UserError(f"--kind {kind}: an index of FAISS is for --store files: leave one of them out")
 
     def _now(self, state: State) -> State:
         return {**state, "version": self.table.version, "rows": self.table.count_rows()}
@@ -151,21 +157,17 @@ def _check_names(columns: Iterable[str]) -> None:
 def to_sql(condition: Condition, columns: dict[str, str]) -> str:
     """The condition in lancedb's SQL, with the meaning of `Condition.holds`."""
     column, operator, text = f"`{condition.column}`", condition.operator, condition.text
-    bound = number(text)
-    numeric = columns[condition.column] != "string"
-    literal = repr(bound) if numeric and bound is not None else _quoted(text)
+    bound, numeric = number(text), columns[condition.column] != "string"
+    if numeric and text and bound is None:  # no number equals text
+        return "true" if operator == "!=" else "false"
     if operator in ("=", "!="):
+        literal = f"CAST({column} AS double) = {bound!r}" if numeric else f"{column} = {_quoted(text)}"
+        equal = f"{column} IS NOT NULL AND {literal}"
         if text == "":
-            equal = f"({column} IS NULL)" if numeric else f"({column} IS NULL OR {column} = '')"
-        elif numeric and bound is None:
-            equal = "false"
-        else:
-            equal = f"({column} IS NOT NULL AND {column} = {literal})"
-        return equal if operator == "=" else f"(NOT {equal})"
-    if numeric:
-        return f"({column} {operator} {literal})" if bound is not None else "false"
+            equal = f"{column} IS NULL" if numeric else f"{column} IS NULL OR {column} = ''"
+        return f"({equal})" if operator == "=" else f"(NOT ({equal}))"
     if bound is None:
-        return f"({column} != '' AND {column} {operator} {literal})"
+        return f"({column} != '' AND {column} {operator} {_quoted(text)})"
     return f"(try_cast({column} AS double) {operator} {bound!r})"
 
 
@@ -173,7 +175,7 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _any_of(paths: set[str]) -> Iterator[str]:
+def _any_of(paths: Iterable[str]) -> Iterator[str]:
     """Conditions that together hold for the rows of these paths or files."""
     ordered = sorted(paths)
     for first in range(0, len(ordered), PATHS):
