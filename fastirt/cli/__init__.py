@@ -7,11 +7,16 @@ import sys
 from typing import Optional, Sequence
 
 from fastirt import __version__
-from fastirt.cli import images, reports, training
+from fastirt.cli import gallery, images, reports, training
 from fastirt.cli.parser import Parser
 from fastirt.errors import user_message
 
-COMMANDS = {**training.COMMANDS, **images.COMMANDS, **reports.COMMANDS}  # in the order of `fastirt --help`
+COMMANDS = {
+    **training.COMMANDS,
+    **gallery.COMMANDS,
+    **images.COMMANDS,
+    **reports.COMMANDS,
+}  # in the order of `fastirt --help`
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

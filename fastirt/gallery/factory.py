@@ -180,6 +180,8 @@ def _quiet_codes(faiss: Any, index: Any) -> None:
     index = faiss.downcast_index(index)
     if hasattr(index, "pq"):
         index.pq.cp.min_points_per_centroid = 1
+    if hasattr(index, "do_polysemous_training"):
+        index.do_polysemous_training = False  # takes most of the training, and no search here uses it
     for name in ("index", "base_index", "storage"):
         if inner := getattr(index, name, None):
             _quiet_codes(faiss, inner)

@@ -1,0 +1,159 @@
+"""`fastirt index` and `fastirt search`: a gallery of images that is searched by image."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastirt.cli.parser import Command, Parser
+from fastirt.errors import UserError
+
+if TYPE_CHECKING:
+    from fastirt.gallery import Gallery, Neighbors
+
+INDEX = (
+    "Embed images and write a gallery: one folder with the model, the vectors, the list and digests of all, which can "
+    "be copied elsewhere. Exact search unless --kind names an index."
+)
+SEARCH = (
+    "Find the most similar images of a gallery. Exit code 1 if some of the query images cannot be read: they are "
+    "named, and the others answered; 2 for any other error."
+)
+
+
+def _add_index(commands: Any) -> Parser:
+    index = commands.add_parser(
+        "index", help="make a gallery to search by image", description=INDEX, allow_abbrev=False
+    )
+    index.add_argument("model", metavar="MODEL", help="run folder, model file or timm name")
+    index.add_argument("images", metavar="PICTURES", help="folder, CSV (further columns: metadata), packed store, or -")
+    index.add_argument("folder", metavar="FOLDER", type=Path, help="of the gallery; one that is there is replaced")
+    index.add_argument("--add", action="store_true", help="add to the gallery that is in FOLDER, of the same MODEL")
+    index.add_argument("--kind", metavar="FACTORY", help='index of FAISS\'s factory: HNSW32, "IVF4096,PQ32", ...')
+    index.add_argument("--params", default="", help='of that index: "nprobe=32", "efSearch=64", ...')
+    index.add_argument("--store", choices=("files", "lancedb"), default="files", help="lancedb: larger than memory")
+    index.add_argument("--parquet", metavar="FILE", type=Path, help="also write path, vector and metadata there")
+    _add_encoding(index)
+    return index
+
+
+def _add_search(commands: Any) -> Parser:
+    search = commands.add_parser("search", help="search a gallery by image", description=SEARCH, allow_abbrev=False)
+    search.add_argument("folder", metavar="FOLDER", type=Path, help="of the gallery")
+    search.add_argument("images", metavar="PICTURE", nargs="+", help="query images, or one folder or CSV; - for stdin")
+    search.add_argument("-k", type=int, default=10, help="neighbors (default: %(default)s)")
+    search.add_argument(
+        "--where", action="append", default=[], metavar="CONDITION",
+        help='on metadata: "brand=x", or != < <= > >=; may be repeated: all must hold',
+    )  # fmt: skip
+    search.add_argument("--exact", action="store_true", help="exactly, although the gallery has a FAISS index")
+    search.add_argument("--json", action="store_true", help="print one JSON document")
+    search.add_argument("--html", metavar="FILE", type=Path, help="write a page with the images")
+    _add_encoding(search)
+    return search
+
+
+def _add_encoding(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=int, default=64, help="images at a time (default: %(default)s)")
+    parser.add_argument("--device", help="default: cuda if there is a GPU")
+
+
+def _images(names: list[str]) -> Any:
+    """What `Model.encode` takes: one folder or file as it is, several as a list, - from stdin."""
+    from fastirt.inference.image_list import ImageList
+
+    if names == ["-"]:
+        return ImageList.from_lines(sys.stdin)
+    return names[0] if len(names) == 1 and Path(names[0]).exists() else names
+
+
+def _index(args: dict[str, Any]) -> int:
+    from fastirt.gallery import Gallery
+
+    images, folder, encoding = _images([args["images"]]), args["folder"], {"batch_size": args["batch_size"]}
+    if args["add"]:
+        if args["kind"] or args["store"] != "files":
+            raise UserError("--add keeps the gallery's index and store: leave out --kind and --store")
+        gallery = Gallery.open(folder, args["model"], device=args["device"])
+        added = gallery.add(images, progress=True, **encoding)
+        print(f"added {added:,} images")
+    else:
+        options = {name: args[name] for name in ("kind", "params", "store", "device")}
+        gallery = Gallery.build(args["model"], images, folder, progress=True, **encoding, **options)
+    print(describe(gallery))
+    if args["parquet"]:
+        print(f"{args['parquet']}: {gallery.export_parquet(args['parquet']):,} rows")
+    return 0
+
+
+def describe(gallery: Gallery) -> str:
+    """What `fastirt index` prints."""
+    lines = [f"{gallery.folder}: {len(gallery):,} images, {gallery.dim} dimensions"]
+    if gallery.columns:
+        lines.append(f"metadata: {', '.join(gallery.columns)}")
+    if found := gallery.index:
+        lines.append(
+            f"{found['kind']}{' ' * bool(found['params'])}{found['params']}: recall@{found['k']} {found['recall']:.4f} "
+            f"against exact search ({found['queries']:,} of its vectors), {found['bytes_per_vector']:,.1f} bytes a "
+            f"vector (exact: {4 * gallery.dim:,}), {found['ms']:.2f} ms a query (exact: {found['exact_ms']:.2f})"
+        )
+    else:
+        lines.append(f"exact search, {4 * gallery.dim:,} bytes a vector")
+    return "\n".join(lines)
+
+
+def _search(args: dict[str, Any]) -> int:
+    from fastirt.gallery import Gallery
+
+    gallery = Gallery.open(args["folder"], device=args["device"])
+    options = {name: args[name] for name in ("k", "where", "exact", "batch_size")}
+    results = gallery.search(_images(args["images"]), on_bad=_name_bad, **options)
+    if args["html"]:
+        _write_page(args["html"], gallery, results)
+    print(document(gallery, args, results) if args["json"] else table(results))
+    return int(any(result.error for result in results))
+
+
+def _name_bad(row: int, name: str, reason: str) -> None:
+    print(f"fastirt search: {name}: {reason}", file=sys.stderr)
+
+
+def table(results: list[Neighbors]) -> str:
+    """Each query, and a line for each of its neighbors."""
+    lines = []
+    for result in results:
+        lines.append(f"{result.query}: {result.error}" if result.error else result.query)
+        width = max(map(len, result.paths), default=0)
+        for rank, path in enumerate(result.paths):
+            columns = "  ".join(f"{name}={value}" for name, value in result.metadata[rank].items() if value is not None)
+            lines.append(f"{rank + 1:5}  {result.similarities[rank]:.4f}  {path:{width}}  {columns}".rstrip())
+        if not result.paths and not result.error:
+            lines.append("    no image of the gallery matches")
+    return "\n".join(lines)
+
+
+def document(gallery: Gallery, args: dict[str, Any], results: list[Neighbors]) -> str:
+    """The JSON document; fastirt/retrieval/README.md lists its keys."""
+    queries = []
+    for result in results:
+        columns = zip(result.paths, result.files, result.similarities.tolist(), result.metadata)
+        neighbors = [
+            {"rank": rank, "path": path, "file": file, "similarity": similarity, "metadata": metadata}
+            for rank, (path, file, similarity, metadata) in enumerate(columns, 1)
+        ]
+        queries.append({"query": result.query, "error": result.error or None, "neighbors": neighbors})
+    found = {
+        "gallery": str(gallery.folder),
+        "images": len(gallery),
+        "k": args["k"],
+        "where": args["where"],
+        "exact": args["exact"] or gallery.index is None,
+        "queries": queries,
+    }
+    return json.dumps(found, indent=1)
+
+
+COMMANDS = {"index": Command(_add_index, _index), "search": Command(_add_search, _search)}
