@@ -7,12 +7,13 @@ import sys
 from typing import Optional, Sequence
 
 from fastirt import __version__
-from fastirt.cli import gallery, images, reports, training
+from fastirt.cli import embed, gallery, images, reports, training
 from fastirt.cli.parser import Parser
 from fastirt.errors import user_message
 
 COMMANDS = {
     **training.COMMANDS,
+    **embed.COMMANDS,
     **gallery.COMMANDS,
     **images.COMMANDS,
     **reports.COMMANDS,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional, Sequence
 
+from fastirt.cli.embed import add_model, model_of
 from fastirt.cli.parser import Command, Parser
 from fastirt.errors import UserError
 
 if TYPE_CHECKING:
     from fastirt.gallery import Gallery, Neighbors
+    from fastirt.inference.image_list import ImageList
 
 INDEX = (
     "Embed images and write a gallery: one folder with the model, the vectors, the list and digests of all, which can "
@@ -25,68 +26,66 @@ SEARCH = (
 
 
 def _add_index(commands: Any) -> Parser:
-    index = commands.add_parser(
-        "index", help="make a gallery to search by image", description=INDEX, allow_abbrev=False
-    )
-    index.add_argument("model", metavar="MODEL", help="run folder, model file or timm name")
-    index.add_argument("images", metavar="PICTURES", help="folder, CSV (further columns: metadata), packed store, or -")
+    index = commands.add_parser("index", help="make a gallery to search", description=INDEX, allow_abbrev=False)
+    add_model(index)
+    index.add_argument("images", metavar="PICTURES", help="folder, CSV (other columns: metadata), packed store, or -")
     index.add_argument("folder", metavar="FOLDER", type=Path, help="of the gallery; one that is there is replaced")
     index.add_argument("--add", action="store_true", help="add to the gallery that is in FOLDER, of the same MODEL")
-    index.add_argument("--kind", metavar="FACTORY", help='index of FAISS\'s factory: HNSW32, "IVF4096,PQ32", ...')
-    index.add_argument("--params", default="", help='of that index: "nprobe=32", "efSearch=64", ...')
+    index.add_argument("--kind", metavar="FACTORY", help="index of FAISS's factory: HNSW32, 'IVF4096,PQ32', ...")
+    index.add_argument("--params", default="", metavar="S", help="of that index: nprobe=32, efSearch=64, ...")
     index.add_argument("--store", choices=("files", "lancedb"), default="files", help="lancedb: larger than memory")
     index.add_argument("--parquet", metavar="FILE", type=Path, help="also write path, vector and metadata there")
-    _add_encoding(index)
+    index.add_argument("--batch-size", type=int, default=128, metavar="N", help="images at a time (default: 128)")
     return index
 
 
 def _add_search(commands: Any) -> Parser:
     search = commands.add_parser("search", help="search a gallery by image", description=SEARCH, allow_abbrev=False)
     search.add_argument("folder", metavar="FOLDER", type=Path, help="of the gallery")
-    search.add_argument("images", metavar="PICTURE", nargs="+", help="query images, or one folder or CSV; - for stdin")
-    search.add_argument("-k", type=int, default=10, help="neighbors (default: %(default)s)")
     search.add_argument(
-        "--where", action="append", default=[], metavar="CONDITION",
-        help='on metadata: "brand=x", or != < <= > >=; may be repeated: all must hold',
-    )  # fmt: skip
+        "images", metavar="PICTURE", nargs="+", help="query images; or one folder or CSV, or - for stdin"
+    )
+    search.add_argument("-k", type=int, default=10, help="neighbors of each (default: 10)")
+    search.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="on metadata: 'brand=x', or != < <= > >= in place of =; if repeated, all must hold",
+    )
     search.add_argument("--exact", action="store_true", help="exactly, although the gallery has a FAISS index")
     search.add_argument("--json", action="store_true", help="print one JSON document")
     search.add_argument("--html", metavar="FILE", type=Path, help="write a page with the images")
-    _add_encoding(search)
+    search.add_argument("--batch-size", type=int, default=128, metavar="N", help="images at a time (default: 128)")
+    search.add_argument("--device", metavar="S", help="cuda, cuda:1 or cpu (default: a GPU if there is one)")
     return search
-
-
-def _add_encoding(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-size", type=int, default=64, help="images at a time (default: %(default)s)")
-    parser.add_argument("--device", help="default: cuda if there is a GPU")
-
-
-def _images(names: list[str]) -> Any:
-    """What `Model.encode` takes: one folder or file as it is, several as a list, - from stdin."""
-    from fastirt.inference.image_list import ImageList
-
-    if names == ["-"]:
-        return ImageList.from_lines(sys.stdin)
-    return names[0] if len(names) == 1 and Path(names[0]).exists() else names
 
 
 def _index(args: dict[str, Any]) -> int:
     from fastirt.gallery import Gallery
 
-    images, folder, encoding = _images([args["images"]]), args["folder"], {"batch_size": args["batch_size"]}
+    folder, encoding = args["folder"], {"batch_size": args["batch_size"], "progress": True}
     if args["add"]:
         if args["kind"] or args["store"] != "files":
             raise UserError("--add keeps the gallery's index and store: leave out --kind and --store")
-        gallery = Gallery.open(folder, args["model"], device=args["device"])
-        added = gallery.add(images, progress=True, **encoding)
-        print(f"added {added:,} images")
+        gallery = Gallery.open(folder, model_of(args))
+        print(f"added {gallery.add(_images([args['images']]), **encoding):,} images")
     else:
-        options = {name: args[name] for name in ("kind", "params", "store", "device")}
-        gallery = Gallery.build(args["model"], images, folder, progress=True, **encoding, **options)
+        options = {name: args[name] for name in ("kind", "params", "store")}
+        gallery = Gallery.build(model_of(args), _images([args["images"]]), folder, **encoding, **options)
     print(describe(gallery))
     if args["parquet"]:
         print(f"{args['parquet']}: {gallery.export_parquet(args['parquet']):,} rows")
     return 0
+
+
+def _images(names: list[str]) -> ImageList:
+    """One folder, file or - for a list on stdin, or several files."""
+    from fastirt.inference.image_list import ImageList
+
+    if names == ["-"]:
+        return ImageList.from_lines(sys.stdin)
+    return ImageList.of(names[0] if len(names) == 1 and Path(names[0]).expanduser().exists() else names)
 
 
 def describe(gallery: Gallery) -> str:
@@ -110,15 +109,30 @@ def _search(args: dict[str, Any]) -> int:
 
     gallery = Gallery.open(args["folder"], device=args["device"])
     options = {name: args[name] for name in ("k", "where", "exact", "batch_size")}
-    results = gallery.search(_images(args["images"]), on_bad=_name_bad, **options)
+    images = _images(args["images"])
+    results = gallery.search(images, on_bad=_name_bad, **options)
     if args["html"]:
-        _write_page(args["html"], gallery, results)
+        _write_page(args["html"], gallery, images.files, results)
     print(document(gallery, args, results) if args["json"] else table(results))
     return int(any(result.error for result in results))
 
 
 def _name_bad(row: int, name: str, reason: str) -> None:
     print(f"fastirt search: {name}: {reason}", file=sys.stderr)
+
+
+def _write_page(out: Path, gallery: Gallery, files: Sequence[Optional[str]], results: list[Neighbors]) -> None:
+    from fastirt.pages.search_page import write_search_page
+
+    rows = [
+        (
+            result.query if not result.error else f"{result.query}: {result.error}",
+            None if result.error else file,
+            [*zip(result.paths, result.files, result.similarities.tolist(), result.metadata)],
+        )
+        for file, result in zip(files, results)
+    ]
+    write_search_page(out, f"Search of {gallery.folder}", rows)
 
 
 def table(results: list[Neighbors]) -> str:

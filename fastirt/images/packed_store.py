@@ -108,18 +108,7 @@ class PackedStore:
         Raises:
             UserError: the store does not fit; the message names the first difference.
         """
-        for option, stored, wanted in (
-            ("data set", self.header["dataset"], catalog.dataset),
-            ("--resize", self.header["resize"], resize),
-            ("--resize-size", self.header["resize_size"], resize_size),
-            ("--orientation", self.orientation, orientation),
-        ):
-            if stored != wanted:
-                raise UserError(
-                    f"{self.path}: stale or foreign: {option} is {stored} in the store and {wanted} in this run: "
-                    f"make it again with `fastirt pack --resize {resize} --resize-size {resize_size} "
-                    f"--orientation {orientation}`"
-                )
+        self.check_options(resize, resize_size, orientation, catalog.dataset)
         if self.header["catalog_sha256"] != catalog_digest(catalog):
             raise UserError(f"{self.path}: stale or foreign: {self._difference(catalog)}: {REPACK_HINT}")
         self._check_sources([path for split in catalog.splits() for path in split.paths])
@@ -144,6 +133,21 @@ class PackedStore:
         ):
             raise UserError(f"{self.path}: its split {name} holds other images than the data set's: {REPACK_HINT}")
         return PackedSplit(self, split, start)
+
+    def check_options(self, resize: str, resize_size: int, orientation: str, dataset: str | None = None) -> None:
+        """Raises UserError for images resized or turned in another way, or of another data set."""
+        for option, stored, wanted in (
+            ("data set", self.header["dataset"], dataset or self.header["dataset"]),
+            ("--resize", self.header["resize"], resize),
+            ("--resize-size", self.header["resize_size"], resize_size),
+            ("--orientation", self.orientation, orientation),
+        ):
+            if stored != wanted:
+                raise UserError(
+                    f"{self.path}: stale or foreign: {option} is {stored} in the store and {wanted} in this run: "
+                    f"make it again with `fastirt pack --resize {resize} --resize-size {resize_size} "
+                    f"--orientation {orientation}`"
+                )
 
     def _difference(self, catalog: Catalog) -> str:
         """The first difference between the catalogue and the one the store was made from."""

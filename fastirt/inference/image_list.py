@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -144,6 +145,10 @@ class ImageList:
         if not names:
             raise UserError(f"images: an array of no images: pass {KINDS}")
         return cls(names, (None,) * len(names), source, "images")
+
+    def with_source(self, source: ImageSource) -> ImageList:
+        """The same list, read through another source."""
+        return dataclasses.replace(self, source=source)
 
     @property
     def digest(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Callable, Iterator, Optional, Sequence
+from typing import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -30,7 +30,9 @@ class ListLoader(EvalLoader):
         device: where batches go.
         on_bad: called with row, name and reason of each unreadable image.
         ranks: their number decides the threads of each.
-        todo: numbers of the batches to make; None: all.
+
+    Attributes:
+        todo: numbers of the batches to make, ascending; at first all.
     """
 
     def __init__(
@@ -41,21 +43,24 @@ class ListLoader(EvalLoader):
         device: torch.device,
         on_bad: OnBad,
         ranks: Ranks = SINGLE_PROCESS,
-        todo: Optional[Sequence[int]] = None,
     ) -> None:
         split = _Sized("images", (), np.zeros(len(source), np.int64))
         super().__init__(split, batch_size=batch_size, input=input, device=device, store=source, ranks=ranks)
         assert isinstance(self.images, DecodedImages)
         self.images.bad = BadReports(source, on_bad)
-        self._todo = range(len(self)) if todo is None else todo
+        self.todo: Sequence[int] = range(len(self))
 
     def rows(self, batch: int) -> range:
         """The rows of a batch, bad ones too."""
         return range(batch * self._size, min((batch + 1) * self._size, len(self._labels)))
 
+    def batch_of(self, row: int) -> int:
+        """The number of the batch that holds a row."""
+        return row // self._size
+
     def batches(self) -> Iterator[Batch]:
         readable = self._readable
-        for step, following in zip(self._todo, [*self._todo[1:], None]):
+        for step, following in zip(self.todo, [*self.todo[1:], None]):
             views = None
             after = np.empty(0, np.int64) if following is None else readable(following)
             while views is None and len(rows := readable(step)):

@@ -17,7 +17,9 @@ from tqdm import tqdm
 
 from fastirt.config.options import Config
 from fastirt.distributed.device import choose_device
+from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import UserError
+from fastirt.images.packed_store import PackedSplit
 from fastirt.inference.image_list import ImageList
 from fastirt.inference.list_loader import ListLoader, OnBad
 from fastirt.inference.memory_source import MemorySource
@@ -112,11 +114,14 @@ class Model:
                 bar.update(len(rows))
         return vectors
 
-    def loader(self, images: ImageList, batch_size: int, on_bad: OnBad, **share: Any) -> ListLoader:
-        """Batches for `embedded`; share: `ranks` and `todo` of `ListLoader`."""
-        if isinstance(images.source, MemorySource):
-            images.source.orientation = self.config.input.orientation
-        return ListLoader(images.source, batch_size, self.config.input, self.device, on_bad, **share)
+    def loader(self, images: ImageList, batch_size: int, on_bad: OnBad, ranks: Ranks = SINGLE_PROCESS) -> ListLoader:
+        """Batches for `embedded`. Raises UserError for a packed store of other preprocessing."""
+        source, input = images.source, self.config.input
+        if isinstance(source, MemorySource):
+            source.orientation = input.orientation
+        if isinstance(source, PackedSplit):
+            source.store.check_options(input.resize, input.resize_size, input.orientation)
+        return ListLoader(source, batch_size, input, self.device, on_bad, ranks)
 
     def embedded(self, loader: ListLoader) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(B, D) float32 vectors and (B,) int64 rows of the readable images of each batch."""

@@ -33,7 +33,8 @@ def test_a_part_end_to_end(part, tmp_path):
         if row["limit"]:
             shares = sorted((row["p50"] / row["limit"], row["limit"] / row["p50"]))
             assert row["share_of_limit"] in (pytest.approx(shares[0]), pytest.approx(shares[1]))
-        assert row["limit"] or part == "scaling" or row["name"].startswith("decode alone") or row["part"] == "ceilings"
+        is_limit = row["name"].startswith(("decode alone", "encoder alone")) or row["part"] == "ceilings"
+        assert row["limit"] or part == "scaling" or is_limit
     if part in ("cache", "step"):
         # what needs a GPU is listed
         assert any(row["part"] == part for row in rows if "not_run" in row)
