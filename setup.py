@@ -29,6 +29,7 @@ setup(
     packages=find_packages(include=["fastirt", "fastirt.*"])
     + [f"fastirt.{name}" for name in find_packages(include=["kernels", "kernels.*"])],
     package_dir={"fastirt.kernels": "kernels"},
+    package_data={"fastirt.pages": ["templates/*"]},
     install_requires=[
         # 2.13.0 resolves to a CPU build on some indexes, with which torchvision cannot be imported
         "torch>=2.11,<2.13",
@@ -42,6 +43,7 @@ setup(
         "pillow",
         "jinja2",
         "matplotlib",
+        "scikit-learn",
         "pyyaml",
         "tensorboard",
         "tqdm",

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Install, draw the demo set, evaluate IRT_O, train IRT_L and IRT_R, and print a table of all runs.
+# Install, draw the demo set, evaluate IRT_O, train IRT_L and IRT_R, and print a table of all runs;
+# a page shows them with images: outputs/quickstart/report.html.
 # A second run continues or reuses the first; delete outputs/quickstart to train again.
 set -euo pipefail
 extras=none
@@ -27,4 +28,8 @@ trap 'kill "$left" 2>/dev/null || true; wait' EXIT
 run irt-r --method irt-r --resume --num-workers 1
 wait $left || { tail -n 20 "$out/irt-l.log" >&2; exit 1; }
 echo
-fastirt report "$out/colour-histogram" "$out/irt-o" "$out/irt-l" "$out/irt-r"
+runs=("$out/colour-histogram" "$out/irt-o" "$out/irt-l" "$out/irt-r")
+fastirt report "${runs[@]}"
+echo
+fastirt report "${runs[@]}" --html "$out/report.html" 2> "$out/report.log" || { tail -n 20 "$out/report.log" >&2; exit 1; }
+echo "To look at queries, neighbors and failures, open file://$PWD/$out/report.html in a browser."

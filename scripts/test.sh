@@ -3,6 +3,17 @@
 # `quick`: without the tests that need Triton's interpreter, several ranks or the compiler.
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
+
+# The tests of HTML pages need a browser; without one they are skipped.
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
+install_chromium() {
+    as_root timeout 100 apt-get update -qq && as_root timeout 300 env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium
+}
+if ! command -v chromium chromium-browser google-chrome > /dev/null; then
+    echo "installing chromium for the tests of HTML pages"
+    install_chromium > /dev/null 2>&1 || echo "chromium cannot be installed here: the tests of HTML pages in a browser are skipped"
+fi
+
 if [ "${1:-}" = quick ]; then
     shift
     export OMP_NUM_THREADS=1 # two processes on two cores

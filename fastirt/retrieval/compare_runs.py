@@ -77,7 +77,12 @@ def _columns() -> dict[str, Callable[[Options], str]]:
 
 
 def compare_runs(folders: Sequence[Path], sort: Optional[str] = None) -> str:
-    """A Markdown table with one row per run: method, differing options, and metrics in percent.
+    """The table of `comparison` as Markdown. Raises UserError likewise."""
+    return markdown(*comparison(folders, sort))
+
+
+def comparison(folders: Sequence[Path], sort: Optional[str] = None) -> tuple[list[str], list[list[str]]]:
+    """(header, rows): a row for each run with method, differing options, and metrics in percent.
 
     Args:
         folders: run folders; runs without metrics have empty cells.
@@ -108,7 +113,7 @@ def compare_runs(folders: Sequence[Path], sort: Optional[str] = None) -> str:
     rows = [list(row) for row in zip(*cells, *measured.values())]
     if sort is not None:
         rows = _sorted(rows, header, sort)
-    return markdown(header, rows)
+    return header, rows
 
 
 def _read_run(folder: Path) -> tuple[Options, str]:

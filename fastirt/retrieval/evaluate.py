@@ -60,9 +60,80 @@ def evaluate(
     """
     check_recall_ks(catalog, config.eval.rank)
     ranks.host.run_on_main(lambda: check_per_query_file(per_query))
+    query, gallery = embed_splits(
+        encoder,
+        catalog,
+        config,
+        device,
+        stores=stores,
+        csv_path=csv_path,
+        caches=caches,
+        progress=progress,
+        ranks=ranks,
+    )
+    depths: list[int] = []
+    labelled: Optional[PositivesByLabel] = None
+
+    def prepare() -> tuple[int, list[tuple[int, int]]]:
+        nonlocal labelled
+        exclude = excluded_rows(query, gallery, catalog)
+        depths.extend(_reachable_ks(config.eval.rank, len(gallery.rows), bool((exclude >= 0).any())))
+        labels = labels_of(catalog.query, query), labels_of(catalog.gallery or catalog.query, gallery)
+        labelled = PositivesByLabel(query.vectors, labels[0], gallery.vectors, labels[1], depths, exclude)
+        return labelled.depth, labelled.parts
+
+    # Errors are raised on all ranks, before these share the work.
+    depth, parts = ranks.host.run_on_main(prepare)
+    measured, tables = [], []
+    for first, stop in parts:
+        of_main: tuple[Any, ...] = (None,) * 4
+        if labelled is not None:
+            of_main = (query.vectors[first:stop], gallery.vectors, *labelled.lists(first, stop))
+        found = shared_ranks(
+            ranks.host,
+            *of_main,
+            backend=config.eval.search,
+            device=device,
+            depth=depth,
+            progress=progress and ranks.is_main,
+        )
+        if found is not None:
+            measured.append(QueryMetrics.of_ranks(found, depths, labelled.largest))
+        if found is not None and per_query is not None:
+            of_gallery = (catalog.gallery or catalog.query, gallery.rows)
+            of_query = (catalog.query, query.rows[first:stop])
+            tables.append(per_query_table(found, *of_query, *of_gallery, catalog.class_names))
+
+    def summary() -> dict[str, Any]:
+        if per_query is not None:
+            write_per_query_file(per_query, tables)
+            log.info("wrote %s", per_query)
+        metrics = summarize(QueryMetrics.joined(measured), labels_of(catalog.query, query), config.eval.average)
+        bad = len(catalog.query) - len(query.rows)
+        bad += 0 if catalog.gallery is None else len(catalog.gallery) - len(gallery.rows)
+        return {**metrics, "gallery": len(gallery.rows), "bad": bad}
+
+    return ranks.host.run_on_main(summary)
+
+
+def embed_splits(
+    encoder: Encoder,
+    catalog: Catalog,
+    config: Config,
+    device: torch.device,
+    *,
+    stores: Optional[Mapping[str, Any]] = None,
+    csv_path: Optional[Path] = None,
+    caches: Optional[EvalCaches] = None,
+    progress: bool = True,
+    ranks: Ranks = SINGLE_PROCESS,
+) -> tuple[Optional[Embeddings], Optional[Embeddings]]:
+    """(queries, gallery) as `evaluate` embeds them, its arguments; one object without a gallery.
+
+    None on ranks other than the main one. Raises UserError as `embed`.
+    """
     mean, std = normalization_constants(config, encoder)
     dtype = resolve_precision(config.model.precision, device)
-
     splits = [catalog.query] if catalog.gallery is None else [catalog.query, catalog.gallery]
     loaders = {
         split.name: EvalLoader(
@@ -95,53 +166,10 @@ def evaluate(
         )
 
     query = embeddings(catalog.query)
-    gallery = query if catalog.gallery is None else embeddings(catalog.gallery)
-
-    depths: list[int] = []
-    labelled: Optional[PositivesByLabel] = None
-
-    def prepare() -> tuple[int, list[tuple[int, int]]]:
-        nonlocal labelled
-        exclude = _excluded_rows(query, gallery, catalog)
-        depths.extend(_reachable_ks(config.eval.rank, len(gallery.rows), bool((exclude >= 0).any())))
-        labels = _labels(catalog.query, query), _labels(catalog.gallery or catalog.query, gallery)
-        labelled = PositivesByLabel(query.vectors, labels[0], gallery.vectors, labels[1], depths, exclude)
-        return labelled.depth, labelled.parts
-
-    # Errors are raised on all ranks, before these share the work.
-    depth, parts = ranks.host.run_on_main(prepare)
-    measured, tables = [], []
-    for first, stop in parts:
-        of_main: tuple[Any, ...] = (None,) * 4
-        if labelled is not None:
-            of_main = (query.vectors[first:stop], gallery.vectors, *labelled.lists(first, stop))
-        found = shared_ranks(
-            ranks.host,
-            *of_main,
-            backend=config.eval.search,
-            device=device,
-            depth=depth,
-            progress=progress and ranks.is_main,
-        )
-        if found is not None:
-            measured.append(QueryMetrics.of_ranks(found, depths, labelled.largest))
-        if found is not None and per_query is not None:
-            of_gallery = (catalog.gallery or catalog.query, gallery.rows)
-            of_query = (catalog.query, query.rows[first:stop])
-            tables.append(per_query_table(found, *of_query, *of_gallery, catalog.class_names))
-
-    def summary() -> dict[str, Any]:
-        if per_query is not None:
-            write_per_query_file(per_query, tables)
-            log.info("wrote %s", per_query)
-        metrics = summarize(QueryMetrics.joined(measured), _labels(catalog.query, query), config.eval.average)
-        bad = sum(len(split) - len(read.rows) for split, read in zip(splits, (query, gallery)))
-        return {**metrics, "gallery": len(gallery.rows), "bad": bad}
-
-    return ranks.host.run_on_main(summary)
+    return query, query if catalog.gallery is None else embeddings(catalog.gallery)
 
 
-def _labels(split: Split, read: Embeddings) -> Tensor:
+def labels_of(split: Split, read: Embeddings) -> Tensor:
     """(N,) int64 of the images that were embedded."""
     return torch.from_numpy(split.labels)[read.rows]
 
@@ -156,7 +184,7 @@ def _reachable_ks(ks: Sequence[int], gallery: int, excludes: bool) -> list[int]:
     return depths
 
 
-def _excluded_rows(query: Embeddings, gallery: Embeddings, catalog: Catalog) -> Tensor:
+def excluded_rows(query: Embeddings, gallery: Embeddings, catalog: Catalog) -> Tensor:
     """(Q,) int64: for each embedded query the embedded gallery row of its own file, or -1."""
     if catalog.gallery is None:
         return torch.arange(len(query.rows))

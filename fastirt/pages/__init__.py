@@ -1,0 +1,1 @@
+"""HTML pages in one file: reports of runs and results of searches."""
