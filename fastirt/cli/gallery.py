@@ -42,9 +42,7 @@ def _add_index(commands: Any) -> Parser:
 def _add_search(commands: Any) -> Parser:
     search = commands.add_parser("search", help="search a gallery by image", description=SEARCH, allow_abbrev=False)
     search.add_argument("folder", metavar="FOLDER", type=Path, help="of the gallery")
-    search.add_argument(
-        "images", metavar="PICTURE", nargs="+", help="query images; or one folder or CSV, or - for stdin"
-    )
+    search.add_argument("images", metavar="PICTURE", nargs="+", help="query images; or one folder, CSV file, or -")
     search.add_argument("-k", type=int, default=10, help="neighbors of each (default: 10)")
     search.add_argument(
         "--where",

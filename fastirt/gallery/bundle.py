@@ -32,7 +32,7 @@ FORMAT = "fastirt gallery"
 VERSION = 1
 GENERATIONS = r"(vectors|list|removed|index|model)-\d+\.(npy|safetensors|faiss)"
 OWN_FILES = re.compile(GENERATIONS + r"|lock|lance|\..*\.tmp")
-ENTRIES = {"generation", "dim", "model", "store", "files"}
+ENTRIES = {"generation", "built", "dim", "model", "store", "files"}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Iterable, NamedTuple, Optional, Sequence
+from typing import Any, NamedTuple, Optional, Sequence, Union
 
 from fastirt.errors import UserError
 
@@ -62,28 +62,22 @@ def number(value: Any) -> Optional[float]:
     return found if math.isfinite(found) else None
 
 
-def parse_where(where: Optional[str | Sequence[str]]) -> list[Condition]:
-    """The conditions, all of which a row must match; the value may stand in quotes.
+def parse_where(where: Union[str, Sequence[str], None], columns: Sequence[str], place: object) -> list[Condition]:
+    """The conditions, all of which a row must match; a value may stand in quotes.
 
-    Raises UserError if one is not COLUMN, operator, VALUE.
+    Raises UserError if one is not COLUMN, operator, VALUE, or its column is not in `columns`.
     """
-    texts = [where] if isinstance(where, str) else list(where or ())
     conditions = []
-    for text in texts:
+    for text in [where] if isinstance(where, str) else list(where or ()):
         match = PATTERN.fullmatch(text)
         if match is None:
             raise UserError(f"--where '{text}': write COLUMN=VALUE, or one of != < <= > >= in place of =")
         column, operator, value = match.groups()
+        if column not in columns:
+            known = ", ".join(columns) or "none"
+            raise UserError(f"{place}: no metadata column '{column}' for --where; it has: {known}")
         value = value.strip()
         if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
             value = value[1:-1]
         conditions.append(Condition(column, "=" if operator == "==" else operator, value))
     return conditions
-
-
-def check_columns(conditions: Iterable[Condition], known: Sequence[str], place: object) -> None:
-    """Raises UserError if a condition is on a column that the gallery lacks."""
-    for condition in conditions:
-        if condition.column not in known:
-            columns = ", ".join(known) or "none"
-            raise UserError(f"{place}: no metadata column '{condition.column}' for --where; it has: {columns}")

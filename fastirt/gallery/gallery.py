@@ -11,7 +11,7 @@ import numpy as np
 
 from fastirt.errors import UserError
 from fastirt.gallery.encode import OnBad, encode, encode_queries, load_model
-from fastirt.gallery.filters import Condition, check_columns, parse_where
+from fastirt.gallery.filters import Condition, parse_where
 from fastirt.gallery.generation import check_model, load_own_model, open_generation, search_device
 from fastirt.gallery.rows import Neighbors, Rows
 from fastirt.gallery.writer import Change, checked, first_generation, next_generation
@@ -29,9 +29,7 @@ class Gallery:
     Several threads may search one Gallery. A change is atomic and of one writer at a time. Other
     Gallery objects keep what they opened, and see the change once they are opened anew.
 
-    Attributes:
-        folder: of the gallery.
-        manifest: what gallery.json says (see `fastirt.gallery.bundle`).
+    `folder` is the gallery's, `manifest` what its gallery.json says.
     """
 
     def __init__(self, folder: Path, model: Optional[Model], device: str, verify: bool) -> None:
@@ -121,7 +119,7 @@ class Gallery:
         Args:
             folder: of the gallery.
             model: refuse a gallery of another model than this one; None: take the gallery's own.
-            device: where to embed and to search exactly; None: cuda if there is a GPU.
+            device: where to embed and search; None: cuda if there is a GPU.
             verify: read all files and compare their digests.
 
         Raises:
@@ -230,7 +228,6 @@ class Gallery:
         Raises UserError, and removes nothing, if one of them is not in the gallery.
         """
         listed = [paths] if isinstance(paths, (str, Path)) else list(paths)
-        before = 0
         with self._change() as change:
             before = len(change.store)
             change.remove([str(path) for path in listed])
@@ -244,20 +241,12 @@ class Gallery:
 
     @contextmanager
     def _change(self) -> Iterator[Change]:
-        """Change the newest generation of this gallery, then open what was written.
-
-        Raises UserError if the gallery was built anew with another model since it was opened.
-        """
-        with next_generation(self.folder) as change:
-            assert change.before is not None
-            if (change.before["model"], change.before["dim"]) != (self.manifest["model"], self.dim):
-                raise UserError(f"{self.folder}: was built anew since it was opened: open it again")
+        """Change the newest generation, then open what was written."""
+        with next_generation(self.folder, self.manifest) as change:
             yield change
         self._opened = open_generation(self.folder, self.device, verify=False)
 
     def _conditions(self, k: int, where: Where) -> list[Condition]:
         if k < 1:
             raise UserError(f"k = {k}: ask for one neighbor or more")
-        conditions = parse_where(where)
-        check_columns(conditions, self.columns, self.folder)
-        return conditions
+        return parse_where(where, self.columns, self.folder)

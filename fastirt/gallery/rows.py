@@ -166,12 +166,12 @@ class Rows:
         return cls(Texts(arrays["path.text"], arrays["path.ends"]), columns)
 
     def write(self, file: Path) -> None:
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         arrays = {"path.text": self.paths.text, "path.ends": self.paths.ends}
         for i, column in enumerate(self.columns.values()):
             arrays |= {f"{i}.codes": column.codes, f"{i}.text": column.values.text, f"{i}.ends": column.values.ends}
-        save_file(arrays, file, {"columns": json.dumps(list(self.columns))})
+        file.write_bytes(save(arrays, {"columns": json.dumps(list(self.columns))}))
 
     def __len__(self) -> int:
         return len(self.paths)

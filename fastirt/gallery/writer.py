@@ -38,7 +38,7 @@ class Change:
         state = self.store.add(vectors, rows, self.number, set())
         if kind:
             state = self.store.indexed(state, kind, params, self.number)
-        self._write({"dim": vectors.shape[1], "model": entry}, state)
+        self._write({"dim": vectors.shape[1], "model": entry, "built": self.number}, state)
 
     def add(self, vectors: np.ndarray, rows: Rows) -> None:
         """Further rows; those of the same files are replaced."""
@@ -58,7 +58,8 @@ class Change:
         names = [*self.store.files(state), *([model["file"]] if model else [])]
         known = {} if self.before is None or kept is not self.before else self.before["files"]
         files = {name: known.get(name) or bundle.describe(self.folder / name) for name in names}
-        entries = {"generation": self.number, "dim": kept["dim"], "model": model, "store": state, "files": files}
+        entries = {name: kept[name] for name in ("dim", "model", "built")}
+        entries |= {"generation": self.number, "store": state, "files": files}
         manifest = bundle.write_manifest(self.folder, entries)
         bundle.delete_unused(self.folder, manifest)
         self.store.delete_unused(state)
@@ -86,12 +87,17 @@ def first_generation(folder: Path, dim: int, store: str, kind: Optional[str]) ->
 
 
 @contextmanager
-def next_generation(folder: Path) -> Iterator[Change]:
-    """Change the newest generation. Raises UserError if another writer does."""
+def next_generation(folder: Path, manifest: dict[str, Any]) -> Iterator[Change]:
+    """Change the newest generation of a gallery that was opened with this manifest.
+
+    Raises UserError if another writer is at work, or the gallery was built anew in between.
+    """
     if not (folder / bundle.MANIFEST).exists():
         bundle.read_manifest(folder)  # raises
     with bundle.writing(folder):
         opened = open_generation(folder, "cpu", verify=False)
+        if any(opened.manifest[name] != manifest[name] for name in ("model", "dim", "built")):
+            raise UserError(f"{folder}: was built anew since it was opened: open it again")
         yield Change(folder, opened.store, opened.manifest)
 
 

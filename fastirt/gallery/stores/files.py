@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from functools import cached_property
 from pathlib import Path
 from typing import Container, Iterable, Iterator, Sequence
 
@@ -48,7 +49,7 @@ class FileStore:
     def __len__(self) -> int:
         return len(self.exact) if self.kept is None else int(np.count_nonzero(self.kept))
 
-    @property
+    @cached_property
     def columns(self) -> list[str]:
         return list(dict.fromkeys(name for rows in self.rows for name in rows.metadata_columns))
 
@@ -68,7 +69,8 @@ class FileStore:
 
     def row(self, number: int) -> Row:
         segment = int(np.searchsorted(self.exact.starts, number, side="right")) - 1
-        return self.rows[segment][number - int(self.exact.starts[segment])]
+        row = self.rows[segment][number - int(self.exact.starts[segment])]
+        return row._replace(metadata={**dict.fromkeys(self.columns), **row.metadata})
 
     def batches(self, size: int = BLOCK) -> Iterator[tuple[Rows, np.ndarray]]:
         for rows, part, start in zip(self.rows, self.exact.parts, self.exact.starts.tolist()):
