@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Sequence
@@ -82,8 +83,11 @@ def _images(names: list[str]) -> ImageList:
     from fastirt.inference.image_list import ImageList
 
     if names == ["-"]:
-        return ImageList.from_lines(sys.stdin)
-    return ImageList.of(names[0] if len(names) == 1 and Path(names[0]).expanduser().exists() else names)
+        return ImageList.from_lines(os.fsdecode(sys.stdin.buffer.read()).split("\n"))
+    listed = ImageList.at(names[0]) if len(names) == 1 and Path(names[0]).expanduser().exists() else None
+    if listed is None or listed.files == (listed.place,):  # one image: named as it was given
+        return ImageList.from_files(names, "images")
+    return listed
 
 
 def describe(gallery: Gallery) -> str:

@@ -14,9 +14,11 @@ moment leaves the old state or the new one, and a reader keeps what it has opene
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,7 @@ from fastirt.atomic import atomic_write, sync_file, sync_folder, try_lock
 from fastirt.errors import UserError
 
 MANIFEST, LOCK = "gallery.json", "lock"
+LANCE = "lance"  # folder of the lancedb store
 FORMAT = "fastirt gallery"
 VERSION = 1
 GENERATIONS = r"(vectors|list|removed|index|model)-\d+\.(npy|safetensors|faiss)"
@@ -150,6 +153,17 @@ def delete_unused(folder: Path, manifest: dict[str, Any]) -> None:
     for file in folder.iterdir():
         if OWN_FILES.fullmatch(file.name) and file.is_file() and file.name not in {*manifest["files"], LOCK}:
             file.unlink(missing_ok=True)
+
+
+def delete_half_written(folder: Path) -> None:
+    """Delete what a failed first build has written; other files stay."""
+    for file in folder.iterdir():
+        if file.name == LANCE:
+            shutil.rmtree(file, ignore_errors=True)
+        elif OWN_FILES.fullmatch(file.name):
+            file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 class VectorFile:

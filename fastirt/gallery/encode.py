@@ -10,9 +10,9 @@ import numpy as np
 
 from fastirt.errors import UserError
 from fastirt.gallery.rows import Row, Rows
+from fastirt.inference.image_list import ImageList
 
 if TYPE_CHECKING:
-    from fastirt.inference.image_list import ImageList
     from fastirt.inference.model import Model
 
 OnBad = Callable[[int, str, str], None]  # row, name, reason of an image that cannot be read
@@ -31,8 +31,6 @@ def encode(
     model: Model, images: Any, batch_size: int, progress: bool, on_bad: Optional[OnBad]
 ) -> tuple[np.ndarray, Rows]:
     """(N, D) vectors of the readable images, and their rows. Raises UserError if there are none."""
-    from fastirt.inference.image_list import ImageList
-
     listed = ImageList.of(images)
     vectors = model.encode(listed, batch_size=batch_size, progress=progress, on_bad=on_bad)
     readable = ~np.isnan(vectors[:, 0])
@@ -55,8 +53,6 @@ def encode_queries(
     model: Model, images: Any, batch_size: int, on_bad: Optional[OnBad]
 ) -> tuple[np.ndarray, tuple[str, ...], dict[int, str]]:
     """((Q, D) vectors, Q names, reasons by row of unreadable images, whose vectors are NaN)."""
-    from fastirt.inference.image_list import ImageList
-
     listed, errors = ImageList.of(images), {}
 
     def note(row: int, name: str, reason: str) -> None:

@@ -56,8 +56,10 @@ class FactoryIndex:
 
         vectors = exact.parts[0] if len(exact.parts) == 1 else np.concatenate(exact.parts)
         count, dim = vectors.shape
-        index = make_index(kind, dim)
-        _quiet_clustering(faiss, index, kind, count)
+        index = make_index(kind, dim, count)
+        if (ivf := _ivf(faiss, index)) and count < MIN_PER_LIST * ivf.nlist:
+            log.warning("--kind '%s': %s vectors are few for %s lists", kind, f"{count:,}", f"{ivf.nlist:,}")
+        _quiet_clustering(faiss, index)
         try:
             index.train(vectors)
             index.add(vectors)
@@ -131,17 +133,26 @@ def _median_ms(search: Any, queries: np.ndarray, k: int) -> float:
     return 1e3 * float(np.median(times))
 
 
-def make_index(kind: str, dim: int) -> Any:
-    """An empty index. Raises UserError for a malformed string, or one that does not fit `dim`."""
+def make_index(kind: str, dim: int, count: int) -> Any:
+    """An empty index for `count` vectors.
+
+    Raises UserError for a malformed string, one that does not fit `dim`, and too few vectors.
+    """
     import faiss
 
     for number in re.findall(r"\d+", kind):  # with 0 FAISS ends the process
         if not 0 < int(number) <= MAX_NUMBER:
             raise UserError(f"--kind '{kind}': the number {number} is no size of a FAISS index")
     try:
-        return faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
+        index: Any = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
     except FAISS_ERRORS as error:
         raise UserError(f"--kind '{kind}': no FAISS index of {dim} dimensions ({_reason(error)})")
+    if (ivf := _ivf(faiss, index)) and count < ivf.nlist:
+        raise UserError(
+            f"--kind '{kind}': its {ivf.nlist:,} lists need at least as many vectors, and better "
+            f"{MIN_PER_LIST * ivf.nlist:,}; there are {count:,}"
+        )
+    return index
 
 
 def _reason(error: BaseException) -> str:
@@ -159,32 +170,17 @@ def _ivf(faiss: Any, index: Any) -> Any:
         return None
 
 
-def _quiet_clustering(faiss: Any, index: Any, kind: str, count: int) -> None:
-    """One line of ours in place of the lines that FAISS prints for few vectors."""
-    _quiet_codes(faiss, index)
-    ivf = _ivf(faiss, index)
-    if ivf is None:
-        return
-    if count < ivf.nlist:
-        raise UserError(
-            f"--kind '{kind}': its {ivf.nlist:,} lists need at least as many vectors, and better "
-            f"{MIN_PER_LIST * ivf.nlist:,}; the gallery has {count:,}"
-        )
-    if count < MIN_PER_LIST * ivf.nlist:
-        log.warning("--kind '%s': %s vectors are few for %s lists", kind, f"{count:,}", f"{ivf.nlist:,}")
-    ivf.cp.min_points_per_centroid = 1
-
-
-def _quiet_codes(faiss: Any, index: Any) -> None:
-    """The same for the clusters of product quantizers, in whatever index they are."""
+def _quiet_clustering(faiss: Any, index: Any) -> None:
+    """FAISS prints a line for each of its clusterings that has few vectors: none, at all depths."""
     index = faiss.downcast_index(index)
-    if hasattr(index, "pq"):
-        index.pq.cp.min_points_per_centroid = 1
+    for clusters in (index, getattr(index, "pq", None)):
+        if hasattr(clusters, "cp"):
+            clusters.cp.min_points_per_centroid = 1
     if hasattr(index, "do_polysemous_training"):
         index.do_polysemous_training = False  # takes most of the training, and no search here uses it
     for name in ("index", "base_index", "storage"):
         if inner := getattr(index, name, None):
-            _quiet_codes(faiss, inner)
+            _quiet_clustering(faiss, inner)
 
 
 def _default_params(faiss: Any, index: Any) -> str:

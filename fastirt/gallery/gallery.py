@@ -15,6 +15,7 @@ from fastirt.gallery.filters import Condition, parse_where
 from fastirt.gallery.generation import check_model, load_own_model, open_generation, search_device
 from fastirt.gallery.rows import Neighbors, Rows
 from fastirt.gallery.writer import Change, checked, first_generation, next_generation
+from fastirt.inference.image_list import ImageList
 
 if TYPE_CHECKING:
     from fastirt.gallery.stores import Store
@@ -70,9 +71,9 @@ class Gallery:
             UserError: another writer is at work, no image can be read, a folder that holds other
                 files, a kind that FAISS cannot build from these vectors.
         """
-        model, target = load_model(model, device), Path(folder)
-        with first_generation(target, model.dim, store, kind) as change:
-            vectors, rows = encode(model, images, batch_size, progress, on_bad)
+        model, target, listed = load_model(model, device), Path(folder), ImageList.of(images)
+        with first_generation(target, model.dim, store, kind, len(listed)) as change:
+            vectors, rows = encode(model, listed, batch_size, progress, on_bad)
             change.create(vectors, rows, model, kind, params)
         return cls.open(target, model, device=device, verify=False)
 
@@ -101,7 +102,7 @@ class Gallery:
         """
         target = Path(folder)
         vectors, rows = checked(vectors), Rows.of(paths, root, metadata)
-        with first_generation(target, vectors.shape[1], store, kind) as change:
+        with first_generation(target, vectors.shape[1], store, kind, len(vectors)) as change:
             change.create(vectors, rows, model, kind, params)
         return cls.open(target, model, verify=False)
 
@@ -123,7 +124,7 @@ class Gallery:
             verify: read all files and compare their digests.
 
         Raises:
-            UserError: no gallery, one that is half-written or damaged, or of another model.
+            UserError: no gallery, a half-written or damaged one, or one of another model.
         """
         loaded = None if model is None else load_model(model, device)
         return cls(Path(folder), loaded, search_device(device), verify)
@@ -132,7 +133,7 @@ class Gallery:
         return len(self._store)
 
     def __repr__(self) -> str:
-        return f"Gallery({str(self.folder)!r}, {len(self):,} images, {self.dim} dimensions)"
+        return f"Gallery('{self.folder}', {len(self):,} images, {self.dim} dimensions)"
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -154,7 +155,7 @@ class Gallery:
 
     @property
     def index(self) -> Optional[dict[str, Any]]:
-        """Kind, recall and bytes a vector of the FAISS index; None without one."""
+        """Kind, recall and bytes a vector of the FAISS index; None: exact search."""
         return self.manifest["store"].get("index")
 
     @property
@@ -182,10 +183,8 @@ class Gallery:
             k: neighbors per query; fewer where the gallery or `where` leaves fewer.
             where: a condition on metadata, such as "brand=x", or several, which all must hold.
             exact: search exactly although there is a FAISS index.
-            batch_size, on_bad: as of `Model.encode`.
         """
-        model = self.model
-        conditions = self._conditions(k, where)
+        conditions, model = self._conditions(k, where), self.model
         with self._model_lock:
             vectors, names, errors = encode_queries(model, images, batch_size, on_bad)
         readable = [row for row in range(len(names)) if row not in errors]

@@ -66,7 +66,7 @@ class Change:
 
 
 @contextmanager
-def first_generation(folder: Path, dim: int, store: str, kind: Optional[str]) -> Iterator[Change]:
+def first_generation(folder: Path, dim: int, store: str, kind: Optional[str], count: int) -> Iterator[Change]:
     """Build a gallery in `folder`, in place of one that is there.
 
     Raises UserError, before anything is written, for a folder of other files, another writer, a
@@ -78,12 +78,17 @@ def first_generation(folder: Path, dim: int, store: str, kind: Optional[str]) ->
     if kind:
         from fastirt.gallery.factory import make_index
 
-        make_index(kind, dim)
+        make_index(kind, dim, count)
     bundle.check_may_build(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with bundle.writing(folder):
         before = bundle.read_manifest(folder) if (folder / bundle.MANIFEST).exists() else None
-        yield Change(folder, empty, before)
+        try:
+            yield Change(folder, empty, before)
+        except BaseException:
+            if before is None:
+                bundle.delete_half_written(folder)
+            raise
 
 
 @contextmanager

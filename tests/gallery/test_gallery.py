@@ -89,6 +89,8 @@ def test_add_and_remove(own):
     assert own.search_vectors(unit(2, 4)[1], 1)[0].metadata[0]["brand"] == "again"
     assert own.remove(["new/4.jpg", "/images/a/5.jpg"]) == 2 and len(own) == COUNT + 18
     assert own.search_vectors(unit(COUNT)[5], 1)[0].paths != ["a/5.jpg"]
+    assert own.search_vectors(unit(20, 3)[3:6], 1)[0].paths == ["new/3.jpg"]
+    assert own.search_vectors(unit(20, 3)[4], 1)[0].paths != ["new/4.jpg"]
     with pytest.raises(UserError, match="nothing was removed: a/5.jpg"):
         own.remove(["a/6.jpg", "a/5.jpg"])
     reopened = Gallery.open(own.folder)

@@ -13,7 +13,6 @@ from fastirt.gallery.filters import Condition
 from fastirt.gallery.rows import Row, Rows
 
 STORES = ("files", "lancedb")
-LANCE = "lance"  # folder of the lancedb store
 State = dict[str, Any]  # `store` of the manifest
 
 

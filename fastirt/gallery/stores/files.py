@@ -11,12 +11,12 @@ from typing import Container, Iterable, Iterator, Sequence
 import numpy as np
 
 from fastirt.errors import UserError
-from fastirt.gallery.bundle import VectorFile
+from fastirt.gallery.bundle import LANCE, VectorFile
 from fastirt.gallery.exact import Exact
 from fastirt.gallery.factory import FactoryIndex
 from fastirt.gallery.filters import Condition
 from fastirt.gallery.rows import Row, Rows
-from fastirt.gallery.stores import LANCE, State, missing, names_of
+from fastirt.gallery.stores import State, missing, names_of
 
 BLOCK = 65536  # rows copied at once
 EMPTY: State = {"name": "files", "segments": [], "removed": None, "index": None}
@@ -86,7 +86,7 @@ class FileStore:
         found: dict[int, str] = {}
         numbers = itertools.count()
         for rows in self.rows:
-            for number, path, file in zip(numbers, rows.paths, rows.files()):
+            for path, file, number in zip(rows.paths, rows.files(), numbers):  # numbers last: zip looks ahead
                 if path in names or file in names:
                     found[number] = path if path in names else str(file)
         return {number: name for number, name in found.items() if self.kept is None or self.kept[number]}

@@ -13,10 +13,11 @@ from typing import Any, Iterable, Iterator, Sequence
 import numpy as np
 
 from fastirt.errors import UserError
+from fastirt.gallery.bundle import LANCE
 from fastirt.gallery.filters import Condition, number
 from fastirt.gallery.parquet import PATH, ROOT_NAME, VECTOR, column_types, schema, to_table
 from fastirt.gallery.rows import Row, Rows
-from fastirt.gallery.stores import LANCE, State, missing, names_of
+from fastirt.gallery.stores import State, missing, names_of
 
 TABLE = "gallery"
 BLOCK = 65536  # rows written at once
