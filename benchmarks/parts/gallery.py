@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.results import Results, figure_of
-from benchmarks.timing import time_interleaved
+from benchmarks.rounds import run_interleaved
 from fastirt.gallery import Gallery
 
 READ = "read of all vectors"
@@ -66,13 +66,13 @@ def _measure(folder: Path, count: int, args: argparse.Namespace, results: Result
         times = [_seconds(partial(Gallery.open, folder / "None", device="cpu", verify=verify)) for _ in range(3)]
         results.add(figure_of(times, name="open and verify" if verify else "open", **sizes))
     galleries = {str(kind): Gallery.open(folder / str(kind), device=str(results.device)) for kind in [None, *kinds]}
-    mapped = torch.from_numpy(galleries["None"]._store.exact.parts[0])
+    mapped = torch.from_numpy(np.load(folder / "None" / "vectors-1.npy", mmap_mode="r"))
     for together in args.queries:
         calls = contenders(galleries, mapped, rows, queries[:together], args.k)
-        repeats = args.repeats or (3 if args.quick else 10)
-        if together > 1 and count >= 10**6:
-            repeats = min(repeats, 3)
-        timed, _ = time_interleaved(calls, results.device, repeats)
+        large = together * count > 10**7
+        repeats = args.repeats or (3 if args.quick or large else 10)
+        # A turn has several searches: idle threads of the library before it slow the first.
+        timed = run_interleaved(calls, results.device, repeats, steps=1 if large else 8, warm_up=1)
         _report(timed, {**params, "queries": together, "k": args.k}, galleries, results)
 
 
@@ -96,19 +96,20 @@ def contenders(
     }
     for kind, gallery in galleries.items():
         if kind != "None":
-            calls[f"fastirt {kind}"] = lambda gallery=gallery: gallery.search_vectors(queries, k)
+            calls[f"fastirt {kind}"] = partial(gallery.search_vectors, queries, k)
     return calls
 
 
 def _report(timed: dict[str, Any], params: dict[str, Any], galleries: dict[str, Gallery], results: Results) -> None:
     """Milliseconds a query, beside the time to read all vectors once, or to multiply them."""
-    read, queries = statistics.median(timed[READ]), params["queries"]
+    read, queries = 1e3 * statistics.median(timed[READ].seconds), params["queries"]
     product = 2 * params["vectors"] * params["D"] / (1e9 * results.limits["fp32"])
     limit, limit_name = max((read / queries, READ), (product, "fp32 products"))
-    for name, values in timed.items():
-        if isinstance(values, str):
-            results.not_run("gallery", name, values)
+    for name, rounds in timed.items():
+        if isinstance(rounds, str):
+            results.not_run("gallery", name, rounds)
             continue
+        values = [1e3 * seconds for seconds in rounds.seconds]
         if name == READ and queries > 1:
             continue
         quality = galleries[name.removeprefix("fastirt ")].index if name.removeprefix("fastirt ") in galleries else None

@@ -18,7 +18,7 @@ import torch
 from fastirt.retrieval.search import full_precision
 
 FEW = 4  # up to this many queries, less one, inner products are faster than a matrix product
-BLOCK_FEW, BLOCK = 65536, 16384  # rows read at once
+BLOCK_FEW, BLOCK_LEAST, BLOCK = 65536, 4096, 16384  # rows read at once
 QUERIES = 256  # at once, to bound memory
 SUBSET = 8  # a filter that leaves less than one row in 8 has its rows gathered
 
@@ -95,7 +95,8 @@ class Exact:
 
     def _on_cpu(self, queries: np.ndarray, k: int, keep: Optional[np.ndarray]) -> Hits:
         few = len(queries) < FEW
-        size = BLOCK_FEW if few else BLOCK
+        workers = torch.get_num_threads()
+        size = min(BLOCK_FEW, max(BLOCK_LEAST, len(self) // (4 * workers))) if few else BLOCK
         blocks = [
             (part[first : first + size], start + first)
             for part, start in zip(self.parts, self.starts.tolist())
@@ -110,7 +111,7 @@ class Exact:
             found = torch.from_numpy(scores).topk(min(k, len(vectors)), dim=1)
             return found.values.numpy(), found.indices.numpy() + start
 
-        hits = list(threads(os.getpid(), torch.get_num_threads()).map(top, blocks))
+        hits = list((threads(os.getpid(), workers).map if len(blocks) > 1 else map)(top, blocks))
         return best(np.concatenate([hit[0] for hit in hits], 1), np.concatenate([hit[1] for hit in hits], 1), k)
 
     def _on_gpu(self, queries: np.ndarray, k: int, keep: Optional[np.ndarray]) -> Hits:
