@@ -134,7 +134,8 @@ def _write_page(out: Path, gallery: Gallery, files: Sequence[Optional[str]], res
         )
         for file, result in zip(files, results)
     ]
-    write_search_page(out, f"Search of {gallery.folder}", rows)
+    size = write_search_page(out, f"Search of {gallery.folder}", rows)
+    print(f"wrote {out}: {size / 1e6:.2f} MB", file=sys.stderr)
 
 
 def table(results: list[Neighbors]) -> str:

@@ -68,8 +68,8 @@ class Gallery:
             batch_size, device, progress, on_bad: as of `Model.encode`.
 
         Raises:
-            UserError: another writer is at work, no image can be read, a folder that holds other
-                files, a kind that FAISS cannot build from these vectors.
+            UserError: another writer is at work, no image can be read, the folder holds other
+                files, FAISS cannot build such an index of these vectors.
         """
         model, target, listed = load_model(model, device), Path(folder), ImageList.of(images)
         with first_generation(target, model.dim, store, kind, len(listed)) as change:
@@ -100,8 +100,7 @@ class Gallery:
             root: the folder of the paths; None: the rows have no files.
             model: what the vectors are from; None: the gallery is searched by vectors alone.
         """
-        target = Path(folder)
-        vectors, rows = checked(vectors), Rows.of(paths, root, metadata)
+        vectors, rows, target = checked(vectors), Rows.of(paths, root, metadata), Path(folder)
         with first_generation(target, vectors.shape[1], store, kind, len(vectors)) as change:
             change.create(vectors, rows, model, kind, params)
         return cls.open(target, model, verify=False)
@@ -120,8 +119,8 @@ class Gallery:
         Args:
             folder: of the gallery.
             model: refuse a gallery of another model than this one; None: take the gallery's own.
-            device: where to embed and search; None: cuda if there is a GPU.
-            verify: read all files and compare their digests.
+            device: where to embed and search; None: a GPU if there is one.
+            verify: compare the digests of all files.
 
         Raises:
             UserError: no gallery, a half-written or damaged one, or one of another model.

@@ -33,7 +33,8 @@ class Change:
         _check_sizes(vectors, rows)
         entry = None
         if model is not None:
-            entry = {"file": f"model-{self.number}.safetensors", "digest": model.digest}
+            described = {"name": model.config.model.model, "preprocessing": repr(model.transform)}
+            entry = {"file": f"model-{self.number}.safetensors", "digest": model.digest, **described}
             model.save(self.folder / entry["file"])
         state = self.store.add(vectors, rows, self.number, set())
         if kind:
