@@ -18,7 +18,7 @@ from fastirt.gallery.writer import Change, checked, first_generation, next_gener
 from fastirt.inference.image_list import ImageList
 
 if TYPE_CHECKING:
-    from fastirt.gallery.stores import Store
+    from fastirt.gallery.stores.base import Store
     from fastirt.inference.model import Model
 
 Where = Union[str, Sequence[str], None]

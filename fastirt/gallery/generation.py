@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 from fastirt.errors import UserError
 from fastirt.gallery.bundle import check_files, read_manifest
 from fastirt.gallery.encode import load_model
-from fastirt.gallery.stores import Store, open_store
+from fastirt.gallery.stores import open_store
+from fastirt.gallery.stores.base import Store
 
 if TYPE_CHECKING:
     from fastirt.inference.model import Model

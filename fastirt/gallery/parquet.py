@@ -16,7 +16,7 @@ from fastirt.errors import UserError, first_line
 from fastirt.gallery.rows import ROOT, Rows
 
 if TYPE_CHECKING:
-    from fastirt.gallery.stores import Store
+    from fastirt.gallery.stores.base import Store
 
 PATH, VECTOR, ROOT_NAME = "path", "vector", "root"
 

@@ -12,7 +12,8 @@ from fastirt.errors import UserError
 from fastirt.gallery import bundle
 from fastirt.gallery.generation import open_generation
 from fastirt.gallery.rows import Rows
-from fastirt.gallery.stores import Store, create_store
+from fastirt.gallery.stores import create_store
+from fastirt.gallery.stores.base import Store
 
 if TYPE_CHECKING:
     from fastirt.inference.model import Model

@@ -16,7 +16,7 @@ from fastirt.gallery.exact import Exact
 from fastirt.gallery.factory import FactoryIndex
 from fastirt.gallery.filters import Condition
 from fastirt.gallery.rows import Row, Rows
-from fastirt.gallery.stores import State, missing, names_of
+from fastirt.gallery.stores.base import State, missing, names_of
 
 BLOCK = 65536  # rows copied at once
 EMPTY: State = {"name": "files", "segments": [], "removed": None, "index": None}

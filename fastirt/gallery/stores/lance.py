@@ -17,7 +17,7 @@ from fastirt.gallery.bundle import LANCE
 from fastirt.gallery.filters import Condition, number
 from fastirt.gallery.parquet import PATH, ROOT_NAME, VECTOR, column_types, schema, to_table
 from fastirt.gallery.rows import Row, Rows
-from fastirt.gallery.stores import State, missing, names_of
+from fastirt.gallery.stores.base import State, missing, names_of
 
 TABLE = "gallery"
 BLOCK = 65536  # rows written at once
