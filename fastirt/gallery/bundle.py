@@ -143,7 +143,11 @@ def check_files(folder: Path, files: dict[str, dict[str, Any]], digests: bool) -
 def writing(folder: Path) -> Iterator[None]:
     """Hold the writer's lock of a gallery; raises UserError if another writer holds it."""
     with open(folder / LOCK, "a") as file:
-        if not try_lock(file):
+        try:
+            locked = try_lock(file)
+        except OSError as error:
+            raise UserError(f"{folder}: its file system has no locks, which writing needs ({error.strerror})")
+        if not locked:
             raise UserError(f"{folder}: another process is changing this gallery: try again when it has finished")
         yield
 

@@ -20,6 +20,7 @@ from fastirt.retrieval.search import full_precision
 FEW = 4  # up to this many queries, less one, inner products are faster than a matrix product
 BLOCK_FEW, BLOCK_LEAST, BLOCK = 65536, 4096, 16384  # rows read at once
 QUERIES = 256  # at once, to bound memory
+GPU_VALUES = 2**28  # similarities at once on a GPU: 1 GiB
 SUBSET = 8  # a filter that leaves less than one row in 8 has its rows gathered
 
 Hits = tuple[np.ndarray, np.ndarray]  # similarities (Q, k) float32, rows (Q, k) int64, best first
@@ -81,7 +82,8 @@ class Exact:
             rows = np.flatnonzero(keep)
             similarities, found = Exact([self.vectors(rows)]).search(queries, k)
             return similarities, rows[found]
-        chunks = [queries[first : first + QUERIES] for first in range(0, len(queries), QUERIES)]
+        together = QUERIES if self.on_gpu is None else max(1, min(QUERIES, GPU_VALUES // len(self)))
+        chunks = [queries[first : first + together] for first in range(0, len(queries), together)]
         find = self._on_cpu if self.on_gpu is None else self._on_gpu
         found = [find(chunk, k, keep) for chunk in chunks]
         return np.concatenate([hits[0] for hits in found]), np.concatenate([hits[1] for hits in found])

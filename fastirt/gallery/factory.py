@@ -119,7 +119,7 @@ class FactoryIndex:
             found = search(queries, k + 1)[1]
             lists.append([row[row != own][:k] for row, own in zip(found, sample)])
         shared = sum(len(np.intersect1d(a, b)) for a, b in zip(*lists))
-        recall = shared / max(1, k * len(sample))
+        recall = shared / (k * len(sample)) if k else 1.0
         times = [_median_ms(search, queries[:20], k) for search in (self.search, self.exact.search)]
         return Quality(recall, k, len(sample), file.stat().st_size / max(1, count), *times)
 

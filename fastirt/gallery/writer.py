@@ -32,6 +32,8 @@ class Change:
     def create(self, vectors: np.ndarray, rows: Rows, model: Optional[Model], kind: Optional[str], params: str) -> None:
         """A gallery of these rows alone, whatever was there before."""
         _check_sizes(vectors, rows)
+        if not len(rows):
+            raise UserError(f"{self.folder}: no vectors to make a gallery of")
         entry = None
         if model is not None:
             described = {"name": model.config.model.model, "preprocessing": repr(model.transform)}

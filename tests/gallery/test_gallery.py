@@ -119,6 +119,33 @@ def test_few_segments_and_no_needless_writing(tmp_path):
     assert [path for rows, _ in gallery._store.batches() for path in rows.paths][-3:] == paths(3, "n19")
 
 
+def test_a_gallery_may_become_empty(own):
+    assert own.remove(paths(COUNT)) == COUNT
+    assert len(own) == len(Gallery.open(own.folder)) == 0
+    assert own.search_vectors(unit(2))[1].paths == []
+    assert own.add_vectors(unit(1), ["x"]) == 1 and own.search_vectors(unit(1))[0].paths == ["x"]
+    with pytest.raises(UserError, match="no vectors"):
+        Gallery.from_vectors(unit(0), [], own.folder)
+
+
+def test_a_reader_beside_a_writer(tmp_path):
+    folder = made_up(tmp_path / "shop").folder
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            made_up(folder)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(60):
+            assert Gallery.open(folder).search_vectors(unit(COUNT)[3], 1)[0].paths == ["a/3.jpg"]
+    finally:
+        stop.set()
+        writer.join()
+
+
 def test_threads_find_the_same(gallery):
     queries = unit(40, 8)
     alone = [found.paths for found in gallery.search_vectors(queries)]
@@ -148,7 +175,7 @@ def test_one_writer(own):
     assert own.remove("a/1.jpg") == 1
 
 
-@pytest.mark.parametrize("store, stride", [("files", 13), pytest.param("files", 1, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("store, stride", [("files", 17), pytest.param("files", 1, marks=pytest.mark.sweep)])
 def test_killed_at_any_step(tmp_path, store, stride):
     result = run_python(
         "import runpy; runpy.run_module('tests.gallery.killed', run_name='__main__')", tmp_path, store, stride

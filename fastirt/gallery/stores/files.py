@@ -131,7 +131,11 @@ class FileStore:
         segment = self._segment(parts, lists, generation)
         state = {**self.state, "segments": [segment] if segment["rows"] else [], "removed": None}
         old = state["index"]
-        return state if old is None else self.indexed({**state, "index": None}, old["kind"], old["params"], generation)
+        return (
+            {**state, "index": None}
+            if old is None or not segment["rows"]
+            else self.indexed({**state, "index": None}, old["kind"], old["params"], generation)
+        )
 
     def delete_unused(self, state: State) -> None:
         shutil.rmtree(self.folder / LANCE, ignore_errors=True)
