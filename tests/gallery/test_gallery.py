@@ -87,7 +87,7 @@ def test_add_and_remove(own):
     assert own.add_vectors(unit(2, 4), paths(2), root="/images", metadata={"brand": ["again"] * 2}) == 2
     assert len(own) == COUNT + 20  # the rows of the same files are replaced
     assert own.search_vectors(unit(2, 4)[1], 1)[0].metadata[0]["brand"] == "again"
-    assert own.remove(["new/4.jpg", "/images/a/5.jpg"]) == 2 and len(own) == COUNT + 18
+    assert own.remove(["new/4.jpg", "/images/a/5.jpg", "a/5.jpg"]) == 2 and len(own) == COUNT + 18
     assert own.search_vectors(unit(COUNT)[5], 1)[0].paths != ["a/5.jpg"]
     assert own.search_vectors(unit(20, 3)[3:6], 1)[0].paths == ["new/3.jpg"]
     assert own.search_vectors(unit(20, 3)[4], 1)[0].paths != ["new/4.jpg"]

@@ -81,15 +81,15 @@ class FileStore:
                     taken &= self.kept[start : start + len(part)]
                 yield rows.take(taken), part[np.flatnonzero(taken)]
 
-    def find(self, names: Container[str]) -> dict[int, str]:
-        """By number, each row whose path or file is in `names`, which is the value."""
-        found: dict[int, str] = {}
+    def find(self, names: Container[str]) -> dict[int, list[str]]:
+        """By number, each row whose path or file is in `names`, and which of the two are."""
+        found: dict[int, list[str]] = {}
         numbers = itertools.count()
         for rows in self.rows:
             for path, file, number in zip(rows.paths, rows.files(), numbers):  # numbers last: zip looks ahead
                 if path in names or file in names:
-                    found[number] = path if path in names else str(file)
-        return {number: name for number, name in found.items() if self.kept is None or self.kept[number]}
+                    found[number] = [name for name in (path, file) if name is not None and name in names]
+        return {number: matched for number, matched in found.items() if self.kept is None or self.kept[number]}
 
     def add(self, vectors: np.ndarray, rows: Rows, generation: int, replaced: set[str]) -> State:
         """The new segment takes in those before it that are no longer than it, so that there are
@@ -119,7 +119,7 @@ class FileStore:
         """The rows are rewritten when over half of all are removed."""
         known = names_of(names)
         gone = self.find(known)
-        if unknown := set(names) - {known[name] for name in gone.values()}:
+        if unknown := set(names) - {known[name] for matched in gone.values() for name in matched}:
             raise missing(unknown, self.folder)
         kept = self._without(gone)
         if 2 * np.count_nonzero(kept) >= len(kept):
@@ -131,11 +131,10 @@ class FileStore:
         segment = self._segment(parts, lists, generation)
         state = {**self.state, "segments": [segment] if segment["rows"] else [], "removed": None}
         old = state["index"]
-        return (
-            {**state, "index": None}
-            if old is None or not segment["rows"]
-            else self.indexed({**state, "index": None}, old["kind"], old["params"], generation)
-        )
+        state["index"] = None
+        if old is None or not segment["rows"]:
+            return state
+        return self.indexed(state, old["kind"], old["params"], generation)
 
     def delete_unused(self, state: State) -> None:
         shutil.rmtree(self.folder / LANCE, ignore_errors=True)
