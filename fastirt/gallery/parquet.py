@@ -88,7 +88,7 @@ def _valid(text: str) -> str:
 def export(file: Path, store: Store, dim: int) -> int:
     """Write all rows of a gallery; their number. The file appears when it is whole."""
     pa, count = arrow(), 0
-    layout = schema(dim, column_types(rows for rows, _ in store.batches()))
+    layout = schema(dim, store.types)
     with atomic_write(file) as temporary:
         with pa.parquet.ParquetWriter(temporary, layout) as writer:
             for rows, vectors in store.batches():

@@ -72,6 +72,11 @@ class Texts:
         first = self.ends[row - 1] if row else 0
         return self.text[first : self.ends[row]].tobytes().decode("utf-8", "surrogateescape")
 
+    def slice(self, first: int, end: int) -> Texts:
+        start = int(self.ends[first - 1]) if first else 0
+        ends = self.ends[first:end]
+        return Texts(self.text[start : ends[-1] if len(ends) else start], ends - start)
+
     def __iter__(self) -> Iterator[str]:
         text, first = self.text.tobytes(), 0
         for end in self.ends.tolist():
@@ -83,7 +88,7 @@ class Column(NamedTuple):
     """A metadata column: a value is text, a number, a boolean or None."""
 
     codes: np.ndarray  # (N,) int32, each row's number in `values`
-    values: Texts  # the distinct values, as JSON
+    values: Texts  # the distinct values as JSON, a comma after each: they are read as one list
 
     @classmethod
     def of(cls, values: Sequence[Any]) -> Column:
@@ -91,22 +96,24 @@ class Column(NamedTuple):
         codes = np.fromiter(
             (known.setdefault(json.dumps(_plain(value)), len(known)) for value in values), np.int32, len(values)
         )
-        return cls(codes, Texts.of(list(known)))
+        return cls(codes, Texts.of([text + "," for text in known]))
 
     def __getitem__(self, row: int) -> Any:
-        return json.loads(self.values[int(self.codes[row])])
+        return json.loads(self.values[int(self.codes[row])][:-1])
 
     def decoded(self) -> list[Any]:
         """The value of each row."""
+        if 2 * len(self.codes) < len(self.values):
+            return [self[row] for row in range(len(self.codes))]
         values = self.distinct()
         return [values[code] for code in self.codes.tolist()]
 
     def distinct(self) -> list[Any]:
-        return [json.loads(text) for text in self.values]
+        return json.loads(f"[{self.values.text.tobytes().decode()[:-1]}]")
 
     def matches(self, condition: Condition) -> np.ndarray:
         """(N,) bool."""
-        holds = np.fromiter((condition.holds(json.loads(text)) for text in self.values), bool, len(self.values))
+        holds = np.fromiter(map(condition.holds, self.distinct()), bool, len(self.values))
         return holds[self.codes]
 
 
@@ -200,9 +207,9 @@ class Rows:
         return Rows(Texts.of(paths), columns)
 
     def slice(self, first: int, end: int) -> Rows:
-        kept = np.zeros(len(self), bool)
-        kept[first:end] = True
-        return self.take(kept)
+        """The rows from first to before end."""
+        columns = {name: Column(column.codes[first:end], column.values) for name, column in self.columns.items()}
+        return Rows(self.paths.slice(first, end), columns)
 
     def matches(self, conditions: Sequence[Condition]) -> np.ndarray:
         """(N,) bool: the rows that match all conditions; a column that is not here is None."""

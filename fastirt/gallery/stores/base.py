@@ -28,6 +28,10 @@ class Store(Protocol):
     def columns(self) -> list[str]:
         """Names of the metadata columns."""
 
+    @property
+    def types(self) -> dict[str, str]:
+        """int, float or string for each metadata column."""
+
     def search(
         self, queries: np.ndarray, k: int, conditions: Sequence[Condition], exact: bool = False
     ) -> list[list[tuple[float, Row]]]:

@@ -15,6 +15,7 @@ from fastirt.gallery.bundle import LANCE, VectorFile
 from fastirt.gallery.exact import Exact
 from fastirt.gallery.factory import FactoryIndex
 from fastirt.gallery.filters import Condition
+from fastirt.gallery.parquet import column_types
 from fastirt.gallery.rows import Row, Rows
 from fastirt.gallery.stores.base import State, missing, names_of
 
@@ -75,11 +76,16 @@ class FileStore:
     def batches(self, size: int = BLOCK) -> Iterator[tuple[Rows, np.ndarray]]:
         for rows, part, start in zip(self.rows, self.exact.parts, self.exact.starts.tolist()):
             for first in range(0, len(part), size):
-                taken = np.zeros(len(part), bool)
-                taken[first : first + size] = True
+                end = min(first + size, len(part))
+                some, vectors = rows.slice(first, end), part[first:end]
                 if self.kept is not None:
-                    taken &= self.kept[start : start + len(part)]
-                yield rows.take(taken), part[np.flatnonzero(taken)]
+                    kept = self.kept[start + first : start + end]
+                    some, vectors = some.take(kept), vectors[kept]
+                yield some, vectors
+
+    @property
+    def types(self) -> dict[str, str]:
+        return column_types(self.rows)
 
     def find(self, names: Container[str]) -> dict[int, list[str]]:
         """By number, each row whose path or file is in `names`, and which of the two are."""

@@ -64,6 +64,10 @@ class LanceStore:
     def columns(self) -> list[str]:
         return list(self.state["columns"])
 
+    @property
+    def types(self) -> dict[str, str]:
+        return dict(self.state["columns"])
+
     def search(
         self, queries: np.ndarray, k: int, conditions: Sequence[Condition], exact: bool = False
     ) -> list[list[tuple[float, Row]]]:
