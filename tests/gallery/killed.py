@@ -5,19 +5,27 @@ Run in a process of its own, which forks: `python -m tests.gallery.killed FOLDER
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pickle
 import shutil
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
+import safetensors.numpy
+import safetensors.torch  # noqa: F401  once, not in each child
 
 from fastirt.gallery import Gallery
+from fastirt.gallery.bundle import read_manifest
+from fastirt.gallery.stores.files import FileStore  # noqa: F401  with torch
 from tests.gallery.made_up import made_up, paths, unit
 
 COUNT = 40
+KILLED = object()  # a result that no child returns
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")
 
 
@@ -34,20 +42,35 @@ def die_at(step: int, folder: Path) -> None:
     sys.addaudithook(hook)
 
 
-def killed(step: int, folder: Path, change: Callable[[Path], None]) -> bool:
-    """Whether a child that makes this change was killed at that step, or ended before it."""
+def forked(function: Callable[..., Any], *args: Any) -> Any:
+    """The result of a call in a child: LanceDB's threads do not survive a fork of their process."""
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            die_at(step, folder)
-            change(folder)
+            os.write(writer, pickle.dumps(function(*args)))
             os._exit(0)
-        except BaseException as error:
-            print(error, file=sys.stderr)
+        except BaseException:
+            traceback.print_exc()
             os._exit(1)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as file:
+        result = file.read()
     status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, status
-    return os.WIFSIGNALED(status)
+    if os.WIFSIGNALED(status):
+        return KILLED
+    assert os.WEXITSTATUS(status) == 0, status
+    return pickle.loads(result)
+
+
+def killed(step: int, folder: Path, change: Callable[[Path], None]) -> bool:
+    """Whether a child that makes this change was killed at that step, or ended before it."""
+
+    def make() -> None:
+        die_at(step, folder)
+        change(folder)
+
+    return forked(make) is KILLED
 
 
 def add(folder: Path) -> None:
@@ -66,13 +89,27 @@ def build(folder: Path) -> None:
     Gallery.from_vectors(unit(70, 2), paths(70, "other"), folder)
 
 
-def content(gallery: Gallery) -> dict[str, bytes]:
-    """Path to vector, of all rows."""
+def content(folder: Path) -> dict[str, bytes]:
+    """SHA-256 of the vector by path, of all rows."""
     return {
-        path: vector.tobytes()
-        for rows, vectors in gallery._store.batches()
+        path: hashlib.sha256(vector.tobytes()).digest()
+        for rows, vectors in Gallery.open(folder)._store.batches()
         for path, vector in zip(rows.paths, np.ascontiguousarray(vectors))
     }
+
+
+def prepare(folder: Path, store: str) -> dict[str, bytes]:
+    shutil.rmtree(folder, ignore_errors=True)
+    made_up(folder, COUNT, store=store)
+    return content(folder)
+
+
+def later(folder: Path) -> dict[str, bytes]:
+    """The next change works, whatever was killed before."""
+    Gallery.open(folder).add_vectors(unit(1, 9), ["later"])
+    found = content(folder)
+    assert found.pop("later") == hashlib.sha256(unit(1, 9).tobytes()).digest()
+    return found
 
 
 def main(folder: Path, store: str, stride: int) -> None:
@@ -80,21 +117,17 @@ def main(folder: Path, store: str, stride: int) -> None:
         outcomes: list[str] = []
         while not outcomes or outcomes[-1] != "ended":
             step = 1 + stride * len(outcomes)
-            shutil.rmtree(folder, ignore_errors=True)
-            made_up(folder, COUNT, store=store)
-            old = content(Gallery.open(folder))
+            old = forked(prepare, folder, store)
             alive = not killed(step, folder, change)
-            found = content(Gallery.open(folder))
+            found = forked(content, folder)
             outcomes.append("ended" if alive else "old" if found == old else "new")
-            Gallery.open(folder).add_vectors(unit(1, 9), ["later"])
-            later = content(Gallery.open(folder))
-            assert later.pop("later") == unit(1, 9).tobytes() and later == found, (change, step)
+            assert forked(later, folder) == found, (change, step)
             if outcomes[-1] == "new":
                 new = found
         assert found != old and "old" in outcomes, (change, outcomes)
         assert "new" not in outcomes or new == found, (change, outcomes)
-        print(change.__name__, len(outcomes), outcomes.count("new"))
-    left = {file.name for file in folder.iterdir()} - {*Gallery.open(folder).manifest["files"], "gallery.json", "lock"}
+        print(change.__name__, len(outcomes), outcomes.count("new"), flush=True)
+    left = {file.name for file in folder.iterdir()} - {*read_manifest(folder)["files"], "gallery.json", "lock"}
     assert left <= {"lance"}, left
 
 
