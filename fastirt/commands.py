@@ -6,31 +6,37 @@ import dataclasses
 import logging
 import os
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Sequence
+from typing import Any, Optional
 
 import torch
 
 from fastirt.config.options import TRAINING_OPTIONS, Config
-from fastirt.datasets import Catalog, load_dataset, reachable_ks, warn_of_copies
+from fastirt.datasets import Catalog
 from fastirt.distributed.device import choose_device
-from fastirt.distributed.launch import only_main_warns
 from fastirt.distributed.ranks import Ranks
 from fastirt.errors import UserError
-from fastirt.images.packed_store import PackedStore
 from fastirt.loading.cache_budget import EvalCaches
 from fastirt.model.build import build_encoder
 from fastirt.model.encoder import Encoder
 from fastirt.model.save import save_model
 from fastirt.model.weights.timm_line import log_loading_line
-from fastirt.objective.cross_batch_memory import check_memory_size
 from fastirt.objective.self_check import replace_faulty_kernels
 from fastirt.retrieval.evaluate import evaluate
-from fastirt.retrieval.metrics.per_query_file import check_per_query_file
 from fastirt.retrieval.report import read_metrics, table, write_metrics
-from fastirt.run_config import config_of_run, described_by_file, finalized, fresh_config, plan_training
+from fastirt.run_config import (
+    Data,
+    SharedData,
+    config_of_run,
+    described_by_file,
+    finalized,
+    fresh_config,
+    open_data,
+    plan_training,
+)
 from fastirt.step.engine import engine_of_run
 from fastirt.training.health_checks import check_same_setup
 from fastirt.training.run_folder import RunFolder
+from fastirt.training.trackers import check_trackers
 from fastirt.training.trainer import Trainer
 
 log = logging.getLogger("fastirt")
@@ -39,46 +45,51 @@ log = logging.getLogger("fastirt")
 RESULT_NEUTRAL_OPTIONS = {"device", "num_workers", "pin_mem", "eval_batch_size", "search", "self_check"}
 
 
-class Data(NamedTuple):
-    """What a command reads: the catalogue, image sources by split where a packed store is used, and
-    the K of Recall@K; and the file that its evaluations write a row per query to.
+def train(
+    flags: dict[str, Any], ranks: Ranks, per_query: Optional[Path] = None, shared: Optional[SharedData] = None
+) -> int:
+    """`fastirt train`: returns the exit code. Raises UserError for anything the user can mend.
+
+    shared: of several runs in this process, which print no tables.
     """
-
-    catalog: Catalog
-    sources: Optional[dict[str, Any]]
-    recall_at: Sequence[int]
-    per_query: Optional[Path]
-
-
-def train(flags: dict[str, Any], ranks: Ranks, per_query: Optional[Path] = None) -> int:
-    """`fastirt train`: returns the exit code. Raises UserError for anything the user can mend."""
     device = choose_device(flags.get("device"), ranks)
     ranks.start(device)
     plan = plan_training(flags, ranks)
     config = finalized(plan.config, device, ranks.world_size)
+    ranks.host.run_on_main(lambda: check_trackers(config.run.tracker))
     resumes = f"; resumes {plan.checkpoint}" if plan.checkpoint else ""
     log.info("train: %s, %s%s", config.method, config.describe_input(), resumes)
-    data = _open_data(config, "rank" in flags, per_query, ranks, training=config.optim.max_iter > 0)
+    asked_for_k, trains = "rank" in flags, config.optim.max_iter > 0
+    data = shared.open(config) if shared else open_data(config, asked_for_k, per_query, ranks, training=trains)
     with RunFolder.open(config, plan.fresh, ranks) as folder, folder.locked(ranks):
         config = config.replace(output_dir=str(folder.path), resume=None)
         encoder = _build_encoder(config, data, folder, ranks, pretrained=plan.checkpoint is None)
-        code, metrics = _fit(encoder, config, data, folder, plan.checkpoint, ranks)
-        if code == 0 and ranks.is_main:
+        caches = shared.caches(config) if shared else None
+        code, metrics = _fit(encoder, config, data, folder, plan.checkpoint, ranks, caches)
+        if code == 0 and ranks.is_main and shared:
+            write_metrics(folder.metrics, metrics)
+        elif code == 0 and ranks.is_main:
             _report(metrics, config, folder)
             log_loading_line(encoder, config, folder.final_model)
     return code
 
 
 def _fit(
-    encoder: Encoder, config: Config, data: Data, folder: RunFolder, checkpoint: Optional[Path], ranks: Ranks
+    encoder: Encoder,
+    config: Config,
+    data: Data,
+    folder: RunFolder,
+    checkpoint: Optional[Path],
+    ranks: Ranks,
+    caches: Optional[EvalCaches],
 ) -> tuple[int, dict[str, Any]]:
     """(exit code, metrics of the final model).
 
     With --max-iter 0 the model is saved and measured as it is.
+    caches: of an earlier run with the same preprocessing, and of later ones.
     """
-
-    again = 0 < config.eval.eval_freq < config.optim.max_iter  # evaluated more than once
-    caches = EvalCaches(config.input, torch.device(config.run.device), ranks) if again else None
+    if caches is None and 0 < config.eval.eval_freq < config.optim.max_iter:  # evaluated more than once
+        caches = EvalCaches(config.input, torch.device(config.run.device), ranks)
 
     def evaluate(model: Encoder) -> dict[str, Any]:
         return _measure(model, config, data, folder, ranks, caches)
@@ -100,6 +111,7 @@ def _fit(
         evaluate=evaluate if data.catalog.query is not None else None,
         source=data.sources and data.sources["train"],
         resume=checkpoint,
+        cache=caches and caches.training,
         ranks=ranks,
     )
     if caches is not None:
@@ -129,7 +141,7 @@ def evaluate_model(run: Optional[Path], flags: dict[str, Any], ranks: Ranks, per
         log.warning("evaluate: %s: for training alone, changes nothing here", ", ".join(unused))
     what = f"{config.method}, {config.describe_input()}; eval split {config.eval.eval_split}"
     log.info("evaluate: %s%s %s in %s", what, place, device, config.model.precision)
-    data = _open_data(config, "rank" in flags, per_query, ranks, training=False)
+    data = open_data(config, "rank" in flags, per_query, ranks, training=False)
 
     def measure_in(folder: RunFolder) -> None:
         written = config.replace(output_dir=str(folder.path))
@@ -199,27 +211,8 @@ def summary(config: Config, catalog: Catalog, encoder: Encoder, folder: Path) ->
     splits = ", ".join(f"{len(split)} {split.name}" for split in catalog.splits())
     return (
         f"{config.method} ({config.recipe}): {config.model.model}, {millions:.2f} M parameters; "
-        f"{config.data.dataset}: {splits} images; {config.run.device}; into {folder}"
+        f"{config.data.name}: {splits} images; {config.run.device}; into {folder}"
     )
-
-
-def _open_data(config: Config, asked_for_k: bool, per_query: Optional[Path], ranks: Ranks, training: bool) -> Data:
-    """Read and check the data set that `config` names. Raises UserError."""
-    ranks.host.run_on_main(lambda: check_per_query_file(per_query))
-    with only_main_warns(ranks):
-        catalog = load_dataset(
-            config.data.dataset, config.data.data_path, eval_split=config.eval.eval_split, training=training
-        )
-    if ranks.is_main:
-        warn_of_copies(catalog)
-    sources = None
-    if config.data.packed is not None:
-        store = PackedStore.open(Path(config.data.packed))
-        store.check(catalog, config.input.resize, config.input.resize_size, config.input.orientation)
-        sources = {split.name: store.split(split) for split in catalog.splits()}
-    if training:
-        check_memory_size(config, len(catalog.train))
-    return Data(catalog, sources, reachable_ks(catalog, config.eval.rank, asked_for_k, log=ranks.is_main), per_query)
 
 
 def _report(metrics: dict[str, Any], config: Config, folder: RunFolder) -> None:
@@ -227,5 +220,5 @@ def _report(metrics: dict[str, Any], config: Config, folder: RunFolder) -> None:
     if not metrics:  # no test split
         return
     write_metrics(folder.metrics, metrics)
-    print(table(metrics, config.data.dataset, config.method, config.model.model, config.recipe, config.eval.average))
+    print(table(metrics, config.data.name, config.method, config.model.model, config.recipe, config.eval.average))
     log.info("wrote %s", folder.metrics)

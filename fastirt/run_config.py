@@ -1,24 +1,31 @@
-"""From flags to a configuration: presets, an earlier run, a model file, a packed store."""
+"""From flags to a configuration (presets, an earlier run, a model file, a packed store), and the
+data that it names."""
 
 from __future__ import annotations
 
 import logging
 import os
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, Sequence
 
 import torch
 
 from fastirt.config.options import RECIPES, Config, save_interval
 from fastirt.config.presets import resolve, scaled_resize
+from fastirt.config.user_code import absolute, with_digest
 from fastirt.config.validate import validate
+from fastirt.datasets import Catalog, load_dataset, reachable_ks, warn_of_copies
+from fastirt.distributed.launch import only_main_warns
 from fastirt.distributed.ranks import Ranks
 from fastirt.errors import UserError
 from fastirt.images.decoders.choose import choose_loader
 from fastirt.images.packed_store import PackedStore
+from fastirt.loading.cache_budget import EvalCaches
 from fastirt.model.precision import resolve_precision
 from fastirt.model.save import description
 from fastirt.model.weights.load import read_model_metadata
+from fastirt.objective.cross_batch_memory import check_memory_size
+from fastirt.retrieval.metrics.per_query_file import check_per_query_file
 from fastirt.training import checkpoint
 from fastirt.training.resume import after_restart, checkpoint_to_resume
 from fastirt.training.run_folder import RunFolder
@@ -37,6 +44,24 @@ class Plan(NamedTuple):
     fresh: bool  # a folder that holds a run is refused
 
 
+class Data(NamedTuple):
+    """What a command reads: the catalogue, image sources by split where a packed store is used, and
+    the K of Recall@K; and the file that its evaluations write a row per query to.
+    """
+
+    catalog: Catalog
+    sources: Optional[dict[str, Any]]
+    recall_at: Sequence[int]
+    per_query: Optional[Path]
+
+
+class SharedData(NamedTuple):
+    """What several runs in one process share."""
+
+    open: Callable[[Config], Data]
+    caches: Callable[[Config], EvalCaches]  # equal ones for equal preprocessing
+
+
 def plan_training(flags: dict[str, Any], ranks: Ranks) -> Plan:
     """From flags to a fresh run, or to the checkpoint that --resume or a restart names."""
     flags = after_restart(flags, ranks)
@@ -46,10 +71,20 @@ def plan_training(flags: dict[str, Any], ranks: Ranks) -> Plan:
         checkpoint_path = Path(found)
         folder = checkpoint_path.parent.parent
         config = with_flags(RunFolder(folder).read_config(checkpoint_path), folder, flags)
-        return Plan(config, checkpoint_path, fresh)
+        return Plan(_with_digests(config), checkpoint_path, fresh)
     described = described_by_file(flags)
     architecture = {name: described[name] for name in ARCHITECTURE & set(described)}
-    return Plan(fresh_config({**architecture, **flags}, "train", ranks), None, fresh)
+    return Plan(_with_digests(fresh_config({**architecture, **flags}, "train", ranks)), None, fresh)
+
+
+def _with_digests(config: Config) -> Config:
+    """The configuration with the digests of the user's own code that shapes training, as it is now.
+
+    Raises UserError for a missing file.
+    """
+    own = {"augment": config.input.augment, "objective": config.objective.objective}
+    used = {name: text for name, text in own.items() if text is not None and config.optim.max_iter > 0}
+    return config.replace(**{name: with_digest(f"--{name}", text) for name, text in used.items()})
 
 
 def with_flags(stored: Config, folder: Path, flags: dict[str, Any]) -> Config:
@@ -113,6 +148,7 @@ def _absolute(config: Config) -> Config:
     paths = {"data_path": config.data.data_path, "packed": config.data.packed, "log_dir": config.run.log_dir}
     if _file_of_weights(config.model.weights):
         paths["weights"] = config.model.weights
+    config = config.replace(dataset=absolute(config.data.dataset))
     return config.replace(**{name: path and os.path.abspath(os.path.expanduser(path)) for name, path in paths.items()})
 
 
@@ -140,3 +176,22 @@ def described_by_file(flags: dict[str, Any]) -> dict[str, Any]:
     if described:
         described["resize_size"] = scaled_resize(flags, described["input_size"], described["resize_size"])
     return {name: value for name, value in described.items() if name != "recipe" or value in RECIPES}
+
+
+def open_data(config: Config, asked_for_k: bool, per_query: Optional[Path], ranks: Ranks, training: bool) -> Data:
+    """Read and check the data set that `config` names. Raises UserError."""
+    ranks.host.run_on_main(lambda: check_per_query_file(per_query))
+    with only_main_warns(ranks):
+        catalog = load_dataset(
+            config.data.dataset, config.data.data_path, eval_split=config.eval.eval_split, training=training
+        )
+    if ranks.is_main:
+        warn_of_copies(catalog)
+    sources = None
+    if config.data.packed is not None:
+        store = PackedStore.open(Path(config.data.packed))
+        store.check(catalog, config.input.resize, config.input.resize_size, config.input.orientation)
+        sources = {split.name: store.split(split) for split in catalog.splits()}
+    if training:
+        check_memory_size(config, len(catalog.train))
+    return Data(catalog, sources, reachable_ks(catalog, config.eval.rank, asked_for_k, log=ranks.is_main), per_query)

@@ -1,9 +1,11 @@
-"""Draw the README's three figures to .github/figures, from the runs of the quickstart and results.
+"""Draw the README's four figures to .github/figures, from the runs of the quickstart and results.
 
 bash scripts/quickstart.sh && python scripts/readme_figures.py
 """
 
+import io
 import json
+import shutil
 from pathlib import Path
 
 import matplotlib
@@ -105,9 +107,32 @@ def data_flow(path: Path) -> None:
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
 
 
+def report_page(page: Path) -> Image.Image:
+    """The quickstart's page on a desk in light mode, and its failures on a phone in dark mode."""
+    from playwright.sync_api import sync_playwright
+
+    height = 1600
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        shots = []
+        for width, scheme, start in ((1240, "light", "header"), (390, "dark", "#failures")):
+            context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+            opened = context.new_page()
+            opened.goto(page.resolve().as_uri())
+            opened.locator(start).evaluate("element => element.scrollIntoView()")
+            shots.append(Image.open(io.BytesIO(opened.screenshot())))
+        chromium.close()
+    sheet = Image.new("RGB", (sum(shot.width for shot in shots) + 20, height), "white")
+    sheet.paste(shots[0], (0, 0))
+    sheet.paste(shots[1], (shots[0].width + 20, 0))
+    sheet.thumbnail((1300, height))
+    return sheet
+
+
 if __name__ == "__main__":
     plt.rcParams["svg.hashsalt"] = "fastirt"  # equal runs give equal files
     FIGURES.mkdir(parents=True, exist_ok=True)
     retrieval_grid(load_dataset("demo", "data/demo")).save(FIGURES / "retrieval.jpg", quality=88)
+    report_page(RUNS / "report.html").save(FIGURES / "report.jpg", quality=80, optimize=True)
     best_result(FIGURES / "grocery81.svg")
     data_flow(FIGURES / "data_flow.svg")

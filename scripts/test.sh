@@ -16,11 +16,12 @@ fi
 
 if [ "${1:-}" = quick ]; then
     shift
-    export OMP_NUM_THREADS=1 # two processes on two cores
+    export OMP_NUM_THREADS=1 # two processes with two threads each take twice as long on two cores
     set -- -n 2 --dist loadfile -m "not (interpreter or ranks or compile or slow or sweep)" "$@"
 elif [ $# = 0 ]; then
     # Two processes, but one for the tests that start several themselves.
     failed=0
+    export OMP_NUM_THREADS=1
     python -m pytest -n 2 --dist loadfile --ignore tests/distributed || failed=1
     python -m pytest tests/distributed || failed=1
     exit $failed

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import statistics
 import tempfile
 import time
@@ -49,23 +51,35 @@ def run(args: argparse.Namespace, results: Results) -> None:
     count, rounds = args.images or (32 if args.quick else 480), args.repeats or (2 if args.quick else 5)
     batch_size = min(args.batch_size, 8) if args.quick else args.batch_size
     options: dict[str, Any] = {"num_workers": args.workers, "model_kwargs": tuple(args.model_kwargs)}
-    model = load(args.model, pretrained=False, weights=args.weights, device=str(results.device), options=options)
+    engines = ("eager", "onednn") if results.device.type == "cpu" else ("eager",)
+    model, *others = (
+        load(
+            args.model,
+            pretrained=False,
+            weights=args.weights,
+            device=str(results.device),
+            engine=engine,
+            options=options,
+        )
+        for engine in engines
+    )
     with tempfile.TemporaryDirectory() as folder:
         place = args.data_path or rendered(Path(folder), count)
         every = ImageList.at(str(place))
         images = ImageList.from_files([str(file) for file in every.files[:count]], str(place))
         few = ImageList.from_files([str(file) for file in every.files[:batch_size]], str(place))
-        warm_up, calls = (contenders(model, of, Path(folder), batch_size, args.workers) for of in (few, images))
+        warm_up, calls = (contenders(model, others, of, Path(folder), batch_size, args.workers) for of in (few, images))
         params = dict(model=args.model, batch_size=batch_size, workers=args.workers, images=len(images))
         _measure(warm_up, calls, len(images), rounds, params, results)
 
 
 def contenders(
-    model: Model, images: ImageList, folder: Path, batch_size: int, workers: int
+    model: Model, others: Sequence[Model], images: ImageList, folder: Path, batch_size: int, workers: int
 ) -> dict[str, Callable[[], Any]]:
     """By name, a function that embeds all images once.
 
     All use one model's weights in its precision; the peers preprocess by timm's transform.
+    others: the same model with other engines.
     """
     files = [str(file) for file in images.files]
     forward = partial(_forward, model)
@@ -73,9 +87,10 @@ def contenders(
     prepared = torch.stack([transform(_opened(file)) for file in files[:batch_size]])
     sizes = [min(batch_size, len(files) - first) for first in range(0, len(files), batch_size)]
 
-    def ours() -> np.ndarray:
+    def ours(of: Model) -> np.ndarray:
         out = folder / "vectors.npy"
-        embed_files(model, lambda: images, out, batch_size=batch_size, overwrite=True)
+        with contextlib.redirect_stdout(io.StringIO()):  # its own rate
+            embed_files(of, lambda: images, out, batch_size=batch_size, overwrite=True)
         return np.load(out)
 
     def evaluation() -> np.ndarray:
@@ -102,7 +117,8 @@ def contenders(
 
     return {
         LIMIT: lambda: np.concatenate([forward(prepared[:size]) for size in sizes]),
-        "fastirt embed": ours,
+        "fastirt embed": lambda: ours(model),
+        **{f"fastirt embed, {other.engine}": partial(ours, other) for other in others},
         "fastirt evaluation": evaluation,
         "timm inference": timm_inference,
         "open_clip-style loop": plain_loop,

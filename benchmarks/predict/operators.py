@@ -114,7 +114,7 @@ def own_kernels(step: TrainStep, batch_size: int, gathered: RecordedKernel) -> l
     z = torch.empty(batch_size, step.encoder.embed_dim, device=step.device)
     labels = torch.empty(batch_size, dtype=torch.int64, device=step.device)
     memory: Any = step.memory
-    objective = step.forward_pass.objective
+    objective: Any = step.forward_pass.objective
     slots = None if step.networks.momentum_encoder is not None else labels
     precision = resolve_precision(objective.precision, z, memory.embeddings)
     inputs = (z, product_operand(z, precision), labels, memory.embeddings, memory.labels, slots)

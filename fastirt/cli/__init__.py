@@ -7,7 +7,7 @@ import sys
 from typing import Optional, Sequence
 
 from fastirt import __version__
-from fastirt.cli import embed, gallery, images, reports, training
+from fastirt.cli import archives, embed, gallery, images, reports, sweep, training
 from fastirt.cli.parser import Parser
 from fastirt.errors import user_message
 
@@ -15,7 +15,9 @@ COMMANDS = {
     **training.COMMANDS,
     **embed.COMMANDS,
     **gallery.COMMANDS,
+    **sweep.COMMANDS,
     **images.COMMANDS,
+    **archives.COMMANDS,
     **reports.COMMANDS,
 }  # in the order of `fastirt --help`
 

@@ -35,6 +35,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="of a timm model: timm's weights, or random ones (default: timm's)",
     )
     parser.add_argument("--device", metavar="S", help="cuda, cuda:1 or cpu (default: a GPU if there is one)")
+    parser.add_argument(
+        "--engine",
+        choices=("eager", "onednn"),
+        default="eager",
+        help="eager: to the last bit as evaluation does it; onednn: fp32 on a CPU up to rounding, 1.7 times as fast "
+        "on AMD's with AVX-512 (default: eager)",
+    )
     group = parser.add_argument_group("In place of the model's own options")
     for part, names in OPTIONS.items():
         for field in dataclasses.fields(getattr(Config(), part)):
@@ -52,6 +59,7 @@ def model_of(args: dict[str, Any], device: str | None = None) -> Any:
         pretrained=args["pretrained"],
         weights=args["weights"],
         device=device or args["device"],
+        engine=args["engine"],
         options=given({name: args[name] for name in names & args.keys()}),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Callable, NamedTuple, NoReturn
 
-from fastirt.config.flags import suggestion
+from fastirt.config.option_values import suggestion
 
 
 class Parser(argparse.ArgumentParser):

@@ -33,10 +33,11 @@ def _add_env(commands: Any) -> Parser:
 
 def _report(args: dict[str, Any]) -> int:
     if args["html"] is not None:
+        from fastirt.datasets.records import printable
         from fastirt.pages.report.page import write_report_page
 
         size = write_report_page(args["html"], args["runs"], sort=args["sort"], data_path=args["data_path"])
-        print(f"{args['html']}: {size / 1e6:.1f} MB, opens in any browser")
+        print(f"{printable(str(args['html']))}: {size / 1e6:.1f} MB, opens in any browser")
         return 0
     from fastirt.retrieval.compare_runs import compare_runs
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from fastirt.cli.parser import Command, Parser
 from fastirt.config.flags import FOOTNOTE, add_config, given
+from fastirt.config.run_file import with_run_file
 
 TRAIN = (
     "Train and evaluate. --method and --recipe choose the defaults of other flags. With neither, they are those of the "
@@ -27,7 +28,7 @@ def _add_train(commands: Any) -> Parser:
         allow_abbrev=False,
         usage="fastirt train [--method M] [--recipe R] [--dataset D] [--data-path PATH] [options]",
     )
-    _add_per_query(train)
+    _add_files(train, "train")
     add_config(train, "train")
     return train
 
@@ -41,12 +42,20 @@ def _add_evaluate(commands: Any) -> Parser:
         usage="fastirt evaluate [RUN] [--weights FILE] [--dataset D] [--data-path PATH] [options]",
     )
     evaluate.add_argument("run", nargs="?", type=Path, help="run folder or file of weights")
-    _add_per_query(evaluate)
+    _add_files(evaluate, "evaluate")
     add_config(evaluate, "evaluate")
     return evaluate
 
 
-def _add_per_query(parser: argparse.ArgumentParser) -> None:
+def _add_files(parser: argparse.ArgumentParser, command: str) -> None:
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="run file (YAML): flags by name, below those given here, such as the run.yaml of a run"
+        + (" (options of training are left out)" if command == "evaluate" else ""),
+    )
     parser.add_argument(
         "--per-query",
         type=Path,
@@ -59,12 +68,12 @@ def _add_per_query(parser: argparse.ArgumentParser) -> None:
 def _train(args: dict[str, Any]) -> int:
     from fastirt.distributed.launch import as_rank
 
-    per_query = args.pop("per_query", None)
+    flags, per_query = _flags(args, "train")
 
     def work(ranks: Any) -> int:
         from fastirt.commands import train  # imports Inductor, which reads its settings only then
 
-        return train(given(args), ranks, per_query)
+        return train(flags, ranks, per_query)
 
     return as_rank("train", work)
 
@@ -73,8 +82,22 @@ def _evaluate(args: dict[str, Any]) -> int:
     from fastirt.commands import evaluate_model
     from fastirt.distributed.launch import as_rank
 
-    run, per_query = args.pop("run"), args.pop("per_query", None)
-    return as_rank("evaluate", lambda ranks: evaluate_model(run, given(args), ranks, per_query))
+    run = args.pop("run")
+    flags, per_query = _flags(args, "evaluate", own_weights=run is not None)
+    return as_rank("evaluate", lambda ranks: evaluate_model(run, flags, ranks, per_query))
+
+
+def _flags(args: dict[str, Any], command: str, own_weights: bool = False) -> tuple[dict[str, Any], Optional[Path]]:
+    """(flags, those of --config below them; --per-query). Raises UserError.
+
+    own_weights: weights and method are those of the model that the command names.
+    """
+    config = args.pop("config", None)
+    flags = with_run_file(config, given(args), command)
+    if own_weights:
+        flags = {name: flags[name] for name in flags if name in args or name not in ("weights", "method")}
+    per_query = flags.pop("per_query", None)
+    return flags, per_query and Path(per_query)
 
 
 COMMANDS = {"train": Command(_add_train, _train), "evaluate": Command(_add_evaluate, _evaluate)}

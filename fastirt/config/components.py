@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+from fastirt.config.user_code import short_name
+
 DATASETS = ("cub200", "sop", "inshop", "folder", "csv", "demo")
 METHODS = ("irt-o", "irt-l", "irt-r")
 RECIPES = ("paper", "unofficial")
@@ -15,8 +17,16 @@ RESIZES = ("square", "shorter")
 ORIENTATIONS = ("exif", "stored")
 SEARCHES = ("auto", "ranks", "faiss", "torch")
 AVERAGES = ("query", "class")
+TRACKERS = ("none", "tensorboard", "wandb", "mlflow")
 SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")  # of the JPEG images in a packed store
 OPTIONAL_FLOATS = Optional[tuple[float, ...]]
+
+
+class OrUserCode(tuple):
+    """Choices of an option that may also name a user's function; see `config/user_code.py`."""
+
+    def __contains__(self, value: object) -> bool:
+        return ":" in str(value) or super().__contains__(value)
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None, aliases: tuple[str, ...] = ()) -> Any:
@@ -28,7 +38,11 @@ def option(default: Any, help: str, choices: tuple[str, ...] | None = None, alia
 class DataConfig:
     """Data set and sampler"""
 
-    dataset: str = option("cub200", "data set, which determines its layout on disk", DATASETS)
+    dataset: str = option(
+        "cub200",
+        "data set, which determines its layout on disk; or FILE.py:NAME, a function from the path to records",
+        OrUserCode(DATASETS),
+    )
     data_path: str = option("/data/CUB_200_2011", "folder of the data set (dataset csv: the .csv file or its folder)")
     packed: Optional[str] = option(None, "read images from this store made by `fastirt pack` instead of from files")
     m: int = option(
@@ -36,6 +50,11 @@ class DataConfig:
         "images per class in a batch; 0: shuffled epochs (with torchrun write --m-per-class)",
         aliases=("m-per-class",),
     )
+
+    @property
+    def name(self) -> str:
+        """The data set's name for folders: NAME of a user's FILE.py:NAME."""
+        return short_name(self.dataset)
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,9 @@ class InputConfig:
         "stored",
         "turn images upright by their EXIF data, or use them as stored, like published results",
         ORIENTATIONS,
+    )
+    augment: Optional[str] = option(
+        None, "FILE.py:NAME, a function of your own that changes training images between crop and normalization"
     )
     normalization: str = option("model", "mean and std: the model's own (timm) or ImageNet's", ("model", "imagenet"))
     loader: str = option(
@@ -98,6 +120,9 @@ class ModelConfig:
 class ObjectiveConfig:
     """Contrastive loss and KoLeo"""
 
+    objective: Optional[str] = option(
+        None, "FILE.py:NAME, a loss of your own instead: a function of embeddings, labels and memory"
+    )
     contrastive: str = option("anchor_sum", "normalization of the contrastive term", ("anchor_sum", "nonzero_mean"))
     margin: float = option(0.5, "cosine above which a negative pair is pushed apart (beta)")
     lambda_reg: float = option(0.7, "weight of the KoLeo term (lambda)")
@@ -180,6 +205,9 @@ class RunConfig:
 
     output_dir: Optional[str] = option(None, "folder of the run; default: a new one under outputs/DATASET")
     log_dir: Optional[str] = option(None, "write TensorBoard logs to LOG_DIR/DATASET; default: to the run's folder")
+    tracker: tuple[str, ...] = option(
+        ("tensorboard",), "where rows of log.jsonl, options and final metrics go too", TRACKERS
+    )
     logging_freq: int = option(50, "steps between log lines")
     save_freq: int = option(0, "steps between checkpoints; alone it replaces --save-seconds; 0: none")
     save_seconds: int = option(

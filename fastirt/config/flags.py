@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import typing
 from functools import lru_cache
-from typing import Any, Callable, Iterable, Optional
+from typing import Any, Callable, Optional
 
+from fastirt.config.option_values import option_type
 from fastirt.config.options import METHODS, RECIPES, Config, flatten
 from fastirt.config.presets import resolve
 
@@ -69,19 +69,17 @@ def add_field(group: Any, command: str, part: str, field: dataclasses.Field) -> 
     if hint is bool:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
         return
-    inner = (
-        [a for a in typing.get_args(hint) if a is not type(None)] if typing.get_origin(hint) is typing.Union else [hint]
-    )
-    kind = inner[0]
-    if typing.get_origin(kind) is tuple:
-        kind, options["nargs"] = typing.get_args(kind)[0], "+"
+    of = option_type(hint)
+    kind: Any = of.kind
+    if of.is_list:
+        options["nargs"] = "+"
     if field.name == "resume":
         options.update(nargs="?", const="")
     options["metavar"] = "FILE" if field.name == "weights" else {int: "N", float: "X", str: "S"}[kind]
     if field.metadata["choices"]:
         options["choices"] = field.metadata["choices"]
         del options["metavar"]
-    if "nargs" not in options and type(None) in typing.get_args(hint):
+    if "nargs" not in options and of.optional:
         kind = _or_none(kind)
     flags = (flag, *(f"--{other}" for other in field.metadata.get("aliases", ())))
     group.add_argument(*flags, type=kind, dest=field.name, **options)
@@ -139,61 +137,3 @@ def _or_none(kind: type) -> Callable[[str], Any]:
 def given(args: dict[str, Any]) -> dict[str, Any]:
     """The flags with lists as tuples, the type of config fields."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in args.items()}
-
-
-# Names of these flags in other trainers.
-SYNONYMS = {
-    "--epochs": "--max-iter (steps: epochs × training images / batch size)",
-    "--epoch": "--max-iter (steps: epochs × training images / batch size)",
-    "--num-epochs": "--max-iter (steps: epochs × training images / batch size)",
-    "--steps": "--max-iter",
-    "--max-steps": "--max-iter",
-    "--iterations": "--max-iter",
-    "--learning-rate": "--lr",
-    "--wd": "--weight-decay",
-    "--gpu": "--device",
-    "--bs": "--batch-size",
-    "--batch": "--batch-size",
-    "--optimizer": "--opt",
-    "--scheduler": "--sched",
-    "--warmup": "--warmup-iter",
-    "--warmup-steps": "--warmup-iter",
-    "--workers": "--num-workers",
-    "--img-size": "--input-size",
-    "--image-size": "--input-size",
-    "--arch": "--model",
-    "--backbone": "--model",
-    "--checkpoint": "--weights or --resume",
-    "--ckpt": "--weights or --resume",
-    "--pretrained": "--weights",
-    "--data": "--data-path",
-    "--data-dir": "--data-path",
-    "--data-root": "--data-path",
-    "--output": "--output-dir",
-    "--out": "--output-dir",
-    "--save-dir": "--output-dir",
-    "--amp": "--precision bf16",
-    "--fp16": "--precision bf16",
-    "--bf16": "--precision bf16",
-    "--compile": "--engine compile",
-    "--gpus": "torchrun --nproc_per_node, or --device",
-    "--temperature": "--margin",
-    "--loss": "--contrastive",
-    "--topk": "--rank",
-    "--k": "--rank",
-    "--log-interval": "--logging-freq",
-    "--save-interval": "--save-freq",
-    "--eval-interval": "--eval-freq",
-}
-
-
-def suggestion(flag: str, known: Iterable[str]) -> str:
-    """The known flags closest to an unknown one, or ""."""
-    flag, known = flag.partition("=")[0], [name for name in known if name.startswith("--")]
-    synonym = SYNONYMS.get(flag.replace("_", "-").lower(), "")
-    if synonym and synonym.split()[0] in known:
-        return synonym
-    near = [name for name in known if name == flag.replace("_", "-").lower()]
-    near += [name for name in known if len(flag) > 4 and name.startswith(flag) and name not in near]
-    near += [name for name in difflib.get_close_matches(flag, known, n=3, cutoff=0.7) if name not in near]
-    return " or ".join(near[:3])

@@ -127,7 +127,7 @@ class Config:
 # Options that do not matter for a model that is not trained.
 TRAINING_OPTIONS = {
     field.name for part in (ObjectiveConfig, MemoryConfig, OptimConfig) for field in dataclasses.fields(part)
-} | {"m", "drop", "drop_path"}
+} | {"m", "augment", "drop", "drop_path"}
 
 
 def save_interval(given: dict[str, Any]) -> dict[str, int]:

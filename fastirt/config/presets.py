@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastirt.config.options import Config, save_interval
+from fastirt.config.user_code import is_user_code
 from fastirt.errors import UserError
 
 # The paper (El-Nouby et al. 2021), and its best-known public re-implementation.
@@ -98,11 +99,11 @@ def resolve(flags: dict[str, Any], command: str = "train") -> Config:
     else:
         filled.update(RECIPES[recipe], recipe=recipe)
         if not as_public:
-            filled.update(DATASETS[dataset])
+            filled.update(DATASETS.get(dataset, {}))
     filled["resize_size"] = scaled_resize(flags, filled["input_size"], filled["resize_size"])
     if flags.get("memory_ratio") == 0:
         filled.pop("encoder_momentum", None)  # a momentum encoder only fills the memory
-    if dataset in ("folder", "csv") and "data_path" not in flags:
+    if (dataset in ("folder", "csv") or is_user_code(dataset)) and "data_path" not in flags:
         raise UserError(f"--dataset {dataset} needs --data-path")
     if command != "train":
         flags.setdefault("max_iter", 0)

@@ -20,6 +20,7 @@ class Purpose(IntEnum):
     CLASSES = 103
     MEMBERS = 104
     CROPS = 105
+    AUGMENT = 106
 
 
 DROP_PATH = {"encoder": 0x57, "momentum_encoder": 0x7A}

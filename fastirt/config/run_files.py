@@ -18,6 +18,11 @@ class RunFiles:
         return self.path / "config.json"
 
     @property
+    def run_file(self) -> Path:
+        """The options as a run file: `fastirt train --config RUN/run.yaml` repeats the run."""
+        return self.path / "run.yaml"
+
+    @property
     def log(self) -> Path:
         """One JSON line a log step or evaluation."""
         return self.path / "log.jsonl"
@@ -25,6 +30,21 @@ class RunFiles:
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def wandb(self) -> Path:
+        """Folder that Weights & Biases writes, with `--tracker wandb`."""
+        return self.path / "wandb"
+
+    @property
+    def mlflow(self) -> Path:
+        """Folder that MLflow writes, with `--tracker mlflow` and without MLFLOW_TRACKING_URI."""
+        return self.path / "mlflow"
+
+    @property
+    def trackers(self) -> Path:
+        """The ids of the run in W&B and MLflow."""
+        return self.path / "trackers.json"
 
     @property
     def checkpoints(self) -> Path:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from functools import partial
 from typing import Iterable, Sequence
 
 import numpy as np
 
+from fastirt.config.user_code import is_user_code
 from fastirt.config.validate import check_ks
 from fastirt.datasets.class_folders import load_demo, load_folder
 from fastirt.datasets.copies import warn_of_copies
 from fastirt.datasets.csv_list import load_csv
 from fastirt.datasets.cub_sop_inshop import load_cub200, load_inshop, load_sop
 from fastirt.datasets.file_identity import check_files
+from fastirt.datasets.own.python_records import load_own
 from fastirt.datasets.records import Catalog, Listed, Split, assemble, counted
 from fastirt.errors import UserError
 
@@ -40,7 +43,8 @@ def load_dataset(dataset: str, data_path: str, *, eval_split: str = "test", trai
     without a match.
 
     Args:
-        dataset: `cub200`, `sop`, `inshop`, `folder`, `csv` or `demo`.
+        dataset: `cub200`, `sop`, `inshop`, `folder`, `csv` or `demo`; or FILE.py:NAME, a function
+            of the user from the path to records (see `own/python_records.py`).
         data_path: folder of the data set, or its CSV file.
         eval_split: "test" or "val", the split to evaluate if the data set has both.
         training: True requires a training split (a missing test split only skips evaluation);
@@ -53,12 +57,13 @@ def load_dataset(dataset: str, data_path: str, *, eval_split: str = "test", trai
         UserError: a missing folder, list or image, a malformed list, an empty split, too few
             classes, or no query with a match. The message names file, row and remedy.
     """
-    if dataset not in LOADERS:
-        raise UserError(f"--dataset {dataset}: unknown: use one of {', '.join(LOADERS)}")
+    if dataset not in LOADERS and not is_user_code(dataset):
+        raise UserError(f"--dataset {dataset}: unknown: use one of {', '.join(LOADERS)}, or FILE.py:NAME")
     if dataset in PUBLISHED:
         catalog, listed = PUBLISHED[dataset](data_path), None
     else:
-        listed = OWN[dataset](data_path, eval_split, training)
+        load = OWN.get(dataset) or partial(load_own, dataset)
+        listed = load(data_path, eval_split, training)
         catalog = _checked(listed, training)
     _check_matches(catalog, listed)
     _check_classes(catalog, training)
@@ -115,7 +120,7 @@ def _require_two(catalog: Catalog, split: Split, reason: str) -> None:
         f"{catalog.place}: the {split.name} split has one class only ({catalog.class_names[split.labels[0]]}): {reason}"
     )
     # The other data sets have a fixed content that the user did not choose.
-    if catalog.dataset not in ("folder", "csv"):
+    if catalog.dataset in (*PUBLISHED, "demo"):
         logging.getLogger("fastirt").warning(message)
     else:
         raise UserError(f"{message}: at least 2 classes are needed")

@@ -37,27 +37,49 @@ def load_csv(data_path: str, eval_split: str = "test", training: bool | None = T
     file = Path(os.path.abspath(os.path.expanduser(data_path)))
     if os.path.isdir(file):
         file = file / "split.csv"
-    rows = _read(file)
-    chosen = choose((part for row in rows for part in row.parts), eval_split, training, str(file))
+    return list_rows(_read(file), "csv", file.name, str(file), file.parent, eval_split, training)
+
+
+def list_rows(
+    rows: list[Row],
+    dataset: str,
+    name: str,
+    place: str,
+    root: Path,
+    eval_split: str = "test",
+    training: bool | None = True,
+) -> Listed:
+    """The images of rows, in the splits that are used.
+
+    Args:
+        rows: one an image, paths below `root` or absolute.
+        dataset: its name in the catalogue.
+        name, place: of the list, short and whole, in messages.
+        root: folder of the images.
+        eval_split, training: as `load_dataset` takes them.
+
+    Raises UserError for missing files, and for splits that are missing or do not fit together.
+    """
+    chosen = choose((part for row in rows for part in row.parts), eval_split, training, place)
+    used = [row for row in rows if any(of in ("train", chosen) for of, _ in row.parts)]
     records: dict[str, list[Image]] = {}
     listed: dict[tuple[str, str], int] = {}  # (split, path) -> row
-    for row, image in _locate(file, [row for row in rows if any(of in ("train", chosen) for of, _ in row.parts)]):
+    for row, image in _locate(name, root, used):
         for of, split in row.parts:
             if of in ("train", chosen):
-                _check_first(listed, file, row, split, os.path.normpath(image.path))
+                _check_first(listed, name, row, split, os.path.normpath(image.path))
                 records.setdefault(split, []).append(image)
-    return Listed("csv", str(file.parent), records, str(file))
+    return Listed(dataset, str(root), records, place)
 
 
-def _check_first(listed: dict[tuple[str, str], int], file: Path, row: Row, split: str, path: str) -> None:
+def _check_first(listed: dict[tuple[str, str], int], name: str, row: Row, split: str, path: str) -> None:
     """Raises UserError for a path that is listed twice; only query and gallery may share it."""
     others = ("train", split) if split != "train" else ("train", "test", "val", "query", "gallery")
     for other in others:
         first = listed.get((other, path))
         if first is not None:
             raise UserError(
-                f"{file.name}: row {row.number}: '{printable(row.path)}' is listed in row {first} already: "
-                "keep one of them"
+                f"{name}: row {row.number}: '{printable(row.path)}' is listed in row {first} already: keep one of them"
             )
     listed[split, path] = row.number
 
@@ -169,23 +191,22 @@ def _parts(split: str, values: dict[str, str], place: str) -> tuple[tuple[str, s
     return tuple((family(split), part) for part in flagged)
 
 
-def _locate(file: Path, rows: list[Row]) -> Iterator[tuple[Row, Image]]:
+def _locate(list_name: str, root: Path, rows: list[Row]) -> Iterator[tuple[Row, Image]]:
     """The rows with their files. Raises UserError for missing files, naming the first."""
     folders = Folders()
-    located = [(row, _find(folders, file.parent, row)) for row in rows]
+    located = [(row, _find(folders, root, row)) for row in rows]
     absent = [row for row, image in located if image is None]
     if absent:
         name = absent[0].path
         more = f" ({len(absent):,} of {len(rows):,} are missing)" if len(absent) > 1 else ""
-        near = folders.respelled(os.path.join(file.parent, name.replace("\\", "/")), fold=True)
+        near = folders.respelled(os.path.join(root, name.replace("\\", "/")), fold=True)
         if near is not None and os.path.isfile(near):
-            remedy = f"'{printable(os.path.relpath(near, file.parent))}' exists: write it as it is on disk"
+            remedy = f"'{printable(os.path.relpath(near, root))}' exists: write it as it is on disk"
         else:
             slashes = "write / between folders, " if "\\" in name else ""
             remedy = f"{slashes}put the image there or delete the row"
         raise UserError(
-            f"{file.name}: row {absent[0].number}: no file '{printable(name)[:200]}' under {file.parent}{more}: "
-            + remedy
+            f"{list_name}: row {absent[0].number}: no file '{printable(name)[:200]}' under {root}{more}: " + remedy
         )
     return ((row, image) for row, image in located if image is not None)
 

@@ -38,7 +38,8 @@ from fastirt.datasets import Catalog
 from fastirt.datasets.digest import catalog_digest, relative_names
 from fastirt.errors import UserError
 from fastirt.images.formats.packed_image import PackedImage, Recipe, encode_image
-from fastirt.images.packed_store import ENTRY, PROLOGUE, PackedStore, write_prologue
+from fastirt.images.packed_format import ENTRY, PROLOGUE, write_prologue
+from fastirt.images.packed_store import PackedStore
 
 __all__ = ["PackedStore", "pack"]
 

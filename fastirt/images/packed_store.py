@@ -1,21 +1,10 @@
-"""The packed store: all images of a data set, resized once, in one memory-mapped file.
-
-    prologue   96 bytes: magic, format version, file size, then (offset, length, CRC32) of the
-               sections index, names and header, and its own CRC32
-    images     JPEG files in catalogue order: train, query (or test), gallery
-    index      one ENTRY per image
-    names      relative paths, each ended by a NUL byte
-    header     JSON: data set and options of the store
-
-All integers are little-endian. The prologue is written last, so an unfinished file has none.
-"""
+"""The packed store: all images of a data set, resized once, in one memory-mapped file."""
 
 from __future__ import annotations
 
 import json
 import mmap
 import os
-import struct
 import zlib
 from pathlib import Path
 from typing import Any
@@ -26,25 +15,8 @@ from fastirt.datasets import Catalog, Split
 from fastirt.datasets.digest import catalog_digest, relative_names, source_stat
 from fastirt.errors import UserError
 from fastirt.images.formats.header_check import BadImage
+from fastirt.images.packed_format import ENTRY, REPACK_HINT, SECTIONS, read_prologue
 
-MAGIC = b"fastirt\x89"
-VERSION = 1
-PROLOGUE = struct.Struct("<8sIQQQIQQIQQII4x")
-SECTIONS = ("index", "names", "header")
-ENTRY = np.dtype(
-    [
-        ("offset", "<u8"),
-        ("length", "<u4"),  # bytes; 0: the source was unreadable
-        ("crc", "<u4"),
-        ("label", "<i4"),
-        ("height", "<u4"),
-        ("width", "<u4"),
-        ("source_size", "<i8"),  # bytes
-        ("source_mtime", "<i8"),  # nanoseconds
-        ("source_crc", "<u4"),
-    ]
-)
-REPACK_HINT = "make it again with `fastirt pack`"
 MAX_CHECKSUMS = 64  # sources that `check` reads in full if only modification times differ
 
 
@@ -81,7 +53,7 @@ class PackedStore:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}): {REPACK_HINT}") from None
-        sections = _read_prologue(path, mapped)
+        sections = read_prologue(path, mapped)
         parts = {}
         for name, (offset, length, crc) in zip(SECTIONS, sections):
             parts[name] = mapped[offset : offset + length]
@@ -191,9 +163,14 @@ class PackedStore:
 class PackedSplit:
     """The images of one split of a packed store, an `ImageSource`."""
 
-    def __init__(self, store: PackedStore, split: Split, start: int):
-        self.store, self._split, self._start = store, split, start
-        self.orientation = store.orientation
+    def __init__(self, store: PackedStore, split: Split, start: int = 0, rows: np.ndarray | None = None):
+        """rows: of the store; None: those from `start` on."""
+        self.store, self._split, self.orientation = store, split, store.orientation
+        self._rows = np.arange(start, start + len(split)) if rows is None else rows
+
+    def part(self, split: Split, rows: np.ndarray) -> PackedSplit:
+        """`rows` of these images, which are those of `split`."""
+        return PackedSplit(self.store, split, rows=self._rows[rows])
 
     def __len__(self) -> int:
         return len(self._split)
@@ -204,7 +181,7 @@ class PackedSplit:
 
     def size(self, row: int) -> tuple[int, int]:
         """(height, width) in pixels, as stored; (0, 0) for a bad image."""
-        entry = self.store.index[self._start + row]
+        entry = self.store.index[self._rows[row]]
         return int(entry["height"]), int(entry["width"])
 
     def read(self, row: int) -> np.ndarray:
@@ -212,37 +189,13 @@ class PackedSplit:
 
         Raises BadImage for a wrong checksum and for an image that was unreadable when packed.
         """
-        entry = self.store.index[self._start + row]
+        stored = self._rows[row]
+        entry = self.store.index[stored]
         length = int(entry["length"])
         if length == 0:
-            raise BadImage(self.path(row), self.store.bad.get(self._start + row, "could not be packed"))
+            raise BadImage(self.path(row), self.store.bad.get(int(stored), "could not be packed"))
         offset = int(entry["offset"])
         data = self.store._data[offset : offset + length]
         if len(data) != length or zlib.crc32(data) != entry["crc"]:
             raise BadImage(self.path(row), f"wrong checksum in {self.store.path}")
         return data
-
-
-def write_prologue(size: int, sections: list[tuple[int, int, int]]) -> bytes:
-    """The prologue for a file of `size` bytes; sections: (offset, length, CRC32) as in SECTIONS."""
-    body = PROLOGUE.pack(MAGIC, VERSION, size, *(value for section in sections for value in section), 0)
-    return body[:-8] + struct.pack("<I4x", zlib.crc32(body[:-8]))
-
-
-def _read_prologue(path: Path, mapped: bytes | mmap.mmap) -> list[tuple[int, int, int]]:
-    head = mapped[: PROLOGUE.size]
-    if head == bytes(len(head)):
-        raise UserError(f"{path}: half-written or empty: {REPACK_HINT}")
-    if head[: len(MAGIC)] != MAGIC:
-        raise UserError(f"{path}: not a packed store: {REPACK_HINT}, or leave --packed out")
-    version = int.from_bytes(head[8:12], "little")
-    if version != VERSION:
-        raise UserError(f"{path}: format version {version}, this fastirt reads {VERSION}: {REPACK_HINT}")
-    if len(head) < PROLOGUE.size:
-        raise UserError(f"{path}: truncated after {len(mapped):,} bytes: {REPACK_HINT}")
-    _, _, size, *sections, crc = PROLOGUE.unpack(head)
-    if zlib.crc32(head[:-8]) != crc:
-        raise UserError(f"{path}: its first {PROLOGUE.size} bytes are corrupt (checksum): {REPACK_HINT}")
-    if size != len(mapped):
-        raise UserError(f"{path}: truncated or overwritten: {len(mapped):,} bytes, should be {size:,}: {REPACK_HINT}")
-    return [tuple(sections[i : i + 3]) for i in range(0, 9, 3)]

@@ -14,13 +14,13 @@ import numpy as np
 from tqdm import tqdm
 
 from fastirt import __version__
+from fastirt.config.validate import check_number
 from fastirt.distributed.launch import only_main_warns
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import OS_ERRNOS, UserError
-from fastirt.images.formats.header_check import BadImage, inspect
 from fastirt.images.packed_store import PackedSplit
-from fastirt.images.source import ImageSource
 from fastirt.inference.image_list import ImageList
+from fastirt.inference.list_loader import MeasuredSource
 from fastirt.inference.model import PREPROCESSING, Model
 from fastirt.inference.partial_vectors import PartialVectors
 from fastirt.inference.vector_files import Rows, check_out, write_vectors
@@ -57,6 +57,7 @@ def embed_files(
         UserError: no images, `out` exists or cannot be written, or its unfinished vectors are of
             another model or list.
     """
+    check_number("batch_size", batch_size)
     ranks.host.run_on_main(lambda: check_out(out, overwrite))
     images = _same_on_all(list_images, ranks)
     work = _work(model, images, dtype, batch_size)
@@ -93,10 +94,9 @@ def _embed_missing(model: Model, images: ImageList, part: PartialVectors, batch_
         log.warning("bad image: %s: %s", name, reason)
         part.add_bad(row, reason)
 
-    measured = (
-        images if isinstance(images.source, PackedSplit) else images.with_source(_Measured(images.source, part.sizes))
-    )
-    loader = model.loader(measured, batch_size, on_bad, ranks)
+    if not isinstance(images.source, PackedSplit):  # its index has the sizes
+        images = images.with_source(MeasuredSource(images.source, part.sizes))
+    loader = model.loader(images, batch_size, on_bad, ranks)
     missing = [batch for batch in range(len(loader)) if batch not in part.done]
     own = missing[len(missing) * ranks.rank // ranks.world_size : len(missing) * (ranks.rank + 1) // ranks.world_size]
     loader.todo = own
@@ -125,24 +125,6 @@ def _embed_missing(model: Model, images: ImageList, part: PartialVectors, batch_
         for unreadable in waiting:
             write(unreadable, None, None)
     return total
-
-
-class _Measured:
-    """A source that notes (width, height) of each image that is read, as its header says."""
-
-    def __init__(self, source: ImageSource, sizes: np.ndarray) -> None:
-        self._source, self._sizes = source, sizes
-        self.path = source.path
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def read(self, row: int) -> np.ndarray:
-        data = self._source.read(row)
-        with contextlib.suppress(BadImage):  # reported by whoever decodes it
-            structure = inspect(data)
-            self._sizes[row] = structure.width, structure.height
-        return data
 
 
 class _Progress:
@@ -209,11 +191,13 @@ def _work(model: Model, images: ImageList, dtype: str, batch_size: int) -> dict[
     return {
         "model": model.digest,
         "images": images.digest,
+        "files": images.files_digest,
         "count": len(images),
         "dtype": dtype,
         "batch size": batch_size,
         "decoder": model.config.input.loader,
         "precision": model.config.model.precision,
+        "engine": model.engine,
         "device": model.device.type,
     }
 
@@ -235,6 +219,7 @@ def _description(model: Model, images: ImageList, work: dict[str, Any]) -> dict[
         "std": list(transform.std),
         "decoder": work["decoder"],
         "precision": work["precision"],
+        "engine": work["engine"],
     }
 
 

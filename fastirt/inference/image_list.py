@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,8 @@ from PIL import Image
 from fastirt.datasets.folder_scan import Findings, Owners, class_images
 from fastirt.datasets.records import Split, printable
 from fastirt.errors import UserError
-from fastirt.images.packed_store import MAGIC, PackedSplit, PackedStore
+from fastirt.images.packed_format import MAGIC
+from fastirt.images.packed_store import PackedSplit, PackedStore
 from fastirt.images.source import FileSource, ImageSource
 from fastirt.inference.csv_columns import read_csv
 from fastirt.inference.memory_source import MemorySource
@@ -153,13 +153,21 @@ class ImageList:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) over names and metadata."""
-        digest = hashlib.sha256()
-        for texts in (self.names, *(self.metadata[name] for name in self.metadata)):
-            for text in texts:
-                digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
-            digest.update(b"\n")
-        digest.update(json.dumps(list(self.metadata)).encode())
-        return digest.hexdigest()
+        return _digest([self.names, *self.metadata.values(), tuple(self.metadata)])
+
+    @property
+    def files_digest(self) -> str:
+        """SHA-256 (hex) over the absolute files; of a packed store, over its own."""
+        return _digest([tuple(file or self.place for file in self.files)])
+
+
+def _digest(columns: Sequence[Sequence[str]]) -> str:
+    digest = hashlib.sha256()
+    for texts in columns:
+        for text in texts:
+            digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
+        digest.update(b"\n")
+    return digest.hexdigest()
 
 
 def _kind(image: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Callable, Iterator, Sequence
 
@@ -9,9 +10,11 @@ import numpy as np
 import torch
 
 from fastirt.config.options import InputConfig
+from fastirt.config.validate import check_number
 from fastirt.datasets.records import Split
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.images.bad_images import BadRows
+from fastirt.images.formats.header_check import BadImage, inspect
 from fastirt.images.source import ImageSource
 from fastirt.loading.batch import Batch
 from fastirt.loading.eval_loader import EvalLoader
@@ -44,6 +47,7 @@ class ListLoader(EvalLoader):
         on_bad: OnBad,
         ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
+        check_number("batch_size", batch_size)
         split = _Sized("images", (), np.zeros(len(source), np.int64))
         super().__init__(split, batch_size=batch_size, input=input, device=device, store=source, ranks=ranks)
         assert isinstance(self.images, DecodedImages)
@@ -91,3 +95,21 @@ class BadReports(BadRows):
         if row not in self.rows:
             self.rows.add(row)
             self._on_bad(row, self.source.path(row), " ".join(reason.split()))
+
+
+class MeasuredSource:
+    """A source that notes (width, height) of each image that is read, as its header says."""
+
+    def __init__(self, source: ImageSource, sizes: np.ndarray) -> None:
+        self._source, self._sizes = source, sizes
+        self.path = source.path
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, row: int) -> np.ndarray:
+        data = self._source.read(row)
+        with contextlib.suppress(BadImage):  # reported by whoever decodes it
+            structure = inspect(data)
+            self._sizes[row] = structure.width, structure.height
+        return data

@@ -9,12 +9,18 @@ from typing import Any, Sequence
 import numpy as np
 from PIL import Image
 
+from fastirt.config.options import InputConfig
 from fastirt.errors import UserError
+from fastirt.images.decoders import pil, torchvision
 from fastirt.images.formats.header_check import BadImage
 from fastirt.images.formats.pillow import lossless, rgb
 from fastirt.images.formats.structure import complaint
+from fastirt.images.resize_crop import check_shape, resized_size
 
 CHANNELS = (3, 4, 1)
+COMMON = ("JPEG", "MPO", "PNG", "WEBP", "BMP", None)  # None: of no file
+DEEP = ("I", "F", "CMYK")  # modes
+LARGE = 2**20  # pixels
 
 
 class MemorySource:
@@ -23,15 +29,17 @@ class MemorySource:
     They are converted to 8-bit RGB as those of files are, upright with orientation "exif".
 
     Attributes:
-        orientation: of the model that reads them; set before reading.
+        input: of the model that reads them; set before reading.
     """
 
-    def __init__(self, images: Sequence[Any], orientation: str = "stored") -> None:
+    input = InputConfig()
+
+    def __init__(self, images: Sequence[Any]) -> None:
         """Raises UserError for an array of another shape or of a dtype that holds no pixels."""
         for row, image in enumerate(images):
             if isinstance(image, np.ndarray):
                 _check(image, row)
-        self._images, self.orientation = images, orientation
+        self._images = images
         counts = Counter(map(id, images))
         # Two threads must not decode one lazily opened PIL image at the same time.
         self._locks = {key: threading.Lock() for key, count in counts.items() if count > 1}
@@ -47,14 +55,39 @@ class MemorySource:
         image = self._images[row]
         try:
             with self._locks.get(id(image), threading.Lock()):
-                return np.frombuffer(lossless(self._rgb(image)), np.uint8)
+                return np.frombuffer(lossless(self._prepared(image)), np.uint8)
         except Exception as error:  # Pillow raises nearly anything on a broken image
             raise BadImage(self.path(row), complaint(error)) from None
 
-    def _rgb(self, image: Any) -> Image.Image:
-        if isinstance(image, np.ndarray):
-            return rgb(to_pil(image), "stored")
-        return rgb(image, self.orientation)
+    def _prepared(self, image: Any) -> Image.Image:
+        """The RGB image, resized already where the decoder would do the same to a file.
+
+        Batches of whole images would need much memory, and their lossless files much time.
+        """
+        pixels = to_rgb(image, self.input)
+        check_shape(pixels.height, pixels.width, self.input.resize)
+        height, width = resized_size(pixels.height, pixels.width, self.input.resize, self.input.resize_size)
+        enormous = height * width > max(LARGE, pixels.height * pixels.width)  # a narrow strip
+        if enormous or self.input.loader not in ("torchvision", "pil"):
+            return pixels
+        return Image.fromarray(resized(pixels, image, self.input))
+
+
+def to_rgb(image: Image.Image | np.ndarray, input: InputConfig) -> Image.Image:
+    """The image in 8-bit RGB, upright if `input` says so. Raises any of Pillow's exceptions."""
+    return rgb(to_pil(image), "stored") if isinstance(image, np.ndarray) else rgb(image, input.orientation)
+
+
+def resized(pixels: Image.Image, image: Any, input: InputConfig) -> np.ndarray:
+    """(H, W, 3) uint8 as the readers of files resize them.
+
+    pixels: `to_rgb` of `image`, whose format and mode decide: rare ones are Pillow's work.
+    """
+    size = resized_size(pixels.height, pixels.width, input.resize, input.resize_size)
+    of_pillow = isinstance(image, Image.Image) and (image.format not in COMMON or image.mode.startswith(DEEP))
+    if input.loader == "torchvision" and not of_pillow:
+        return torchvision.resize(np.array(pixels), size, size)
+    return pil.resize(pixels, *size)
 
 
 def to_pil(array: np.ndarray) -> Image.Image:

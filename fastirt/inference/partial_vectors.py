@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any, Optional
@@ -50,6 +51,7 @@ class PartialVectors:
         self._log = open(folder / f"log-{rank}.jsonl", "ab", buffering=0)
         self._new_batches: list[int] = []
         self._new_bad: list[tuple[int, str]] = []
+        self._lock = threading.Lock()
         self._committed = time.monotonic()
 
     @classmethod
@@ -70,9 +72,10 @@ class PartialVectors:
         try:
             folder.mkdir(exist_ok=True)
             lock = open(folder / "lock", "w")
+            is_free = try_lock(lock)
         except OSError as error:
-            raise UserError(f"{folder}: cannot be made ({error.strerror}): choose another OUT") from None
-        if not try_lock(lock):
+            raise UserError(f"{folder}: cannot be made and locked ({error.strerror}): choose another OUT") from None
+        if not is_free:
             raise UserError(f"{folder}: another process writes there: wait for it, or choose another OUT")
         state = _read_state(folder)
         if state is not None and state["work"] != work:
@@ -107,17 +110,21 @@ class PartialVectors:
             self.commit()
 
     def add_bad(self, row: int, reason: str) -> None:
-        self.bad[row] = reason
-        self._new_bad.append((row, reason))
+        """For any thread: on a GPU the loader's finds them."""
+        with self._lock:
+            self.bad[row] = reason
+            self._new_bad.append((row, reason))
 
     def commit(self) -> None:
         """Write what was computed to disk, then a line that says so."""
         os.fsync(self._file.fileno())
         self.sizes.flush()
-        line = json.dumps({"batches": self._new_batches, "bad": self._new_bad}) + "\n"
+        with self._lock:
+            bad, self._new_bad = self._new_bad, []
+        line = json.dumps({"batches": self._new_batches, "bad": bad}) + "\n"
         self._log.write(line.encode())
         os.fsync(self._log.fileno())
-        self._new_batches, self._new_bad = [], []
+        self._new_batches = []
         self._committed = time.monotonic()
 
     def close(self) -> None:
@@ -180,6 +187,7 @@ def _read_log(path: Path) -> tuple[set[int], dict[int, str]]:
 
 def _difference(begun: dict[str, Any], now: dict[str, Any]) -> str:
     names = {"model": "model or preprocessing (by digest)", "images": "list of images (by digest)"}
+    names["files"] = "folder of images (by digest)"
     name = next(name for name in {**begun, **now} if begun.get(name) != now.get(name))
     short = (str(value)[:16] for value in (begun.get(name), now.get(name)))
     return "begun with another {}: {}, now {}".format(names.get(name, name), *short)

@@ -10,11 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from fastirt.config.options import InputConfig
-from fastirt.images.decoders import pil, torchvision
-from fastirt.images.formats.pillow import rgb
 from fastirt.images.normalize import byte_table
-from fastirt.images.resize_crop import crop_corners, resized_size
-from fastirt.inference.memory_source import to_pil
+from fastirt.images.resize_crop import crop_corners
+from fastirt.inference.memory_source import resized, to_rgb
 
 
 class Transform:
@@ -28,17 +26,10 @@ class Transform:
 
     def __call__(self, image: Image.Image | np.ndarray) -> Tensor:
         """(3, S, S) float32: upright, resized, center-cropped and normalized."""
-        if isinstance(image, np.ndarray):
-            image = to_pil(image)
-        pixels = rgb(image, self.input.orientation)
-        height, width = resized_size(pixels.height, pixels.width, self.input.resize, self.input.resize_size)
-        if self.input.loader == "torchvision":
-            resized = torchvision.resize(np.array(pixels), (height, width), (height, width))
-        else:
-            resized = pil.resize(pixels, height, width)
+        whole = resized(to_rgb(image, self.input), image, self.input)
         size = self.input.input_size
-        top, left = crop_corners(np.array([[height, width]]), size)[0]
-        crop = torch.from_numpy(np.ascontiguousarray(resized[top : top + size, left : left + size]))
+        top, left = crop_corners(np.array([whole.shape[:2]]), size)[0]
+        crop = torch.from_numpy(np.ascontiguousarray(whole[top : top + size, left : left + size]))
         table = byte_table(self.mean, self.std, torch.float32, torch.device("cpu"))
         return torch.stack([table[crop[..., channel].long(), channel] for channel in range(3)])
 

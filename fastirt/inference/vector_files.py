@@ -149,8 +149,8 @@ def _write_safetensors(out: Path, vectors_file: Path, rows: Rows, description: d
     }
     with _placed(out, vectors_file.parent) as temporary, open(temporary, "wb") as file:
         file.write(_safetensors_header(shapes, description))
-        for part in _parts(vectors):
-            file.write(np.ascontiguousarray(vectors[part]).data)
+        for _, part in _parts(vectors_file):
+            file.write(part.data)
         file.write(sizes.data)
         file.write(bad.data)
         with open(table, "rb") as written:
@@ -179,18 +179,24 @@ def _write_parquet(out: Path, vectors_file: Path, rows: Rows, description: dict[
     fields.append(pa.field("vector", pa.list_(pa.from_numpy_dtype(vectors.dtype), vectors.shape[1])))
     schema = pa.schema(fields, metadata={"vectors": json.dumps(description)})
     with _placed(out, vectors_file.parent) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
-        for part in _parts(vectors):
-            columns = rows.columns(part)
+        for numbers, part in _parts(vectors_file):
+            columns = rows.columns(numbers)
             arrays = [pa.array(values, field.type) for values, field in zip(columns.values(), fields)]
-            flat = pa.array(np.ascontiguousarray(vectors[part]).reshape(-1))
-            arrays.append(pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
+            flat = pa.array(part.reshape(-1))
+            arrays.append(pa.FixedSizeListArray.from_arrays(flat, part.shape[1]))
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 
-def _parts(vectors: np.ndarray) -> Iterator[slice]:
-    rows = max(1, PART_BYTES // max(1, vectors[:1].nbytes))
-    for first in range(0, len(vectors), rows):
-        yield slice(first, min(first + rows, len(vectors)))
+def _parts(vectors_file: Path) -> Iterator[tuple[slice, np.ndarray]]:
+    """Rows of an .npy file in parts; a memory map would in the end count as memory as a whole."""
+    vectors = np.load(vectors_file, mmap_mode="r", allow_pickle=False)
+    count = max(1, PART_BYTES // max(1, vectors[:1].nbytes))
+    with open(vectors_file, "rb") as file:
+        file.seek(vectors.offset)
+        for first in range(0, len(vectors), count):
+            rows = min(count, len(vectors) - first)
+            part = np.fromfile(file, vectors.dtype, rows * vectors.shape[1])
+            yield slice(first, first + rows), part.reshape(rows, -1)
 
 
 WRITERS: dict[str, Callable[[Path, Path, Rows, dict[str, Any]], None]] = {

@@ -121,6 +121,7 @@ def train_loader(
     bad: Sequence[int] = (),
     store: ImageSource | None = None,
     csv_path: Path | None = None,
+    cache: ImageCache | None = None,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> TrainLoader:
     """The training batches of a run, up to `--max-iter`, cached as `--cache` says.
@@ -133,6 +134,7 @@ def train_loader(
         bad: rows known to be unreadable, from a checkpoint.
         store: a packed store's training split; None: the image files are read.
         csv_path: a `bad_pictures.csv` that lists unreadable images; None: they are only logged.
+        cache: of an earlier loader of the same images and preprocessing; None: as `--cache` says.
         ranks: the ranks that share each batch; all must call this function.
 
     Raises:
@@ -140,7 +142,8 @@ def train_loader(
     """
     split, input, batch_size = catalog.train, config.input, config.optim.batch_size
     source = FileSource(split.paths) if store is None else store
-    cache = make_cache(input.cache, source, input, device, frozenset(bad), ranks)
+    if cache is None:
+        cache = make_cache(input.cache, source, input, device, frozenset(bad), ranks)
     threads, (first, own) = ranks.threads(input.num_workers), ranks.batch_slice(batch_size)
     reader, decoder = ImageReader(source, input, threads), ImageDecoder(input, own, threads, device)
     rows, stream = BadRows(source, csv_path, input.max_bad, bad, ranks), DeviceStream(device, input.pin_mem)

@@ -17,6 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from fastirt.datasets.records import printable
+
 COLORS = 6  # --c1 to --c6 in style.css
 DASHES = ("-", "--", ":")
 CSS_DASHES = ("solid", "dashed", "dotted")
@@ -81,7 +83,7 @@ def line_chart(
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.minorticks_off()
         if percent:
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
         if not log_x:
             axes.set_xlim(left=0)
         if percent and (whole or all(len(curve.x) == 1 for curve in curves)):
@@ -93,7 +95,7 @@ def line_chart(
 
 def histogram(positive: np.ndarray, negative: np.ndarray, label: str) -> markupsafe.Markup:
     """Shares of positive pairs (filled) and negative pairs (outlined, dashed) by cosine."""
-    bins = np.linspace(-1, 1, 81)
+    bins = np.linspace(-1, 1, 61)
     right, wrong = Style(0), Style(1)
 
     def draw(axes: Any) -> None:
@@ -104,7 +106,7 @@ def histogram(positive: np.ndarray, negative: np.ndarray, label: str) -> markups
                 axes.hist(values, bins, weights=weights, histtype="stepfilled", **fill)
             line = "-" if filled else "--"
             axes.hist(values, bins, weights=weights, histtype="step", color=style.color, linewidth=1.6, linestyle=line)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
         axes.set_xlabel("cosine similarity")
 
     return _svg(draw, label)
@@ -117,7 +119,7 @@ def _thinned(values: Sequence[float]) -> list[float]:
 
 
 def _svg(draw: Callable[[Any], None], label: str) -> markupsafe.Markup:
-    settings = {
+    settings: Any = {
         "font.family": "sans-serif",
         "font.size": 9,
         "svg.fonttype": "none",
@@ -164,4 +166,4 @@ def _inline(svg: str, label: str) -> str:
     svg = re.sub(r"\s*\n\s*", "\n", svg)
     head, body = svg.split(">", 1)
     head = re.sub(r' (width|height|xmlns:xlink)="[^"]*"', "", head)
-    return f'{head} role="img" aria-label="{markupsafe.escape(label)}">{body}'.strip()
+    return f'{head} role="img" aria-label="{markupsafe.escape(printable(label))}">{body}'.strip()

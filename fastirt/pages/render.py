@@ -57,5 +57,5 @@ def _environment() -> jinja2.Environment:
 
 
 def _text(value: Any) -> Any:
-    is_text = isinstance(value, str) and not isinstance(value, markupsafe.Markup)
-    return printable(value) if is_text else value
+    is_text = isinstance(value, (str, os.PathLike)) and not isinstance(value, markupsafe.Markup)
+    return printable(os.fspath(value)) if is_text else value

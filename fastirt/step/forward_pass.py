@@ -10,6 +10,7 @@ from torch import Tensor
 from fastirt.distributed.ranks import Ranks
 from fastirt.objective.cross_batch_memory import CrossBatchMemory, Replaced
 from fastirt.objective.global_loss import GlobalLoss, MemoryShard
+from fastirt.objective.own_loss import OwnGlobalLoss, OwnLoss
 from fastirt.objective.retrieval_loss import Losses, RetrievalLoss
 from fastirt.step.engine import Engine
 from fastirt.step.gradient_sync import GradientSync
@@ -33,12 +34,18 @@ class ForwardPass:
     """
 
     def __init__(
-        self, networks: Networks, objective: RetrievalLoss, memory: Optional[CrossBatchMemory], engine: Engine
+        self,
+        networks: Networks,
+        objective: RetrievalLoss | OwnLoss,
+        memory: Optional[CrossBatchMemory],
+        engine: Engine,
     ) -> None:
         self.networks, self.objective, self.memory = networks, objective, memory
         self.with_memory = False
         self._embed, self._embed_keys = engine.optimized(networks.embed), engine.optimized(networks.embed)
-        self._compare = engine.optimized(objective.forward)
+        # A user's loss stays eager: torch.compile may not take it.
+        is_own = isinstance(objective, OwnLoss)
+        self._compare = objective.forward if is_own else engine.optimized(objective.forward)
 
     def embed(self, images: Tensor, labels: Tensor) -> Embedded:
         """images (n, 3, S, S), labels (n,) int64. Also writes the memory."""
@@ -74,7 +81,7 @@ class DistributedForwardPass(ForwardPass):
     def __init__(
         self,
         networks: Networks,
-        objective: RetrievalLoss,
+        objective: RetrievalLoss | OwnLoss,
         memory: Optional[CrossBatchMemory],
         engine: Engine,
         ranks: Ranks,
@@ -82,7 +89,9 @@ class DistributedForwardPass(ForwardPass):
     ) -> None:
         super().__init__(networks, objective, memory, engine)
         self.ranks, self.sharded = ranks, sharded
-        self._global_loss = GlobalLoss(objective, ranks)
+        self._global_loss: GlobalLoss | OwnGlobalLoss = (
+            OwnGlobalLoss(objective, ranks) if isinstance(objective, OwnLoss) else GlobalLoss(objective, ranks)
+        )
         with engine.stream():
             self._embed = GradientSync(networks.compute_encoder, self._embed, ranks)
 
@@ -105,7 +114,11 @@ class DistributedForwardPass(ForwardPass):
         memory, own_slots = self.memory, None
         if self.networks.compute_momentum_encoder is None:
             first, count = self.ranks.batch_slice(len(slots))
-            own_slots = memory.local_rows(slots) if self.sharded else slots[first : first + count]
+            own_slots = slots[first : first + count]
+            if self.sharded:
+                own_slots = memory.local_rows(slots)
+            elif isinstance(self._global_loss, OwnGlobalLoss):  # compares all rows
+                own_slots = slots
         return MemoryShard(memory.embeddings, memory.labels, own_slots, self.sharded)
 
     def losses(self, embedded: Embedded) -> Losses:

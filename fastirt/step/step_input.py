@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastirt.images.normalize import byte_table
+from fastirt.loading.augment import OwnAugmentation
 from fastirt.loading.batch import Batch, ImageViews
 
 
@@ -22,20 +23,33 @@ class StepInput:
     images: Tensor
     labels: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, device: torch.device) -> None:
-        self.dtype, self.device = dtype, device
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        dtype: torch.dtype,
+        device: torch.device,
+        augment: OwnAugmentation | None = None,
+    ) -> None:
+        self.dtype, self.device, self.augment = dtype, device, augment
         self.table = byte_table(tuple(mean), tuple(std), dtype, device)
         self._views: ImageViews | None = None
         self._layout: tuple[int, int, int | None] | None = None
 
-    def copy_batch(self, batch: Batch) -> bool:
-        """Start to copy what differs from batch to batch; True if the buffers are new."""
+    def copy_batch(self, batch: Batch, first: int = 0) -> bool:
+        """Start to copy what differs from batch to batch; True if the buffers are new.
+
+        A user's augmentation runs here, outside the graph. first: the position of the batch's first
+        image in the batch of all ranks.
+        """
         views = batch.views
+        if self.augment is not None:
+            views = ImageViews.whole(self.augment(batch.images, batch.step, first))
         layout = (len(batch), views.size, None if views.owned else views.pixels.data_ptr())
         moved = layout != self._layout
         if moved:
             self._layout = layout
-            self._allocate(batch)
+            self._allocate(views)
         self.labels.copy_(batch.labels, non_blocking=True)
         if self.device.type == "cuda":
             self._views.per_batch.copy_(views.per_batch, non_blocking=True)
@@ -48,10 +62,10 @@ class StepInput:
         self._views.fill(self._out, self.table)
         return self.images
 
-    def _allocate(self, batch: Batch) -> None:
-        count, size, device = len(batch), batch.views.size, self.device
+    def _allocate(self, views: ImageViews) -> None:
+        count, size, device = len(views), views.size, self.device
         self._out = torch.empty(count, size, size, 3, dtype=self.dtype, device=device)
         self.images = self._out.permute(0, 3, 1, 2)
         self.labels = torch.empty(count, dtype=torch.int64, device=device)
         if device.type == "cuda":
-            self._views = batch.views.with_new_buffer()
+            self._views = views.with_new_buffer()

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from fastirt.config.options import Config
 from fastirt.config.random_streams import seed_torch
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
+from fastirt.loading.augment import own_augmentation
 from fastirt.loading.batch import Batch
 from fastirt.model.encoder import Encoder, normalization_constants
 from fastirt.objective.cross_batch_memory import CrossBatchMemory, build_memory
-from fastirt.objective.retrieval_loss import Losses, build_objective
+from fastirt.objective.own_loss import OwnLoss, build_own_loss
+from fastirt.objective.retrieval_loss import Losses, RetrievalLoss, build_objective
 from fastirt.step.engine import Engine
 from fastirt.step.forward_pass import DistributedForwardPass, Embedded, ForwardPass
 from fastirt.step.networks import Networks
@@ -64,7 +66,9 @@ class TrainStep:
         self.on_phase_end("start")
         config, step = self.config, batch.step
         with_memory = self.memory is not None and step >= config.memory.memory_start
-        moved = self.input.copy_batch(batch)
+        batch_size = len(batch) * self.ranks.world_size
+        part = self.ranks.batch_slice(batch_size)
+        moved = self.input.copy_batch(batch, part[0])
         if moved or with_memory != self.forward_pass.with_memory:
             self.engine.forget()
         self.forward_pass.with_memory = with_memory
@@ -74,8 +78,6 @@ class TrainStep:
             set_learning_rate(self.optimizer, rate)
             self._learning_rate = rate
         seed_torch(config.run.seed, step, self.ranks.rank, self.device)
-        batch_size = len(batch) * self.ranks.world_size
-        part = self.ranks.batch_slice(batch_size)
         self.networks.draw_masks(config.run.seed, step, batch_size, part, keys=with_memory)
         self.engine.run(self.body)
         self.counters.steps_summed += 1
@@ -158,8 +160,12 @@ def build_train_step(
     networks = Networks(encoder, config, device)
     if engine.uses_onednn:
         networks.use_onednn()
-    step_input = StepInput(*normalization_constants(config, encoder), networks.dtype, device)
-    objective = build_objective(config, encoder.embed_dim, networks.dtype, device)
+    augment = own_augmentation(config.input.augment, config.run.seed)
+    step_input = StepInput(*normalization_constants(config, encoder), networks.dtype, device, augment)
+    if config.objective.objective is None:
+        objective: RetrievalLoss | OwnLoss = build_objective(config, encoder.embed_dim, networks.dtype, device)
+    else:
+        objective = build_own_loss(config, device)
     rounded = objective.rounds_memory(encoder.embed_dim, device)
     memory = build_memory(config, train_size, encoder.embed_dim, device, ranks, tf32=rounded)
     optimizer = build_optimizer(encoder.vit, config.optim, capture=engine.name == "graph")

@@ -15,6 +15,7 @@ from torch import Tensor
 import fastirt.kernels
 from fastirt.config.options import Config, flatten
 from fastirt.config.run_files import RunFiles
+from fastirt.config.user_code import portable
 from fastirt.datasets import Catalog
 from fastirt.datasets.digest import catalog_digest
 from fastirt.distributed.ranks import Ranks
@@ -43,6 +44,8 @@ def check_same_setup(ranks: Ranks, config: Config, catalog: Catalog, encoder: En
     if not ranks.is_distributed:
         return
     settings = {f"--{name.replace('_', '-')}": value for name, value in flatten(config.to_dict()).items()}
+    for name in ("--dataset", "--augment", "--objective"):  # a user's files may lie elsewhere
+        settings[name] = portable(settings[name])
     own: dict[str, Any] = {
         name: v for name, v in settings.items() if name.strip("-").replace("-", "_") not in PER_RANK_OPTIONS
     }

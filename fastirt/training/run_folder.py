@@ -14,6 +14,7 @@ import torch
 from fastirt import __version__
 from fastirt.atomic import atomic_write, try_lock
 from fastirt.config.options import Config
+from fastirt.config.run_file import run_file_text
 from fastirt.config.run_files import RunFiles
 from fastirt.datasets import Catalog
 from fastirt.datasets.digest import catalog_digest, evaluation_digest, sizes_digest
@@ -23,7 +24,8 @@ from fastirt.training import checkpoint
 
 # A folder with nothing else, and no row in its log, is what a failed start left: it may be deleted.
 _NAMES = RunFiles(Path())
-BARREN = {path.name for path in (_NAMES.lock, _NAMES.config, _NAMES.log, _NAMES.tensorboard)}
+_TRACKED = (_NAMES.tensorboard, _NAMES.wandb, _NAMES.mlflow, _NAMES.trackers)
+BARREN = {path.name for path in (_NAMES.lock, _NAMES.config, _NAMES.run_file, _NAMES.log, *_TRACKED)}
 
 
 class RunFolder(RunFiles):
@@ -73,7 +75,8 @@ class RunFolder(RunFiles):
             yield
 
     def write_config(self, config: Config, catalog: Catalog) -> None:
-        """config.json: versions, torchrun's job, every option, and digests of the images.
+        """config.json: versions, torchrun's job, every option, and digests of the images; and the
+        options as run.yaml.
 
         Raises UserError.
         """
@@ -88,11 +91,12 @@ class RunFolder(RunFiles):
             },
             "config": config.to_dict(),
         }
-        try:
-            with atomic_write(self.config) as temporary:
-                temporary.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{self.config}: cannot be written ({error.strerror})") from error
+        for file, text in ((self.config, json.dumps(tree, indent=1) + "\n"), (self.run_file, run_file_text(config))):
+            try:
+                with atomic_write(file) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise UserError(f"{file}: cannot be written ({error.strerror})") from error
 
     def read_tree(self) -> dict[str, Any]:
         """What `write_config` wrote; empty where there is nothing readable."""
@@ -140,7 +144,7 @@ def _find_or_make(config: Config, fresh: bool, made: list[Path]) -> Path:
         if fresh and (files.metrics.exists() or files.checkpoints.exists()):
             raise UserError(f"{folder}: already holds a run: pass --resume to go on with it, or another --output-dir")
     else:
-        folder = Path("outputs").absolute() / config.data.dataset / f"{config.method}-{config.model.model}"
+        folder = Path("outputs").absolute() / config.data.name / f"{config.method}-{config.model.model}"
     missing = [parent for parent in reversed(folder.parents) if not parent.exists()]
     try:
         if not config.run.output_dir:

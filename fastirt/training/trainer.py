@@ -16,6 +16,7 @@ from fastirt.datasets.digest import catalog_digest
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.loading.batch import Batch
 from fastirt.loading.cached_images import CachedImages
+from fastirt.loading.image_cache import ImageCache
 from fastirt.loading.train_loader import train_loader
 from fastirt.model.encoder import Encoder
 from fastirt.model.flops import peak_flops, training_flops
@@ -28,6 +29,7 @@ from fastirt.training.profiler import Profile
 from fastirt.training.run_log import NoLog, RunLog
 from fastirt.training.signals import Interrupted, StopSignal
 from fastirt.training.throughput import Throughput
+from fastirt.training.trackers import TrackedRun
 from fastirt.training.training_state import TrainingState
 
 log = logging.getLogger("fastirt")
@@ -45,6 +47,7 @@ class Trainer:
     evaluate: measures an encoder; None without an evaluation split, and `metrics` stays empty.
     source: of the training images, from a packed store; None reads the files.
     resume: a checkpoint; raises UserError where it belongs to another run.
+    cache: of an earlier run on the same images with the same preprocessing.
     ranks: all of them construct and run a trainer.
     """
 
@@ -58,6 +61,7 @@ class Trainer:
         evaluate: Optional[Evaluate],
         source: Any = None,
         resume: Optional[Path] = None,
+        cache: Optional[ImageCache] = None,
         ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         device = torch.device(config.run.device)
@@ -67,15 +71,9 @@ class Trainer:
         self.state = TrainingState(self.step_module, config, catalog_digest(catalog), ranks)
         bad = self.state.load(resume) if resume is not None else []
         self.state.delete_newer_checkpoints(files)
+        first, report = self.state.step, files.bad_images
         self.loader = train_loader(
-            catalog,
-            config,
-            device,
-            start_step=self.state.step,
-            bad=bad,
-            store=source,
-            csv_path=files.bad_images,
-            ranks=ranks,
+            catalog, config, device, start_step=first, bad=bad, store=source, csv_path=report, cache=cache, ranks=ranks
         )
         self.fills_at_once = source is not None and device.type == "cuda"
         self.async_metrics = AsyncMetrics(self.step_module.counters)
@@ -128,6 +126,7 @@ class Trainer:
             save_model(self.encoder, self.files.final_model, config)
         if not self._evaluate(stopper):
             return False
+        self.log.finish(self.metrics)
         self.step_module.engine.release()
         return True
 
@@ -140,9 +139,7 @@ class Trainer:
         return self.config.optim.max_iter
 
     def _open_log(self, redo: bool) -> None:
-        run = self.config.run
-        board = Path(run.log_dir) / self.config.data.dataset if run.log_dir else self.files.tensorboard
-        self.log = RunLog(self.files.log, board, self.state.step, self.total, redo)
+        self.log = RunLog(TrackedRun(self.files, self.config, self.state.step), redo)
 
     def _batches(self) -> Iterator[Batch]:
         batches, steps = self.speed.waiting(iter(self.loader)), self.config.run.profile

@@ -9,6 +9,7 @@ from typing import Any, Callable, Iterable, Iterator, Optional
 
 from fastirt.config.options import Config
 from fastirt.config.run_files import RunFiles
+from fastirt.config.user_code import portable
 from fastirt.distributed.ranks import Ranks
 from fastirt.errors import UserError
 from fastirt.step.optimizer import load_optimizer, optimizer_state
@@ -21,8 +22,8 @@ log = logging.getLogger("fastirt")
 
 # May differ between a run and its resumption: they change neither the images nor the arithmetic.
 MAY_CHANGE_ON_RESUME = set(
-    "output_dir log_dir logging_freq save_freq save_seconds keep resume device num_workers pin_mem max_bad data_path "
-    "rank eval_split eval_freq eval_batch_size search weights eval_descriptor engine cache profile "
+    "output_dir log_dir tracker logging_freq save_freq save_seconds keep resume device num_workers pin_mem max_bad "
+    "data_path rank eval_split eval_freq eval_batch_size search weights eval_descriptor engine cache profile "
     "memory_sharded check_freq self_check".split()
 )
 
@@ -133,9 +134,19 @@ def check_compatible(saved: Config, now: Config, path: Path) -> None:
         saved = saved.replace(packed=os.path.abspath(saved.data.packed))
     if now.optim.sched == "constant":
         free.add("max_iter")
+    saved, now = _portable(saved), _portable(now)
     different = [line for line in saved.difference(now) if line.split(":")[0] not in free]
     if different:
         raise UserError(
             f"{path}: belongs to another configuration (saved, now): {'; '.join(different)}: "
             f"resume with the saved values, or begin a new run from its weights with --weights {path}"
         )
+
+
+def _portable(config: Config) -> Config:
+    """The configuration with the user's own code by name and digest, wherever its files are."""
+    return config.replace(
+        dataset=portable(config.data.dataset),
+        augment=portable(config.input.augment),
+        objective=portable(config.objective.objective),
+    )

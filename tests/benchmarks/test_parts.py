@@ -16,10 +16,11 @@ from tests.benchmarks.small import LIMITS, QUICK, SMALL
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [part for part in PARTS if part not in WITHOUT_CEILINGS])
-def test_a_part_end_to_end(part, tmp_path):
+def test_a_part_end_to_end(part, tmp_path, image_folder):
     out = tmp_path / "results" / "here.jsonl"
     flags, names = SMALL[part]
     words = flags.split() + (sorted(names) if flags.endswith("--only") else [])
+    words += ["--data-path", str(image_folder)] if part == "embed" else []  # not rendered, which takes seconds
     assert benchmarks_main([part, *words, *QUICK, "--out", str(out)]) == 0
     rows = read([out])
     figures = [row for row in rows if "not_run" not in row]

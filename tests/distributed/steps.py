@@ -8,9 +8,10 @@ import torch
 from fastirt.distributed.ranks import Ranks
 from fastirt.model.build import build_encoder
 from fastirt.step.train_step import build_train_step
-from tests.helpers import make_batch, tiny_config
+from tests.helpers import ROOT, make_batch, tiny_config
 
 STEPS = 20
+EXAMPLES = ROOT / "scripts/examples"
 VARIANTS = {
     "anchor_sum": dict(contrastive="anchor_sum", clip_grad=0.5),
     "nonzero_mean": dict(contrastive="nonzero_mean"),
@@ -22,6 +23,13 @@ VARIANTS = {
         contrastive="nonzero_mean", memory_sharded=True, encoder_momentum=0.9, memory_dtype="bf16"
     ),
     "no memory": dict(contrastive="nonzero_mean", memory_ratio=0.0),
+    "own parts": dict(
+        augment=f"{EXAMPLES}/own_augmentation.py:jitter",
+        objective=f"{EXAMPLES}/own_loss.py:supervised_contrastive",
+        encoder_momentum=0.9,
+        memory_start=2,
+    ),
+    "own loss": dict(objective=f"{EXAMPLES}/own_loss.py:supervised_contrastive"),
     "fused": dict(contrastive="anchor_sum", loss_impl="triton"),
     "fused, sharded": dict(contrastive="nonzero_mean", loss_impl="triton", memory_sharded=True),
     "compile": dict(contrastive="anchor_sum", engine="compile"),

@@ -25,6 +25,9 @@ SETTINGS = {
     "graph bf16, SGD": dict(engine="graph", precision="bf16", opt="sgd"),
     "graph bf16, apex": dict(engine="graph", precision="bf16", opt="apex-fused-adam"),
     "graph bf16, plain loss": dict(engine="graph", precision="bf16", loss_impl="reference"),
+    "graph bf16, a loss of the user": dict(
+        engine="graph", precision="bf16", objective="scripts/examples/own_loss.py:supervised_contrastive"
+    ),
 }
 
 # The faults of `planted`: a part of the message, and of the line of code that it names.

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from benchmarks.fake_cuda import events
 from benchmarks.fake_cuda.fake_tensors import fake_module
 from benchmarks.fake_cuda.streams import hide, host_waits, lines_of
-from fastirt.config.options import Config
+from fastirt.config.options import Config, ObjectiveConfig
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.images import normalize
 from fastirt.loading.batch import Batch, ImageViews
@@ -129,7 +129,7 @@ def _check_crossings(step: TrainStep, outside: list[Watch], bodies: list[Watch])
 def _check_products(step: TrainStep, body: Watch) -> list[str]:
     """Products of the encoder are in the precision of the run, the plain loss is in float32."""
     expected = {EXPECTED[step.config.model.precision]}
-    if step.config.objective.loss_impl == "reference":
+    if _is_plain(step.config.objective):
         expected.add("float32")
     if set(body.products) != expected:
         return [f"products in {sorted(body.products)} instead of {sorted(expected)}"]
@@ -150,7 +150,7 @@ def _check_capture(steps: int, bodies: int, capture: Capture) -> list[str]:
 def _check_launches(step: TrainStep) -> list[str]:
     launched = {launch.name for launch in LAUNCHES}
     expected = {"gather_kernel"}
-    if step.config.objective.loss_impl != "reference":
+    if not _is_plain(step.config.objective):
         expected |= {"stats_kernel", "rows_kernel", "totals_kernel", "grad_kernel", "combine_kernel"}
     if waiting := sorted({launch.name for launch in LAUNCHES if not launch.arguments.get("FINITE_SLOTS", True)}):
         return [f"{waiting} wait for labels before they load the memory"]
@@ -200,6 +200,11 @@ class _Apex(torch.optim.Optimizer):
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             torch._foreach_add_(weights, torch._foreach_mul([weight.grad for weight in weights], -group["lr"]))
+
+
+def _is_plain(objective: ObjectiveConfig) -> bool:
+    """Whether the loss is plain PyTorch."""
+    return objective.loss_impl == "reference" or objective.objective is not None
 
 
 def _stand_in_for_apex() -> None:

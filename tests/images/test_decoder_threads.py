@@ -45,7 +45,8 @@ def test_threads_rest_once_a_batch_is_complete():
     assert COUNT <= len(decoder.decoded) == after < 2 * COUNT
     decoder.resume()
     assert second().unique().tolist() == [2]
-    assert decoder.decoded == sorted(decoder.decoded) and len(decoder.decoded) == 2 * COUNT
+    # the last image of the first may be written down behind an image of the second
+    assert sorted(decoder.decoded) == [1] * COUNT + [2] * COUNT and decoder.decoded[: COUNT - 1] == [1] * (COUNT - 1)
     decoder.close()
 
 

@@ -15,7 +15,7 @@ from fastirt.datasets import Catalog, load_dataset
 from fastirt.errors import UserError
 from fastirt.images.formats.header_check import BadImage
 from fastirt.images.pack import PackedStore, pack
-from fastirt.images.packed_store import PROLOGUE
+from fastirt.images.packed_format import PROLOGUE
 from tests.images.image_files import by_pillow, smooth, store_of
 
 

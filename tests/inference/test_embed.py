@@ -114,6 +114,7 @@ def test_parquet_of_a_csv_with_metadata(finished_run, images, expected, tmp_path
     assert json.loads(table.schema.metadata[b"vectors"])["count"] == 3
 
 
+@pytest.mark.slow
 def test_a_killed_one_goes_on_to_the_same_bytes(finished_run, images, finished, tmp_path, capsys):
     out = tmp_path / "v.npy"
     words = [str(word) for word in ("embed", finished_run, images, out, "--batch-size", 4)]
@@ -124,8 +125,11 @@ def test_a_killed_one_goes_on_to_the_same_bytes(finished_run, images, finished, 
         file.write('{"batches": [5')  # a line that was being written
     for other in (["--dtype", "fp16"], ["--pooling", "max"]):
         assert run_cli(*words, *other) == 2 and "--overwrite" in last_line(capsys)
-    assert run_cli("embed", finished_run, images / "class00", out, "--batch-size", 4) == 2
-    assert "list of images" in last_line(capsys)
+    shutil.copytree(images, tmp_path / "copy")
+    for other, named in ((images / "class00", "list of images"), (tmp_path / "copy", "folder of images")):
+        assert run_cli("embed", finished_run, other, out, "--batch-size", 4) == 2
+        assert named in last_line(capsys)
+    shutil.rmtree(tmp_path / "copy")
     assert run_cli(*words) == 0
     assert "embedded 19 images" in capsys.readouterr().out  # of 27, 8 of them committed before
     for name in ("v.npy", "v.npy.csv", "v.npy.json"):
@@ -179,10 +183,11 @@ def test_refusals(finished_run, images, tmp_path, capsys):
         ((tmp_path / "empty", images, npy), "empty"),
         (("deit_tny", images, npy), "close names: "),
         ((finished_run, images, npy, "--weights", "x.pth"), "x.pth"),
+        ((finished_run, images, npy, "--batch-size", 0), "--batch-size 0: must be at least 1"),
     ):
         assert run_cli("embed", *words) == 2
         assert message in last_line(capsys)
-    assert not npy.exists()
+    assert not npy.exists() and not (tmp_path / ".v.npy.part").exists()
 
 
 def test_a_timm_model_with_a_file_of_weights(finished_run, images, expected, tmp_path):

@@ -17,6 +17,7 @@ from fastirt.step.train_step import PHASES
 from fastirt.training.throughput import InputWait
 from tests.helpers import (
     DECODER,
+    ROOT,
     loss_rows,
     make_batch,
     make_step,
@@ -24,6 +25,7 @@ from tests.helpers import (
     needs_gpu,
     no_waiting,
     run_cli,
+    run_steps,
     tiny_config,
     tiny_input,
     tiny_loader,
@@ -71,6 +73,24 @@ def test_the_step_never_waits_for_the_gpu(engine, precision):
         for batch in batches[5:]:
             step(batch)
     assert step.counters.first_bad_step.item() == -1
+
+
+@pytest.mark.parametrize("engine", ["eager", "graph"])
+def test_own_parts_train_as_on_a_cpu_and_never_wait(engine):
+    examples = ROOT / "scripts/examples"
+    own = dict(
+        augment=f"{examples}/own_augmentation.py:jitter", objective=f"{examples}/own_loss.py:supervised_contrastive"
+    )
+    steps = [
+        make_step(tiny_config(precision="fp32", engine=e, **own), device=d)
+        for e, d in (("eager", "cpu"), (engine, GPU))
+    ]
+    curves = [run_steps(step, 0, 6, step.device) for step in steps]
+    torch.testing.assert_close(curves[1].cpu(), curves[0], rtol=1e-2, atol=1e-3)  # a pixel may round otherwise
+    batches = [make_batch(number, device=GPU) for number in range(6, 9)]
+    with no_waiting():
+        for batch in batches:
+            steps[1](batch)
 
 
 @pytest.mark.parametrize("k", [5, 2500])

@@ -9,9 +9,9 @@ from typing import NamedTuple, Optional
 import torch
 
 from fastirt.config.options import Config
-from fastirt.datasets import Catalog, load_dataset
+from fastirt.datasets import Catalog, Split, load_dataset
 from fastirt.errors import UserError
-from fastirt.images.packed_store import PackedStore
+from fastirt.images.packed_store import PackedSplit, PackedStore
 from fastirt.images.source import FileSource, ImageSource
 from fastirt.inference.load import load
 from fastirt.retrieval.embed import Embeddings
@@ -81,7 +81,7 @@ class RunEmbedder:
             query,
             gallery,
             excluded_rows(query, gallery, catalog),
-            tuple(stores[split.name] if stores else FileSource(split.paths) for split in splits),
+            (_source(splits[0], stores), _source(splits[1], stores)),
             RunFolder(run).was_evaluated_on(catalog),
         )
 
@@ -90,3 +90,7 @@ class RunEmbedder:
         if key not in self._catalogs:
             self._catalogs[key] = load_dataset(*key[:2], eval_split=key[2], training=False)
         return self._catalogs[key]
+
+
+def _source(split: Split, stores: Optional[dict[str, PackedSplit]]) -> ImageSource:
+    return stores[split.name] if stores else FileSource(split.paths)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Sequence
 
 import numpy as np
 
@@ -21,10 +21,10 @@ def failures(found: Neighbors) -> np.ndarray:
 
 
 class Confusion(NamedTuple):
-    """Two classes: `count` queries of one have an image of the other nearest, of `queries`."""
+    """Two classes: `mistakes` queries of one have an image of the other nearest, of `queries`."""
 
     labels: tuple[int, int]
-    count: int
+    mistakes: int
     queries: int
     example: int  # query
 
@@ -77,11 +77,11 @@ def doubtful_labels(found: Neighbors) -> list[int]:
 
 
 class Hub(NamedTuple):
-    """A gallery row among the nearest K of `count` queries, `wrong` of which are of other classes;
+    """A gallery row among the nearest K of `times` queries, `wrong` of which are of other classes;
     `query` is the nearest of these."""
 
     row: int
-    count: int
+    times: int
     wrong: int
     query: int
 
@@ -126,7 +126,7 @@ class Comparison(NamedTuple):
         return min(1.0, 2 * tail)
 
 
-def compare(first: Neighbors, second: Neighbors, names: tuple[list[str], list[str]]) -> Comparison:
+def compare(first: Neighbors, second: Neighbors, names: Sequence[list[str]]) -> Comparison:
     """Compare two runs query by query; `names` of their queries say which are the same."""
     place = {name: query for query, name in enumerate(names[1])}
     pairs = [(query, place[name]) for query, name in enumerate(names[0]) if name in place]

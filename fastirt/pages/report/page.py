@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Sequence
 
@@ -37,6 +38,7 @@ log = logging.getLogger("fastirt")
 MAX_RUNS = 4  # whose images are embedded: the best ones
 FAILURES, FAIR, NEAREST = 30, 10, 9  # queries, and neighbors of each
 PAIRS_SHOWN, DOUBTFUL, HUBS, DECIDED = 8, 8, 12, 5
+LISTED = 1000  # failures in a table without images
 
 
 class _Looked(NamedTuple):
@@ -89,7 +91,9 @@ def write_report_page(
 
 def _look(runs: list[ListedRun], data_path: Optional[str]) -> tuple[list[_Looked], list[str]]:
     """(the best runs with what they find, notes about those that cannot be looked at)."""
-    embed, looked, notes = RunEmbedder(data_path), [], []
+    embed = RunEmbedder(data_path)
+    looked: list[_Looked] = []
+    notes: list[str] = []
     for run in runs:
         if run.config is None:
             notes.append(f"{run.name} has metrics alone: there is no model to show neighbors of.")
@@ -103,9 +107,10 @@ def _look(runs: list[ListedRun], data_path: Optional[str]) -> tuple[list[_Looked
                 if data_path is not None:
                     raise
                 log.warning("report: %s: no neighbors are shown: %s", run.name, error)
+                gone = not os.path.exists(run.config.data.data_path)
                 notes.append(
                     f"{run.name}: neither neighbors nor embeddings are shown, because its images or its model cannot "
-                    f"be read: {error}. If the images were moved, pass --data-path."
+                    f"be read: {error}." + (" If the images were moved, pass --data-path." if gone else "")
                 )
                 continue
             if not embedded.as_evaluated:
@@ -142,7 +147,7 @@ def _sections(looked: list[_Looked]) -> dict[str, Any]:
     sections = dict(
         run=best.run,
         place=album.run.catalog.place,
-        name=Path(album.run.catalog.place).name,
+        data=" ".join(dict.fromkeys((album.run.config.data.dataset, Path(album.run.catalog.place).name))),
         queries=len(album.run.query.rows),
         gallery=len(album.run.gallery.rows),
         searched=len(found.queries),
@@ -150,6 +155,7 @@ def _sections(looked: list[_Looked]) -> dict[str, Any]:
         config=album.run.config,
         failed=len(failed),
         failures=[album.row(int(query), NEAREST) for query in failed[:FAILURES]],
+        listed=[album.text(int(query)) for query in failed[:LISTED]],
         fair=[album.row(int(query), NEAREST) for query in sorted(fair)],
         confused=[
             (
@@ -186,7 +192,7 @@ def _sections(looked: list[_Looked]) -> dict[str, Any]:
 def _comparison(best: _Looked, other: _Looked, shown: int) -> dict[str, Any]:
     """The best run against another; rows of up to `shown` queries that one of them alone gets
     right, of each kind. `result` is None where they have no query in common."""
-    names = tuple([each.album.name_of_query(q) for q in range(len(each.found.queries))] for each in (best, other))
+    names = [[each.album.name_of_query(q) for q in range(len(each.found.queries))] for each in (best, other)]
     result = findings.compare(best.found, other.found, names)
     if not (result.both or result.neither or result.won or result.lost):
         return dict(other=other.run, result=None)

@@ -94,6 +94,19 @@ class Album:
         others = len(found.gallery_labels) - int(self.run.exclude[found.queries[query]] >= 0)
         return Row(self.query(query), neighbors, right, rank, others)
 
+    def text(self, query: int) -> tuple[str, ...]:
+        """(file, class, rank of the first right image, class, cosine and file of the nearest)."""
+        nearest = int(self.found.rows[query, 0])
+        rank = self.found.first_rank[query]
+        return (
+            self.name_of_query(query),
+            self.label(int(self.found.query_labels[query])),
+            f"{int(rank):,}" if self.found.counted[query] else "",
+            self.label(int(self.found.gallery_labels[nearest])),
+            similarity_text(self.found.similarity[query, 0]),
+            self._name(self.splits[1].paths[int(self.run.gallery.rows[nearest])]),
+        )
+
     def label(self, label: int) -> str:
         return self.run.catalog.class_names[label]
 

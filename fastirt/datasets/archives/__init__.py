@@ -1,0 +1,1 @@
+"""Published data sets as archives: their facts, downloading, unpacking and checking."""

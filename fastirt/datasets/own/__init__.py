@@ -1,0 +1,1 @@
+"""Data sets whose records come from a function of the user."""
