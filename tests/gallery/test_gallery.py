@@ -175,6 +175,7 @@ def test_one_writer(own):
     assert own.remove("a/1.jpg") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store, stride", [("files", 17), pytest.param("files", 1, marks=pytest.mark.sweep)])
 def test_killed_at_any_step(tmp_path, store, stride):
     result = run_python(
