@@ -39,7 +39,7 @@ setup(
         "faiss-gpu>=1.14.3; platform_system == 'Linux' and platform_machine == 'x86_64'",
         "faiss-cpu>=1.9; platform_system != 'Linux' or platform_machine != 'x86_64'",
         "safetensors>=0.8",  # earlier ones hold the GIL while they write: the loop would stop at each checkpoint
-        "numpy",
+        "numpy>=2",
         "pillow",
         "jinja2",
         "matplotlib",
