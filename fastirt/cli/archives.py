@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from fastirt.config.components import DATASETS, OrUserCode
 log = logging.getLogger("fastirt")
 
 SHOWN = 20  # problems
+DAY = 86400  # seconds
 
 
 def _add_download(commands: Any) -> Parser:
@@ -28,7 +30,7 @@ def _add_download(commands: Any) -> Parser:
     source.add_argument("--url", nargs="+", default=[], help="mirrors to use instead; the digest is checked")
     source.add_argument("--archive", type=Path, metavar="FILE", help="the archive, if it is on disk already")
     download.add_argument(
-        "--timeout", type=float, metavar="SECONDS", default=30.0, help="without a byte (default: %(default)s)"
+        "--timeout", type=_seconds, metavar="SECONDS", default=30.0, help="without a byte (default: %(default)s)"
     )
     return download
 
@@ -44,8 +46,22 @@ def _add_verify(commands: Any) -> Parser:
     verify.add_argument("dataset", choices=OrUserCode(DATASETS), metavar="DATASET", help=names)
     verify.add_argument("path", metavar="PATH", help="as --data-path takes it")
     verify.add_argument("--packed", type=Path, metavar="STORE", help="check each image of this packed store too")
-    verify.add_argument("--workers", type=int, default=None, metavar="N", help="threads (default: one per core)")
+    verify.add_argument("--workers", type=_threads, default=None, metavar="N", help="threads (default: one per core)")
     return verify
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= DAY:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and at most {DAY}")
+    return seconds
+
+
+def _threads(text: str) -> int:
+    threads = int(text)
+    if threads < 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 0, which is one per core")
+    return threads
 
 
 def _download(args: dict[str, Any]) -> int:
@@ -85,6 +101,8 @@ def _verify(args: dict[str, Any]) -> int:
     published = PUBLISHED.get(dataset)
     if not os.path.exists(os.path.expanduser(path)):
         raise UserError(f"{path}: no such file or folder: pass what --data-path takes")
+    if args["packed"] is not None and not args["packed"].is_file():
+        raise UserError(f"--packed {args['packed']}: no such file: pass one that `fastirt pack` made")
     try:
         catalog = load_dataset(dataset, path, training=None)
     except UserError as error:

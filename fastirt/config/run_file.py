@@ -8,7 +8,8 @@ from typing import Any
 
 from fastirt.config.option_values import option_name, option_types, option_value
 from fastirt.config.options import RECIPES, TRAINING_OPTIONS, Config, save_interval
-from fastirt.config.presets import scaled_resize
+from fastirt.config.presets import DEMO, scaled_resize
+from fastirt.config.presets import RECIPES as PRESETS
 from fastirt.errors import UserError
 
 # Of the place where a run ran, not of the run.
@@ -81,10 +82,15 @@ def with_run_file(path: Path | None, flags: dict[str, Any], command: str = "trai
 def below(file: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
     """Both together; `flags` win, with what they set by default.
 
-    The resize of --input-size, the other interval of --save-freq and lambda of --method go with the
-    flag, not with the file.
+    The resize of --input-size, the other interval of --save-freq, lambda of --method and the values
+    of --recipe go with the flag, not with the file.
     """
     file = dict(file)
+    if flags.get("recipe", file.get("recipe")) != file.get("recipe"):
+        # Else the run of a resolved file is called by one recipe and has the values of the other.
+        for name, value in _of_recipe(file).items():
+            if file.get(name) == value:
+                del file[name]
     if "input_size" in flags and {"input_size", "resize_size"} <= file.keys():
         file["resize_size"] = scaled_resize(
             {"input_size": flags["input_size"]}, file["input_size"], file["resize_size"]
@@ -103,6 +109,13 @@ def below(file: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
         elif file["method"] != "irt-o" and weight is not None:
             file["method"] = "irt-r" if weight else "irt-l"
     return {**file, **flags}
+
+
+def _of_recipe(file: dict[str, Any]) -> dict[str, Any]:
+    """The values that the recipe of a run file fills in."""
+    if "recipe" in file:
+        return PRESETS[file["recipe"]]
+    return {**DEMO, **save_interval(DEMO)} if file.get("dataset") == "demo" else {}
 
 
 def run_file_text(config: Config) -> str:

@@ -68,7 +68,7 @@ def absolute(text: str) -> str:
 
 def with_digest(flag: str, text: str) -> str:
     """`absolute`, with the digest of the file as it is now. Raises UserError without a file."""
-    named = parse(absolute(text))
+    named = _well_formed(flag, text)
     file = Path(named.place) if named.is_file else Path(str(_module(flag, text, named).__file__))
     try:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()[:DIGITS]
@@ -83,9 +83,7 @@ def load_object(flag: str, text: str) -> Any:
     flag: the option, for messages. Raises UserError where there is no such file, module or name,
     and where the file raises as it is imported.
     """
-    named = parse(absolute(text))
-    if not (named.place and named.name.isidentifier()):
-        raise UserError(f"{flag} {text}: name a function as FILE.py:NAME or package.module:NAME")
+    named = _well_formed(flag, text)
     module = _module(flag, text, named)
     if not hasattr(module, named.name):
         own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
@@ -105,6 +103,14 @@ def user_error(flag: str, text: str, error: BaseException) -> UserError:
     own = [frame for frame in frames if frame.filename == file] or frames[-1:]
     place = f" at {own[-1].filename}, line {own[-1].lineno}" if own else ""
     return UserError(f"{flag} {short_name(text)}: {type(error).__name__}: {first_line(error)}{place}")
+
+
+def _well_formed(flag: str, text: str) -> Named:
+    """The parts of a text that may name something. Raises UserError for another one."""
+    named = parse(absolute(text))
+    if not (named.place and named.name.isidentifier()):
+        raise UserError(f"{flag} {text}: name a function as FILE.py:NAME or package.module:NAME")
+    return named
 
 
 def _module(flag: str, text: str, named: Named) -> ModuleType:

@@ -85,9 +85,6 @@ def verify(
         orientation: as a run reads the images, "exif" or "stored".
         threads: that read and decode.
         progress: show progress bars.
-
-    Raises:
-        UserError: `packed` is no packed store.
     """
     report = Report()
     if published is not None:
@@ -99,7 +96,7 @@ def verify(
     sources = [(split, FileSource(split.paths)) for split in catalog.splits()]
     _decode("files", sources, orientation, threads, report, progress)
     if packed is not None:
-        _check_packed(PackedStore.open(packed), catalog, threads, report, progress)
+        _check_packed(packed, catalog, threads, report, progress)
     return report
 
 
@@ -124,13 +121,14 @@ def _check_counts(catalog: Catalog, published: Optional[Published], report: Repo
         report.add(f"{split.name} classes", len(np.unique(split.labels)), classes)
 
 
-def _check_packed(store: PackedStore, catalog: Catalog, threads: int, report: Report, progress: bool) -> None:
-    header = store.header
+def _check_packed(packed: Path, catalog: Catalog, threads: int, report: Report, progress: bool) -> None:
     try:
+        store = PackedStore.open(packed)
+        header = store.header
         store.check(catalog, header["resize"], header["resize_size"], store.orientation)
         sources = [(split, store.split(split)) for split in catalog.splits()]
     except UserError as error:
-        report.add("packed store", "foreign or stale", problem=str(error))
+        report.add("packed store", "damaged, foreign or stale", problem=str(error))
         return
     _decode("packed images", sources, store.orientation, threads, report, progress)
 

@@ -50,6 +50,8 @@ def build_optimizer(vit: nn.Module, config: OptimConfig, capture: bool = False) 
         close = difflib.get_close_matches(base, [*list_optimizers(), *APEX], n=3)
         raise UserError(f"--opt {config.opt}: no such optimizer in timm; close names: {', '.join(close) or 'none'}")
     if name in FUSED:
+        if len(config.opt_betas or (0, 0)) > 2:  # AdamW itself says so in its first step
+            raise UserError(f"--opt-betas {' '.join(map(str, config.opt_betas))}: --opt {config.opt} takes two")
         extra["fused"] = True
         if capture and name.startswith("adam"):
             extra["capturable"] = True

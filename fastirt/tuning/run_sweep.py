@@ -21,6 +21,7 @@ from fastirt.config.options import Config
 from fastirt.config.presets import resolve
 from fastirt.config.run_file import below
 from fastirt.config.run_files import RunFiles
+from fastirt.config.user_code import portable, with_digest
 from fastirt.datasets.digest import catalog_digest
 from fastirt.distributed.ranks import Ranks
 from fastirt.errors import OS_ERRNOS, UserError, first_line, user_message
@@ -168,9 +169,9 @@ class _Runs:
                 file.unlink(missing_ok=True)
 
     def _folder(self, setting: Setting, seed: int) -> str:
-        """runs/NAME-DIGEST: another one for other flags, seed or images."""
+        """runs/NAME-DIGEST: another one for other flags, seed, images or code of the user."""
         flags = below(self.sweep.base, setting)
-        key = [sorted(flags.items()), seed, self.sweep.validation, self.digest]
+        key = [sorted(flags.items()), seed, self.sweep.validation, self.digest, *_own_code(flags)]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:10]
         words = [f"{name}={value}" for name, value in setting.items()] + [f"seed={seed}"]
         name = "".join(c if c.isalnum() or c in "=.-+" else "_" for c in ",".join(words))
@@ -191,6 +192,18 @@ class _Runs:
     def _write(self, results: Sequence[SettingResult]) -> None:
         write_results(self.sweep, results, self.facts, self.out)
         write_sweep_page(self.out / "sweep.html", sweep_page(self.sweep, results, self.facts))
+
+
+def _own_code(flags: dict[str, Any]) -> list[str | None]:
+    """The user's functions by name and digest: results of a file that has changed are not its."""
+    found = []
+    for name in ("augment", "objective"):
+        if flags.get(name) is not None:
+            try:
+                found.append(portable(with_digest(f"--{name}", flags[name])))
+            except UserError:  # its run says so
+                continue
+    return found
 
 
 def _by_preprocessing(sweep: Sweep, results: Sequence[SettingResult]) -> list[SettingResult]:

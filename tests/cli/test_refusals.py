@@ -51,6 +51,7 @@ def test_a_damaged_checkpoint_is_not_resumed_from(image_folder, trained_run, cap
         ("--opt adahessian", "second derivatives"),
         ("--engine graph", "--engine graph: needs a GPU"),
         ("--opt-betas 0.9", "--opt-betas"),
+        ("--opt-betas 0.9 0.99 0.9", "--opt-betas 0.9 0.99 0.9: --opt adamw takes two"),
         ("--log-dir /proc/nope", "--log-dir"),
         ("--rank 1 500", "500"),
     ],

@@ -77,7 +77,7 @@ def test_keys_are_flags_with_dashes_or_underscores_alone_or_in_groups(tmp_path):
     assert with_run_file(file, given({"lr": 1.0, "rank": [2]})) == {**expected, "lr": 1.0, "rank": (2,)}
 
 
-def test_flags_win_with_what_they_imply():
+def test_flags_win_with_what_they_imply(tmp_path):
     file = dict(method="irt-r", lambda_reg=0.7, input_size=224, resize_size=256, save_freq=0, save_seconds=300)
     file |= dict(dataset="csv", data_path="/a.csv")
     assert resolve(below(file, {"method": "irt-l"})).objective.lambda_reg == 0
@@ -86,6 +86,11 @@ def test_flags_win_with_what_they_imply():
     assert below(file, {"input_size": 112})["resize_size"] == 128
     assert below(file, {"save_freq": 5})["save_seconds"] == 0
     assert "data_path" not in below(file, {"dataset": "demo"})
+    for flags in ({"recipe": "unofficial"}, {"dataset": "demo"}):  # resolved files name every option
+        asked = {"dataset": "cub200", "data_path": "/d", "method": "irt-r", "lr": 0.5, **flags}
+        whole = read_run_file(write(tmp_path, run_file_text(resolve(asked))))
+        paper = resolve(below(whole, {"recipe": "paper"}))
+        assert paper.difference(resolve({**asked, "recipe": "paper"})) == [] and paper.optim.lr == 0.5
     off = resolve(below({"method": "irt-o", "max_iter": 0, "recipe": "paper"}, {"method": "irt-l"}))
     assert off.method == "irt-l" and off.optim.max_iter == 2000
 

@@ -82,7 +82,7 @@ def test_what_no_server_has_is_refused_in_one_line(tmp_path, way, words):
     assert not (tmp_path / "CUB_200_2011.tgz").exists()
     if way == "other":  # deleted: the next call does not trip over it
         assert not (tmp_path / "CUB_200_2011.tgz.part").exists()
-    with serve(DATA, "404") as bad, serve(DATA) as good:  # the next address has it
+    with serve(DATA, way if way == "other" else "404") as bad, serve(DATA) as good:  # the next address has it
         fetch(tmp_path, bad.url, good.url)
     assert_whole(tmp_path)
 
@@ -117,7 +117,8 @@ def test_two_downloads_do_not_mix(tmp_path):
 
 def test_no_room_and_no_other_protocol(tmp_path):
     assert "GB needed" in refusal(tmp_path, "http://127.0.0.1:9/x", unpacked=10**18)
-    assert "--url ftp:" in refusal(tmp_path, "ftp://127.0.0.1/x")
+    for url in ("ftp://127.0.0.1/x", "http://", "http://[", "http://127.0.0.1:99999/x", "http://127.0.0.1/a b"):
+        assert f"--url '{url}': is no http" in refusal(tmp_path, url)
     assert "127.0.0.1:9" in refusal(tmp_path, "http://127.0.0.1:9/x")  # nobody listens
 
 
@@ -227,5 +228,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert run_cli("download", "inshop", tmp_path / "clothes") == 2
     out = capsys.readouterr().out
     assert all(word in out for word in ("list_eval_partition.txt", "img.zip", "fastirt verify inshop"))
+    for seconds in ("0", "inf", "nan"):
+        with pytest.raises(SystemExit):
+            run_cli("download", "cub200", tmp_path, "--timeout", seconds)
+        assert "must be above 0" in capsys.readouterr().err
     assert run_cli("download", "cub200", os.devnull) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1

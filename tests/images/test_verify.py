@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import shutil
 
 import pytest
@@ -68,10 +69,17 @@ def test_own_sets_and_packed_stores(image_folder, tmp_path, capsys):
         file.write(b"?" * 8)
     code, out = verify(capsys, "folder", folder, "--packed", store)
     assert code == 1 and "wrong checksum" in out
+    for size in (1000, 10, 0):
+        os.truncate(store, size)
+        code, out = verify(capsys, "folder", folder, "--packed", store)
+        assert code == 1 and "files decoded" in out and "damaged, foreign or stale" in out
     next(folder.rglob("*.jpg")).write_bytes(b"")
     code, out = verify(capsys, "folder", folder, "--packed", store)
     assert code == 1 and "empty" in out and "stale" in out
     assert run_cli("verify", "folder", tmp_path / "nowhere") == 2
+    assert run_cli("verify", "folder", folder, "--packed", tmp_path / "nowhere") == 2
+    with pytest.raises(SystemExit):
+        run_cli("verify", "folder", folder, "--workers", -1)
     with pytest.raises(SystemExit):
         run_cli("verify", "folders", folder)
     assert "invalid choice: 'folders'" in capsys.readouterr().err

@@ -100,6 +100,9 @@ def test_names_that_are_refused(code):
     ):
         with pytest.raises(UserError, match=words):
             load_object("--augment", text)
+    for text in ("", "nothing", f"{file}:", ":f"):
+        with pytest.raises(UserError, match="--augment .*: name a function as FILE.py:NAME"):
+            with_digest("--augment", text)
     noted = with_digest("--augment", f"{file}:f")
     assert portable(noted).startswith("own.py:f@") and load_object("--augment", noted)(2) == 2
     assert load_object("--augment", "tests.helpers:same_bits") is same_bits

@@ -258,6 +258,15 @@ def test_a_seed_of_the_base_is_the_seed_of_the_runs_unless_both_are_given(tmp_pa
     assert "base.seed: write `seeds: [0, 1, 2]`" in last_line(capsys)
 
 
+def test_results_of_a_users_code_are_not_those_of_another_version_of_it(tmp_path):
+    file = tmp_path / "own.py"
+    known = set()
+    for code in ("a = 1", "a = 2", "a = 1"):
+        file.write_text(code)
+        known.add(tuple(run_sweep._own_code({"lr": 1.0, "augment": f"{file}:jitter", "objective": None})))
+    assert len(known) == 2 and run_sweep._own_code({"lr": 1.0, "augment": f"{tmp_path}/none.py:x"}) == []
+
+
 def test_a_run_file_can_be_the_base(swept, tmp_path):
     run = next((swept.out / "runs").glob("*/run.yaml")).parent
     file = write_sweep(tmp_path, "x", f"base: {run}/run.yaml\nsweep:\n  input-size: [16, 8]\nseeds: [0]\n")

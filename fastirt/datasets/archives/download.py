@@ -131,29 +131,43 @@ def _require_space(archive: Archive, folder: Path, file: Path) -> None:
 def _fetch(archive: Archive, file: Path, urls: Sequence[str], patience: Patience, progress: bool) -> None:
     part, problems = _part(file), []
     for url in urls:
-        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-            raise UserError(f"--url {url}: only http and https are read: pass such an address, or --archive FILE")
+        _check_address(url)
     have = part.stat().st_size if part.exists() else 0
     if have:
         log.info("download: going on after %s bytes of %s", f"{have:,}", part)
-    with _bar(archive.size, f"download {archive.name}", progress, have) as bar:
-        for url in urls:
-            try:
+    for url in urls:
+        have = part.stat().st_size if part.exists() else 0
+        try:
+            with _bar(archive.size, f"download {archive.name}", progress, have) as bar:
                 transfer(url, part, archive.size, patience, bar.update)
-                break
-            except (Refused, BrokenOff) as error:
-                problems.append(f"{url}: {error}")
-        else:
-            have = part.stat().st_size if part.exists() else 0
-            kept = f"; the next call goes on after the {have:,} bytes in {part}" if have else ""
-            raise UserError(
-                f"{archive.name}: not downloaded: {'; '.join(problems)}: try again later, pass --url a mirror (its "
-                f"bytes are checked), or --archive a file that you have{kept}"
-            )
-    check_bytes(archive, part, progress, delete=True)
+        except (Refused, BrokenOff) as error:
+            problems.append(f"{url}: {error}")
+            continue
+        if not (problem := _difference(archive, part, progress)):
+            break
+        part.unlink()  # the next address may have the right ones
+        problems.append(f"{url}: other bytes ({problem})")
+    else:
+        have = part.stat().st_size if part.exists() else 0
+        kept = f"; the next call goes on after the {have:,} bytes in {part}" if have else ""
+        raise UserError(
+            f"{archive.name}: not downloaded: {'; '.join(problems)}: try again later, pass --url a mirror (its "
+            f"bytes are checked), or --archive a file that you have{kept}"
+        )
     os.replace(part, file)
     part.with_name(part.name + ".etag").unlink(missing_ok=True)
     sync_folder(file.parent)
+
+
+def _check_address(url: str) -> None:
+    """Raises UserError for an address that no server can have."""
+    try:
+        address = urllib.parse.urlsplit(url)
+        is_usable = address.scheme in ("http", "https") and bool(address.hostname) and (address.port or 1) > 0
+    except ValueError:  # a port or an IPv6 address that is none
+        is_usable = False
+    if not is_usable or not url.isascii() or any(c.isspace() or not c.isprintable() for c in url):
+        raise UserError(f"--url {url[:200]!a}: is no http or https address: pass one, or --archive FILE")
 
 
 def _part(file: Path) -> Path:
@@ -162,16 +176,21 @@ def _part(file: Path) -> Path:
 
 def check_bytes(archive: Archive, file: Path, progress: bool = True, delete: bool = False) -> None:
     """Raises UserError where `file` is not the published archive. delete: remove it then."""
-    size = file.stat().st_size
-    problem = f"{size:,} bytes instead of {archive.size:,}" if size != archive.size else ""
-    if not problem and (found := sha256(file, progress)) != archive.sha256:
-        problem = f"sha256 {found} instead of {archive.sha256}"
-    if not problem:
+    if not (problem := _difference(archive, file, progress)):
         return
     if delete:
         file.unlink()
     fate = "deleted: download again, from another --url if this repeats" if delete else "it was not used"
     raise UserError(f"{file}: not the published {archive.name}: {problem}: {fate}")
+
+
+def _difference(archive: Archive, file: Path, progress: bool) -> str:
+    """How `file` differs from the published archive; "" where it does not."""
+    size = file.stat().st_size
+    if size != archive.size:
+        return f"{size:,} bytes instead of {archive.size:,}"
+    found = sha256(file, progress)
+    return f"sha256 {found} instead of {archive.sha256}" if found != archive.sha256 else ""
 
 
 def sha256(file: Path, progress: bool = False) -> str:

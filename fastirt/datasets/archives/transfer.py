@@ -151,7 +151,7 @@ def _start(answer: http.client.HTTPResponse, part: Path, have: int, size: int) -
         if whole not in (str(size), "*"):
             raise Refused(f"a file of {whole or '?'} bytes is there instead of {size:,}")
         if first != str(have):
-            part.unlink()  # ask without a range
+            part.unlink(missing_ok=True)  # ask without a range
             raise BrokenOff(f"bytes {place or '?'} came instead of {have}-{size - 1}")
         return have
     if length.isdigit() and int(length) != size:
