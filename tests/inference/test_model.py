@@ -245,3 +245,6 @@ def test_refusals(model, files, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             model.encode(images)
+    for image, message in ((str(files[0]), "a str"), (np.zeros((0, 4, 3), np.uint8), r"an array uint8 \(0, 4, 3\)")):
+        with pytest.raises(UserError, match=f"image: {message}"):
+            model.transform(image)
