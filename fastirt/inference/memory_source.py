@@ -90,7 +90,7 @@ def resized(pixels: Image.Image, image: Any, input: InputConfig) -> np.ndarray:
 
 
 def to_pil(array: np.ndarray) -> Image.Image:
-    """From what `check_image` accepts. Channels of floats and of 16 bits become bytes one by one."""
+    """What `check_image` accepts. Channels of floats and of 16 bits become bytes one by one."""
     array = np.ascontiguousarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255

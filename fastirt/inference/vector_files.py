@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, Callable, Iterator
 import numpy as np
 
 from fastirt.atomic import sync_folder
+from fastirt.datasets.records import valid_utf8
 from fastirt.errors import UserError
 from fastirt.inference.image_list import ImageList
 
@@ -88,17 +89,13 @@ class Rows:
         """The columns of a part; only bytes of names that are not UTF-8 become escape sequences."""
         numbers = range(*rows.indices(len(self)))
         return {
-            "path": [_valid(name) for name in self.images.names[rows]],
+            "path": [valid_utf8(name) for name in self.images.names[rows]],
             "width": self.sizes[rows, 0].tolist(),
             "height": self.sizes[rows, 1].tolist(),
             "bad": [row in self.bad for row in numbers],
-            "reason": [_valid(self.bad.get(row, "")) for row in numbers],
-            **{_valid(name): [_valid(text) for text in texts[rows]] for name, texts in self.metadata.items()},
+            "reason": [valid_utf8(self.bad.get(row, "")) for row in numbers],
+            **{valid_utf8(name): [valid_utf8(text) for text in texts[rows]] for name, texts in self.metadata.items()},
         }
-
-
-def _valid(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def write_vectors(out: Path, vectors_file: Path, rows: Rows, description: dict[str, Any]) -> None:
