@@ -29,7 +29,7 @@ setup(
     packages=find_packages(include=["fastirt", "fastirt.*"])
     + [f"fastirt.{name}" for name in find_packages(include=["kernels", "kernels.*"])],
     package_dir={"fastirt.kernels": "kernels"},
-    package_data={"fastirt.pages": ["templates/*"]},
+    package_data={"fastirt.pages": ["templates/*"], "fastirt.export": ["templates/*"]},
     install_requires=[
         # 2.13.0 resolves to a CPU build on some indexes, with which torchvision cannot be imported
         "torch>=2.11,<2.13",
@@ -39,7 +39,7 @@ setup(
         "faiss-gpu>=1.14.3; platform_system == 'Linux' and platform_machine == 'x86_64'",
         "faiss-cpu>=1.9; platform_system != 'Linux' or platform_machine != 'x86_64'",
         "safetensors>=0.8",  # earlier ones hold the GIL while they write: the loop would stop at each checkpoint
-        "numpy",
+        "numpy>=2",
         "pillow",
         "jinja2",
         "matplotlib",

@@ -31,6 +31,7 @@ PARTS = {
     "train": "whole runs, from image files to updated weights",
     "embed": "from image files to vectors on disk: timm's inference, a plain loop",
     "retrieval": "exact nearest neighbours: FAISS, plain torch",
+    "gallery": "search in a gallery on disk: FAISS, plain torch",
     "scaling": "the step on as many ranks as this machine has, and a model of more ranks",
     "predict": "the step's kernels, and a model of their time on a GPU; needs none",
 }

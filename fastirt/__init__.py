@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "Config": "fastirt.config",
     "Model": "fastirt.inference.model",
+    "Gallery": "fastirt.gallery",
     "RetrievalLoss": "fastirt.objective",
     "build_encoder": "fastirt.model.build",
     "contrastive_koleo": "fastirt.kernels",

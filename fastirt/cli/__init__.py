@@ -7,14 +7,16 @@ import sys
 from typing import Optional, Sequence
 
 from fastirt import __version__
-from fastirt.cli import archives, embed, images, reports, sweep, training
+from fastirt.cli import archives, embed, export, gallery, images, reports, sweep, training
 from fastirt.cli.parser import Parser
 from fastirt.errors import user_message
 
 COMMANDS = {
     **training.COMMANDS,
     **embed.COMMANDS,
+    **gallery.COMMANDS,
     **sweep.COMMANDS,
+    **export.COMMANDS,
     **images.COMMANDS,
     **archives.COMMANDS,
     **reports.COMMANDS,

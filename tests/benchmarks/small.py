@@ -53,6 +53,12 @@ SMALL = {
             "bare product",
         },
     ),
+    "gallery": (
+        "--vectors 300 --dim 16 --queries 1 --kinds HNSW4",
+        {"build exact", "build HNSW4", "open", "open and verify", "read of all vectors"}
+        | {"fastirt", "fastirt, one brand", "fastirt HNSW4"}
+        | {"FAISS IndexFlatIP", "torch product + topk", "numpy product + topk"},
+    ),
     "scaling": (
         "--step-ms 4",
         {"memory whole, alone", "memory whole, gloo", "memory sharded, gloo"}

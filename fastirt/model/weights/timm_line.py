@@ -39,17 +39,25 @@ def loading_line(encoder: Encoder, path: Path) -> Optional[str]:
     run's images, z (B, D) equals the encoder's output within TOLERANCE. None if no such line
     exists. Depends only on the architecture; does not change the random state.
     """
+    found = timm_call(encoder)
+    if found is None:
+        return None
+    kwargs, descriptor = found
+    arguments = ", ".join([repr(encoder.config.model), *(f"{name}={value!r}" for name, value in kwargs.items())])
+    return f"model = timm.create_model({arguments}, checkpoint_path={str(path)!r}).eval(); z = {_unit(descriptor)}"
+
+
+def timm_call(encoder: Encoder) -> Optional[tuple[dict[str, Any], str]]:
+    """(arguments of `timm.create_model`, expression of `model` and `x`) for the run's descriptors
+    before their normalization; None if there is none. Conditions are those of `loading_line`.
+    """
     config = dataclasses.replace(encoder.config, weights="scratch", drop=0.0, drop_path=0.0)
     try:
-        recipe = _recipe(type(encoder), config, encoder.input_size)
+        found = _recipe(type(encoder), config, encoder.input_size)
     except Exception as error:  # a run must not fail because of this hint
         log.debug("loading line: %s", error)
         return None
-    if recipe is None:
-        return None
-    kwargs, descriptor = recipe
-    arguments = ", ".join([repr(config.model), *(f"{name}={value!r}" for name, value in kwargs.items())])
-    return f"model = timm.create_model({arguments}, checkpoint_path={str(path)!r}).eval(); z = {_unit(descriptor)}"
+    return None if found is None else (dict(found[0]), found[1])
 
 
 @functools.lru_cache(maxsize=32)
