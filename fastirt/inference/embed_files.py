@@ -164,9 +164,7 @@ def images_of(pictures: str, ranks: Ranks) -> Callable[[], ImageList]:
     if pictures != "-":
         return lambda: ImageList.at(pictures)
     text = ranks.host.run_on_main(lambda: os.fsdecode(sys.stdin.buffer.read()))
-    if "\0" in text:  # of `find -print0`, whose names may hold line ends
-        return lambda: ImageList.from_files([name for name in text.split("\0") if name], "stdin")
-    return lambda: ImageList.from_lines(text.split("\n"))
+    return lambda: ImageList.from_text(text)
 
 
 def _same_on_all(list_images: Callable[[], ImageList], ranks: Ranks) -> ImageList:
