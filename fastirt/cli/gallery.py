@@ -83,7 +83,7 @@ def _images(names: list[str]) -> ImageList:
     from fastirt.inference.image_list import ImageList
 
     if names == ["-"]:
-        return ImageList.from_lines(os.fsdecode(sys.stdin.buffer.read()).split("\n"))
+        return ImageList.from_text(os.fsdecode(sys.stdin.buffer.read()))
     listed = ImageList.at(names[0]) if len(names) == 1 and Path(names[0]).expanduser().exists() else None
     if listed is None or listed.files == (listed.place,):  # one image: named as it was given
         return ImageList.from_files(names, "images")

@@ -82,6 +82,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def valid_utf8(text: str) -> str:
+    """`text` as it is, but for undecodable bytes of file names."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def counted(number: int, one: str, many: str) -> str:
     """`1 link`, `1,200 links`."""
     return f"{number:,} {one if number == 1 else many}"

@@ -48,6 +48,8 @@ class FileSource:
                 if size > MAX_BYTES:
                     raise BadImage(path, f"{size:,} bytes, the limit is {MAX_BYTES:,}")
                 return np.frombuffer(file.read(), np.uint8)
+        except ValueError as error:  # a NUL byte in the name
+            raise BadImage(path, str(error)) from None
         except OSError as error:
             if self.root and not os.path.isdir(self.root):
                 raise UserError(

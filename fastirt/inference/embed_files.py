@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from fastirt import __version__
 from fastirt.config.validate import check_number
+from fastirt.datasets.records import printable
 from fastirt.distributed.launch import only_main_warns
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import OS_ERRNOS, UserError
@@ -23,7 +24,7 @@ from fastirt.inference.image_list import ImageList
 from fastirt.inference.list_loader import MeasuredSource
 from fastirt.inference.model import PREPROCESSING, Model
 from fastirt.inference.partial_vectors import PartialVectors
-from fastirt.inference.vector_files import Rows, check_out, write_vectors
+from fastirt.inference.vector_files import Rows, check_out, files_of, part_folder, write_vectors
 
 log = logging.getLogger("fastirt")
 
@@ -60,13 +61,20 @@ def embed_files(
     check_number("batch_size", batch_size)
     ranks.host.run_on_main(lambda: check_out(out, overwrite))
     images = _same_on_all(list_images, ranks)
+    if os.path.abspath(images.place) in map(os.path.abspath, files_of(out)):
+        raise ranks.shared_error(f"{out}: would replace the list of images {images.place}: choose another OUT")
     work = _work(model, images, dtype, batch_size)
     if len({str(of) for of in ranks.host.gather_json(work)}) > 1:
         raise ranks.shared_error("the ranks read other images or weights: check that all have the same files")
-    folder = out.with_name(f".{out.name}.part")
+    folder = part_folder(out)
     with contextlib.ExitStack() as held:
         held.enter_context(_one_line_for_a_full_disk(out))
-        ranks.host.run_on_main(lambda: _hold(held, PartialVectors.begin(folder, work, model.dim, overwrite)))
+
+        def begin() -> None:
+            check_out(out, overwrite)  # another process may have finished it since
+            held.enter_context(PartialVectors.begin(folder, work, model.dim, overwrite))
+
+        ranks.host.run_on_main(begin)
         part = held.enter_context(contextlib.closing(PartialVectors(folder, ranks.rank)))
         began = time.monotonic()
         embedded = _embed_missing(model, images, part, batch_size, ranks)
@@ -91,7 +99,7 @@ def _embed_missing(model: Model, images: ImageList, part: PartialVectors, batch_
     """Embed this rank's share of the batches that are not done; returns their number of images."""
 
     def on_bad(row: int, name: str, reason: str) -> None:
-        log.warning("bad image: %s: %s", name, reason)
+        log.warning("bad image: %s: %s", printable(name), reason)
         part.add_bad(row, reason)
 
     if not isinstance(images.source, PackedSplit):  # its index has the sizes
@@ -155,8 +163,8 @@ def images_of(pictures: str, ranks: Ranks) -> Callable[[], ImageList]:
     """What lists the images: a place on disk, or for "-" the main rank's stdin."""
     if pictures != "-":
         return lambda: ImageList.at(pictures)
-    lines = ranks.host.run_on_main(lambda: os.fsdecode(sys.stdin.buffer.read()).split("\n"))
-    return lambda: ImageList.from_lines(lines)
+    text = ranks.host.run_on_main(lambda: os.fsdecode(sys.stdin.buffer.read()))
+    return lambda: ImageList.from_text(text)
 
 
 def _same_on_all(list_images: Callable[[], ImageList], ranks: Ranks) -> ImageList:
@@ -180,10 +188,6 @@ def _one_line_for_a_full_disk(out: Path) -> Iterator[None]:
             raise
         place = error.filename or out
         raise UserError(f"{place}: {error.strerror}: mend that; the same command goes on from here") from error
-
-
-def _hold(held: contextlib.ExitStack, lock: Any) -> None:
-    held.enter_context(lock)
 
 
 def _work(model: Model, images: ImageList, dtype: str, batch_size: int) -> dict[str, Any]:
@@ -228,6 +232,6 @@ def _report(out: Path, work: dict[str, Any], dim: int, bad: int, embedded: int, 
         log.warning("embed: %s of %s images are unreadable: their rows are NaN", f"{bad:,}", f"{work['count']:,}")
     rate = embedded / max(seconds, 1e-9)
     print(
-        f"{out}: {work['count']:,} x {dim} {work['dtype']}, {bad:,} unreadable; "
+        f"{printable(str(out))}: {work['count']:,} x {dim} {work['dtype']}, {bad:,} unreadable; "
         f"embedded {embedded:,} images in {seconds:.1f} s, {rate:.1f} imgs/s"
     )

@@ -122,9 +122,10 @@ class ImageList:
         return cls(tuple(paths), files, _file_source(files), place)
 
     @classmethod
-    def from_lines(cls, lines: Iterable[str], place: str = "stdin") -> ImageList:
-        """One file name a line; empty lines are skipped."""
-        return cls.from_files([name for line in lines if (name := line.rstrip("\r\n"))], place)
+    def from_text(cls, text: str, place: str = "stdin") -> ImageList:
+        """One file name a line, or each ended by a NUL byte as `find -print0` writes them."""
+        names = text.split("\0") if "\0" in text else [line.rstrip("\r") for line in text.split("\n")]
+        return cls.from_files([name for name in names if name], place)
 
     @classmethod
     def from_store(cls, file: str) -> ImageList:

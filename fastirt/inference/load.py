@@ -12,6 +12,7 @@ import timm
 import torch
 
 from fastirt.config.components import InputConfig
+from fastirt.config.option_values import option_name, option_value
 from fastirt.config.options import Config
 from fastirt.config.run_files import RunFiles
 from fastirt.distributed.device import choose_device
@@ -53,7 +54,7 @@ def load(
         UserError: there is no such model, or its files do not fit.
     """
     place = choose_device(None if device is None else str(device))
-    options = dict(options or {})
+    options = {name: option_value(name, value, f"options: {name}") for name, value in _named(options or {}).items()}
     config = _config(os.fspath(source), pretrained, weights, options)
     if "loader" not in options:
         config = config.replace(loader=_decoder(config.input.loader, place))
@@ -72,6 +73,10 @@ def load(
     if place.type == "cuda":
         replace_faulty_kernels(config, SINGLE_PROCESS)
     return Model(encoder, config, place, engine)
+
+
+def _named(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {option_name(key, f"options: {key}"): value for key, value in options.items()}
 
 
 def _config(source: str, pretrained: bool, weights: Optional[str | Path], flags: dict[str, Any]) -> Config:

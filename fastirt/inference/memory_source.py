@@ -37,8 +37,7 @@ class MemorySource:
     def __init__(self, images: Sequence[Any]) -> None:
         """Raises UserError for an array of another shape or of a dtype that holds no pixels."""
         for row, image in enumerate(images):
-            if isinstance(image, np.ndarray):
-                _check(image, row)
+            check_image(image, f"image {row}")
         self._images = images
         counts = Counter(map(id, images))
         # Two threads must not decode one lazily opened PIL image at the same time.
@@ -91,7 +90,7 @@ def resized(pixels: Image.Image, image: Any, input: InputConfig) -> np.ndarray:
 
 
 def to_pil(array: np.ndarray) -> Image.Image:
-    """An array that `_check` accepts. Channels of floats and of 16 bits become bytes one by one."""
+    """What `check_image` accepts. Channels of floats and of 16 bits become bytes one by one."""
     array = np.ascontiguousarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255
@@ -108,9 +107,15 @@ def to_pil(array: np.ndarray) -> Image.Image:
     return Image.fromarray(scaled)
 
 
-def _check(array: np.ndarray, row: int) -> None:
+def check_image(image: Any, name: str) -> None:
+    """Raises UserError for an array without pixels, and for what is neither an array nor PIL's."""
+    if isinstance(image, Image.Image):
+        return
+    if not isinstance(image, np.ndarray):
+        raise UserError(f"{name}: a {type(image).__name__}: pass a PIL image or an array")
+    array = image
     shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in CHANNELS)
     if not shaped or array.dtype.kind not in "buif" or 0 in array.shape:
         raise UserError(
-            f"image {row}: an array {array.dtype} {array.shape}: pass (H, W, 3), (H, W, 4) or (H, W), best of uint8"
+            f"{name}: an array {array.dtype} {array.shape}: pass (H, W, 3), (H, W, 4) or (H, W), best of uint8"
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastirt.config.options import Config
+from fastirt.datasets.records import printable
 from fastirt.distributed.device import choose_device
 from fastirt.distributed.ranks import SINGLE_PROCESS, Ranks
 from fastirt.errors import UserError
@@ -184,4 +185,4 @@ class _CopiedToHost:
 
 
 def _warn(row: int, name: str, reason: str) -> None:
-    log.warning("bad image: %s: %s", name, reason)
+    log.warning("bad image: %s: %s", printable(name), reason)

@@ -72,7 +72,8 @@ class PartialVectors:
         try:
             folder.mkdir(exist_ok=True)
             lock = open(folder / "lock", "w")
-            is_free = try_lock(lock)
+            # a process that has just finished may have removed the file that was opened
+            is_free = try_lock(lock) and os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / "lock"))
         except OSError as error:
             raise UserError(f"{folder}: cannot be made and locked ({error.strerror}): choose another OUT") from None
         if not is_free:
@@ -142,6 +143,7 @@ class PartialVectors:
 
 def _allocate(path: Path, shape: tuple[int, int], dtype: np.dtype) -> None:
     """A .npy file of zeros whose space on disk is reserved. Raises UserError for a full disk."""
+    path.unlink(missing_ok=True)  # a rank of a killed work may still write to the old file
     with open(path, "wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)

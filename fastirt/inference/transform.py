@@ -12,7 +12,7 @@ from torch import Tensor
 from fastirt.config.options import InputConfig
 from fastirt.images.normalize import byte_table
 from fastirt.images.resize_crop import crop_corners
-from fastirt.inference.memory_source import resized, to_rgb
+from fastirt.inference.memory_source import check_image, resized, to_rgb
 
 
 class Transform:
@@ -25,7 +25,11 @@ class Transform:
         self.input, self.mean, self.std = input, tuple(mean), tuple(std)
 
     def __call__(self, image: Image.Image | np.ndarray) -> Tensor:
-        """(3, S, S) float32: upright, resized, center-cropped and normalized."""
+        """(3, S, S) float32: upright, resized, center-cropped and normalized.
+
+        Raises UserError for another type, and any of Pillow's exceptions for a broken image.
+        """
+        check_image(image, "image")
         whole = resized(to_rgb(image, self.input), image, self.input)
         size = self.input.input_size
         top, left = crop_corners(np.array([whole.shape[:2]]), size)[0]

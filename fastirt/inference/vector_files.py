@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, Callable, Iterator
 import numpy as np
 
 from fastirt.atomic import sync_folder
-from fastirt.datasets.records import printable
+from fastirt.datasets.records import valid_utf8
 from fastirt.errors import UserError
 from fastirt.inference.image_list import ImageList
 
@@ -41,8 +41,10 @@ def check_out(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out}: Parquet needs pyarrow: pip install 'fastirt[parquet]', or end the name in .npy")
     if out.is_dir():
         raise UserError(f"{out}: is a folder: name a file")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out}: exists: pass --overwrite to replace it, or choose another OUT")
+    # those beside OUT may be of this very work, which was killed between writing them and OUT
+    files = (out,) if part_folder(out).exists() else files_of(out)
+    if there := [file for file in files if file.exists() and not overwrite]:
+        raise UserError(f"{there[0]}: exists: pass --overwrite to replace it, or choose another OUT")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -57,9 +59,13 @@ class Rows:
     def __init__(self, images: ImageList, sizes: np.ndarray, bad: dict[int, str]) -> None:
         self.images, self.sizes, self.bad = images, sizes, bad
         # A user's column that has the name of one of ours: `given_path`.
-        self.metadata = {
-            f"given_{name}" if name in (*COLUMNS, "vector") else name: texts for name, texts in images.metadata.items()
-        }
+        taken = {*COLUMNS, "vector", *images.metadata}
+        self.metadata = {}
+        for name, texts in images.metadata.items():
+            own = name
+            while name in (*COLUMNS, "vector") and own in taken:
+                own = f"given_{own}"
+            self.metadata[own] = texts
 
     def __len__(self) -> int:
         return len(self.images)
@@ -67,24 +73,28 @@ class Rows:
     def write_csv(self, file: BinaryIO) -> None:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="", write_through=True)
         writer = csv.writer(text, lineterminator="\n")
+        quoting = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow((*COLUMNS, *self.metadata))
         metadata = list(self.metadata.values())
         for row, (name, (width, height)) in enumerate(zip(self.images.names, self.sizes.tolist())):
             reason = self.bad.get(row, "")
-            writer.writerow((name, width, height, int(row in self.bad), reason, *(texts[row] for texts in metadata)))
+            further = [texts[row] for texts in metadata]
+            # csv leaves "\r" unquoted, which readers take for the end of a row
+            safe = quoting if "\r" in "".join((name, *further)) else writer
+            safe.writerow((name, width, height, int(row in self.bad), reason, *further))
         text.flush()
         text.detach()
 
     def columns(self, rows: slice) -> dict[str, list[Any]]:
-        """The columns of a part, texts as valid UTF-8."""
+        """The columns of a part; only bytes of names that are not UTF-8 become escape sequences."""
         numbers = range(*rows.indices(len(self)))
         return {
-            "path": [printable(name) for name in self.images.names[rows]],
+            "path": [valid_utf8(name) for name in self.images.names[rows]],
             "width": self.sizes[rows, 0].tolist(),
             "height": self.sizes[rows, 1].tolist(),
             "bad": [row in self.bad for row in numbers],
-            "reason": [printable(self.bad.get(row, "")) for row in numbers],
-            **{printable(name): [printable(text) for text in texts[rows]] for name, texts in self.metadata.items()},
+            "reason": [valid_utf8(self.bad.get(row, "")) for row in numbers],
+            **{valid_utf8(name): [valid_utf8(text) for text in texts[rows]] for name, texts in self.metadata.items()},
         }
 
 
@@ -97,15 +107,20 @@ def write_vectors(out: Path, vectors_file: Path, rows: Rows, description: dict[s
         rows: beside the vectors.
         description: JSON values: digests, model, preprocessing.
     """
-    out.unlink(missing_ok=True)  # else a kill below would leave the old vectors beside new rows
-    for old in sidecars(out):
+    for old in files_of(out):  # OUT first: else a kill below would leave the old vectors beside new rows
         old.unlink(missing_ok=True)
     WRITERS[out.suffix.lower()](out, vectors_file, rows, description)
 
 
-def sidecars(out: Path) -> tuple[Path, Path]:
-    """(rows, description) beside an .npy file."""
-    return out.with_name(f"{out.name}.csv"), out.with_name(f"{out.name}.json")
+def files_of(out: Path) -> tuple[Path, ...]:
+    """What is written for `out`: itself, and the rows and the description beside an .npy file."""
+    beside = (".csv", ".json") if out.suffix.lower() == ".npy" else ()
+    return out, *(out.with_name(out.name + ending) for ending in beside)
+
+
+def part_folder(out: Path) -> Path:
+    """Where the vectors are until they are finished."""
+    return out.with_name(f".{out.name}.part")
 
 
 @contextlib.contextmanager
@@ -123,7 +138,7 @@ def _placed(target: Path, folder: Path) -> Iterator[Path]:
 
 
 def _write_npy(out: Path, vectors_file: Path, rows: Rows, description: dict[str, Any]) -> None:
-    rows_file, description_file = sidecars(out)
+    _, rows_file, description_file = files_of(out)
     folder = vectors_file.parent
     with _placed(rows_file, folder) as temporary, open(temporary, "wb") as file:
         rows.write_csv(file)

@@ -109,11 +109,20 @@ def comparison(folders: Sequence[Path], sort: Optional[str] = None) -> tuple[lis
             measured[f"{metric} 95 % CI"] = intervals
     methods = [_method(o, with_recipe="recipe" not in shown) for o in options]
     header = ["run", "method", *shown, *measured]
-    cells = [[folder.resolve().name for folder in folders], methods, *(values[name] for name in shown)]
+    cells = [run_names(folders), methods, *(values[name] for name in shown)]
     rows = [list(row) for row in zip(*cells, *measured.values())]
     if sort is not None:
         rows = _sorted(rows, header, sort)
     return header, rows
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """The folders' own names, with the folder above where several have one name."""
+    names = [folder.resolve().name for folder in folders]
+    return [
+        name if names.count(name) == 1 else os.path.join(folder.resolve().parent.name, name)
+        for name, folder in zip(names, folders)
+    ]
 
 
 def _read_run(folder: Path) -> tuple[Options, str]:

@@ -199,3 +199,33 @@ def test_a_timm_model_with_a_file_of_weights(finished_run, images, expected, tmp
     )
     assert np.array_equal(np.load(tmp_path / "v.npy"), expected, equal_nan=True)
     assert os.path.getsize(tmp_path / "v.npy") == 128 + expected.nbytes
+
+
+def test_names_with_line_ends_and_spaces_of_other_kinds(finished_run, images, tmp_path, monkeypatch, capsys):
+    names = ["a\rb.jpg", "a\nb.jpg", "at 10.00\u202fPM.png", "b\udcff.jpg"]
+    for name in names:
+        shutil.copy(images / "large.jpg", tmp_path / name)
+    listed = io.TextIOWrapper(io.BytesIO(b"".join(os.fsencode(name) + b"\0" for name in names)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", listed)
+    assert run_cli("embed", finished_run, "-", "v.npy") == 0
+    assert ", 0 unreadable" in capsys.readouterr().out
+    with open("v.npy.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == names
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert run_cli("embed", finished_run, tmp_path, "v.parquet") == 0
+    assert sorted(parquet.read_table("v.parquet")["path"].to_pylist()) == sorted([*names[:3], "b\\udcff.jpg"])
+
+
+def test_files_of_a_user_beside_out_stay(finished_run, images, tmp_path, capsys):
+    listed = tmp_path / "v.npy.csv"
+    listed.write_text(f"path,width,given_width\n{images}/large.jpg,1,2\n")
+    written = listed.read_text()
+    assert run_cli("embed", finished_run, listed, tmp_path / "v.npy") == 2
+    assert "v.npy.csv: exists" in last_line(capsys)
+    assert run_cli("embed", finished_run, listed, tmp_path / "v.npy", "--overwrite") == 2
+    assert "would replace the list of images" in last_line(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == [listed.name] and listed.read_text() == written
+    assert run_cli("embed", finished_run, listed, tmp_path / "w.npy") == 0
+    rows = list(csv.DictReader((tmp_path / "w.npy.csv").open()))
+    assert (rows[0]["given_width"], rows[0]["given_given_width"]) == ("2", "1")

@@ -142,6 +142,9 @@ def test_load(finished_run, model, files, tmp_path, monkeypatch, caplog):
         ({"source": tmp_path}, "a folder without model.safetensors"),
         ({"source": tmp_path / "absent"}, "no run folder, no model file and no model of timm"),
         ({"source": finished_run, "device": "cuda:9"}, "no such device"),
+        ({"source": finished_run, "options": {"poolng": "max"}}, "poolng: no such option; did you mean pooling"),
+        ({"source": finished_run, "options": {"pooling": "maxx"}}, "pooling: 'maxx' is none of"),
+        ({"source": finished_run, "options": {"input_size": "big"}}, "input_size: must be a whole number"),
     ):
         with pytest.raises(UserError, match=message):
             fastirt.load(**arguments)
@@ -202,6 +205,7 @@ def test_unreadable_images(model, files, tmp_path, caplog):
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "cut.jpg").write_bytes(files[0].read_bytes()[:300])
     bad = [tmp_path / "text.jpg", tmp_path / "absent.jpg", tmp_path / "cut.jpg"]
+    assert np.isnan(model.encode(["a\0b.jpg", files[0]])).any(axis=1).tolist() == [True, False]
     found = model.encode([files[0], *bad, files[1]], batch_size=2)
     assert np.array_equal(found[[0, 4]], model.encode(files[:2])) and np.isnan(found[1:4]).all()
     assert all(any(str(path) in text for text in caplog.messages) for path in bad)
@@ -241,3 +245,6 @@ def test_refusals(model, files, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             model.encode(images)
+    for image, message in ((str(files[0]), "a str"), (np.zeros((0, 4, 3), np.uint8), r"an array uint8 \(0, 4, 3\)")):
+        with pytest.raises(UserError, match=f"image: {message}"):
+            model.transform(image)

@@ -129,6 +129,20 @@ def test_runs_without_images_or_model(trained_run, image_folder, tmp_path, capsy
     assert "nowhere" in last_line(capsys)
 
 
+def test_runs_of_one_name_and_other_images_are_not_compared_by_query(trained_run, image_folder, tmp_path):
+    """A query with fewer images to be taken for is won by any model."""
+    images, run, page = tmp_path / "images", tmp_path / "other" / trained_run.name, tmp_path / "page.html"
+    shutil.copytree(image_folder, images)
+    (images / "test" / "class00" / "0.jpg").unlink()
+    shutil.copytree(trained_run, run)
+    config = (run / "config.json").read_text()
+    (run / "config.json").write_text(config.replace(str(image_folder), str(images)))
+    assert run_cli("report", trained_run, run, "--html", page) == 0
+    text = page.read_text()
+    assert "They were evaluated on different images" in text and "sign test" not in text
+    assert text.count('<tr class="best"><td>') == 1 and f"<td>other/{run.name}</td>" in text
+
+
 def test_published_rows_and_an_unfinished_run(tmp_path):
     """Of cub200, whose images are not here: rows of the paper below those of the runs."""
     runs = [tmp_path / "done", tmp_path / "unfinished"]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Optional, Sequence
 
 import numpy as np
 
+from fastirt.datasets.digest import evaluation_digest
 from fastirt.errors import UserError
 from fastirt.pages.charts import Curve, histogram, line_chart
 from fastirt.pages.render import check_page, write_page
@@ -191,7 +192,9 @@ def _sections(looked: list[_Looked]) -> dict[str, Any]:
 
 def _comparison(best: _Looked, other: _Looked, shown: int) -> dict[str, Any]:
     """The best run against another; rows of up to `shown` queries that one of them alone gets
-    right, of each kind. `result` is None where they have no query in common."""
+    right, of each kind. `result` is None where they have other images or no query in common."""
+    if len({evaluation_digest(each.album.run.catalog) for each in (best, other)}) > 1:
+        return dict(other=other.run, result=None)
     names = [[each.album.name_of_query(q) for q in range(len(each.found.queries))] for each in (best, other)]
     result = findings.compare(best.found, other.found, names)
     if not (result.both or result.neither or result.won or result.lost):

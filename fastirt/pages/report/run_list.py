@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Sequence
@@ -14,7 +13,7 @@ from fastirt.config.options import Config
 from fastirt.config.run_files import RunFiles
 from fastirt.errors import UserError
 from fastirt.pages.charts import Curve, Style, line_chart
-from fastirt.retrieval.compare_runs import comparison
+from fastirt.retrieval.compare_runs import comparison, run_names
 from fastirt.retrieval.published_results import DECIMALS, PUBLISHED, PUBLISHED_RANKS
 from fastirt.retrieval.report import interval, read_json, read_metrics
 
@@ -56,13 +55,8 @@ class ListedRun:
 
 def list_runs(folders: Sequence[Path]) -> list[ListedRun]:
     """Raises UserError if a folder holds no run."""
-    names = [folder.resolve().name for folder in folders]
-    names = [
-        name if names.count(name) == 1 else os.path.join(folder.resolve().parent.name, name)
-        for name, folder in zip(names, folders)
-    ]
     runs = []
-    for number, (folder, name) in enumerate(zip(folders, names)):
+    for number, (folder, name) in enumerate(zip(folders, run_names(folders))):
         tree = read_json(RunFiles(folder).config)
         metrics = read_metrics(folder, missing_is_empty=bool(tree))
         try:

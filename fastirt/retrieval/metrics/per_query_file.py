@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastirt.atomic import atomic_write
-from fastirt.datasets.records import Split, printable
+from fastirt.datasets.records import Split, valid_utf8
 from fastirt.errors import UserError
 from fastirt.retrieval.metrics import per_query
 from fastirt.retrieval.positives import UNRANKED, PositiveRanks
@@ -117,7 +117,7 @@ def _write_parquet(path: Path, table: dict[str, list[Any]]) -> None:
         name: pyarrow.array(values, kinds[name])
         if name in kinds
         # its text is UTF-8, which names of files need not be
-        else pyarrow.array([value if value is None else printable(value) for value in values], pyarrow.string())
+        else pyarrow.array([value if value is None else valid_utf8(value) for value in values], pyarrow.string())
         for name, values in table.items()
     }
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
