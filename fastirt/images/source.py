@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import Protocol, Sequence
 
 import numpy as np
 
 from fastirt.errors import UserError
 from fastirt.images.formats.header_check import MAX_BYTES, BadImage
+
+NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 
 
 class ImageSource(Protocol):
@@ -43,8 +46,12 @@ class FileSource:
     def read(self, row: int) -> np.ndarray:
         path = self._paths[row]
         try:
-            with open(path, "rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
+            # a named pipe that nobody writes to would block without O_NONBLOCK
+            with open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | NONBLOCK)) as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise BadImage(path, "not a regular file")
+                size = status.st_size
                 if size > MAX_BYTES:
                     raise BadImage(path, f"{size:,} bytes, the limit is {MAX_BYTES:,}")
                 return np.frombuffer(file.read(), np.uint8)

@@ -1,5 +1,6 @@
 """Files that are no images or would take too much memory are refused by name."""
 
+import os
 import resource
 import struct
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from fastirt.images.formats.header_check import BadImage, inspect
 from fastirt.images.formats.pillow import FORMATS
+from fastirt.images.source import FileSource
 from tests.images.every_kind import animated
 from tests.images.image_files import (
     SIDE,
@@ -16,6 +18,13 @@ from tests.images.image_files import (
     photo,
     png_chunk,
 )
+
+
+def test_a_pipe_and_a_device_neither_block_nor_fill_the_memory(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path in (str(tmp_path / "pipe.jpg"), "/dev/zero"):
+        with pytest.raises(BadImage, match="not a regular file"):
+            FileSource([path]).read(0)
 
 
 def test_formats_that_start_other_programs_are_never_opened(tmp_path):
