@@ -75,7 +75,7 @@ def write_card(source: Source, out: Path, folder: Path, options: ExportOptions, 
         latency_table=report["files"] and latency_table(report),
         batches=BATCHES,
         proof_note=report.get("note", ""),
-        **{name: report.get(name) for name in ("queries", "gallery", "onnxruntime", "recall", "machine")},
+        **{name: report.get(name) for name in ("queries", "gallery", "onnxruntime", "format", "recall", "machine")},
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
 

@@ -126,6 +126,7 @@ def test_the_card_and_the_report_hold_the_proof(exported, image_folder):
         f"{report['recall']:.2f} %",
         "95 %",
         "int8.onnx",
+        f"ONNX {report['format']}.",
     ):
         assert text in card, text
 

@@ -76,6 +76,7 @@ def write_onnx_files(source: Source, folder: Path, options: ExportOptions, progr
         "latency": latency.latencies(encoders, source),
         "machine": latency.machine(source.device),
         "onnxruntime": onnxruntime.__version__,
+        "format": f"opset {kept[0].images.opset_import[0].version}, IR {kept[0].images.ir_version}",
         "int8": {v.way: recalls[v.suffix + v.way] for v in variants if v.way},
         "note": _note(variants, kept, recalls, agreements[""]),
     }
