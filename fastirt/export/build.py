@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import shutil
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Iterator, Optional
+from typing import Any, Optional
 
-from fastirt.atomic import sync_folder
 from fastirt.errors import UserError
 from fastirt.export.card import files_table, latency_table, write_card, write_report
+from fastirt.export.new_folder import REPORT, check_place, new_folder
 from fastirt.export.options import MAX_DIFFERENCE, ExportOptions
 from fastirt.export.push import check_name, upload
 from fastirt.export.source import Source, open_source
@@ -20,8 +18,6 @@ from fastirt.export.timm_folder import check_timm_folder, plain_call, write_timm
 from fastirt.inference.model import Model
 
 log = logging.getLogger("fastirt")
-
-REPORT = "export.json"  # a folder with this file is an export, which --overwrite may replace
 
 
 def export(
@@ -83,15 +79,15 @@ def export(
         max_difference=max_difference,
         max_loss=max_loss,
     )
-    place = Path(os.path.abspath(out))
-    _check_place(place, overwrite)
+    place = Path(os.path.realpath(out))  # the folder of a link, not the link, is replaced
+    check_place(place, overwrite)
     if push is not None:
         check_name(push)
     if options.onnx:
         _check_packages()
     flags = {"dataset": dataset, "data_path": data_path, "packed": packed, "device": device}
     source = open_source(run, {name: str(value) for name, value in flags.items() if value is not None})
-    with _new_folder(place) as folder:
+    with new_folder(place, overwrite) as folder:
         report = _fill(source, Path(out), folder, options, progress)
     if push is not None:
         report["url"] = upload(place, push)
@@ -135,32 +131,3 @@ def _check_packages() -> None:
             import_module(name)
         except ImportError as error:
             raise UserError(f"--onnx: needs {name}: pip install 'fastirt[export]'") from error
-
-
-def _check_place(out: Path, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not overwrite:
-        raise UserError(f"{out}: exists: choose another folder, or pass --overwrite")
-    if not (out / REPORT).is_file():
-        raise UserError(f"{out}: not an export, so --overwrite leaves it alone: choose another folder")
-
-
-@contextlib.contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out`; an error in the block removes it."""
-    temporary, replaced = (out.with_name(f".{out.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-    except OSError as error:
-        raise UserError(f"{out}: cannot be made ({error.strerror})") from error
-    try:
-        yield temporary
-        if out.exists():
-            os.replace(out, replaced)
-        os.replace(temporary, out)
-        sync_folder(out.absolute().parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)

@@ -70,11 +70,12 @@ def write_card(source: Source, out: Path, folder: Path, options: ExportOptions, 
         metrics_table=_metrics(metrics),
         metrics_note=_note(metrics, source.measured if source.metrics else ""),
         curve_table=_curve(source.log),
+        trained_on=source.trained_on,
         files_table=report["files"] and files_table(report),
         latency_table=report["files"] and latency_table(report),
         batches=BATCHES,
         proof_note=report.get("note", ""),
-        **{name: report.get(name) for name in ("queries", "gallery", "onnxruntime", "recall", "machine")},
+        **{name: report.get(name) for name in ("queries", "gallery", "onnxruntime", "format", "recall", "machine")},
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
 

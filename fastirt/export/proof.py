@@ -28,6 +28,7 @@ MIN_PILLOW_COSINE = 0.999  # of images that the run's reader resizes by Pillow, 
 SAMPLE = 128  # images that check a file whose input is the encoder's
 BATCH = 16  # images of one size that a file gets at once
 WAITING_BYTES = 256 * 2**20  # of images that wait for others of their size
+LARGE_BYTES = 16 * 2**20  # of a batch, after which a session gives its memory back
 
 Vectors = dict[str, Embeddings]  # by split
 
@@ -89,11 +90,24 @@ def file_vectors(
         with tqdm(total=len(rows), desc=name, unit="img", disable=None if progress else True, leave=False) as bar:
             for positions, images in _batches(source, split, rows, by_pillow[split.name]):
                 for name, running in sessions.items():
-                    out[name][positions] = _finite(running.run(None, {IMAGES: images})[0])
+                    out[name][positions] = _finite(running.run(None, {IMAGES: images}, _run_options(images))[0])
                 bar.update(len(positions))
         for name in sessions:
             found[name][split.name] = Embeddings(out[name], rows)
     return found, by_pillow
+
+
+def _run_options(images: np.ndarray) -> Any:
+    """A session keeps the memory of its largest batch: with four of them and photographs of 12
+    megapixels many GB. None for small images, which giving it back would slow down.
+    """
+    if images.nbytes < LARGE_BYTES:
+        return None
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def sample_pixels(source: Source, split: Split, count: int = SAMPLE) -> tuple[np.ndarray, np.ndarray]:

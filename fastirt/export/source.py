@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -24,6 +25,8 @@ from fastirt.retrieval.report import read_metrics
 from fastirt.run_config import finalized
 from fastirt.training.run_folder import RunFolder
 
+log = logging.getLogger("fastirt")
+
 LOADER = "torchvision"  # its pixels are those of the exported graph; DALI's differ by 0.2 of 255 levels
 
 
@@ -37,10 +40,11 @@ class Source(NamedTuple):
         weights: what the run started from, as its configuration says it.
         catalog: with a query split.
         packed: image sources by split of a packed store.
-        metrics: of the run's metrics.json; empty without one.
+        metrics: of the run's metrics.json; empty without one, and for other images.
         measured: how the run measured them.
         log: rows of the run's log.jsonl.
         device: of the encoder.
+        trained_on: the run's data set, where the proof is on other images; else empty.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Source(NamedTuple):
     measured: str
     log: list[dict[str, Any]]
     device: torch.device
+    trained_on: str = ""
 
     def evaluated(self) -> list[Split]:
         """The query split, and the gallery if it is another one."""
@@ -116,6 +121,9 @@ def open_source(run: str | os.PathLike[str] | Model, flags: dict[str, Any]) -> S
     model = load(run, device=flags.get("device"), options=options)
     stored = files.read_config() if is_run else None
     catalog, packed = _data(model.config)
+    own = stored is not None and files.was_evaluated_on(catalog)
+    if stored and not own:
+        log.warning("%s: not the images that the run was evaluated on: the card has no results of the run", run)
     return Source(
         os.path.basename(os.path.abspath(run)) if files.path.exists() else run,
         model.encoder,
@@ -123,10 +131,11 @@ def open_source(run: str | os.PathLike[str] | Model, flags: dict[str, Any]) -> S
         stored.model.weights if stored else run,
         catalog,
         packed,
-        read_metrics(files.path, missing_is_empty=True) if is_run else {},
+        read_metrics(files.path, missing_is_empty=True) if own else {},
         f"decoder {stored.input.loader}, {stored.model.precision}" if stored else "",
         _rows(files.log) if is_run else [],
         model.device,
+        stored.data.name if stored and not own else "",
     )
 
 

@@ -98,6 +98,8 @@ def test_the_graph_resizes_as_torch_does(resize, size, resized):
 def test_the_files_are_valid_and_tell_nothing_of_this_machine(exported):
     for name in ALL:
         onnx.checker.check_model(str(exported / f"{name}.onnx"))
+        domains = [entry.domain for entry in onnx.load(exported / f"{name}.onnx").opset_import]
+        assert domains.count("") == 1 and len(domains) == len(set(domains))  # else no tool quantizes it
     for file in exported.iterdir():
         assert str(Path(fastirt.__file__).parent).encode() not in file.read_bytes(), file
 
@@ -124,6 +126,7 @@ def test_the_card_and_the_report_hold_the_proof(exported, image_folder):
         f"{report['recall']:.2f} %",
         "95 %",
         "int8.onnx",
+        f"ONNX {report['format']}.",
     ):
         assert text in card, text
 
@@ -143,6 +146,11 @@ def test_the_lines_of_the_card_run(exported, model, image_folder):
 
 def test_a_file_that_differs_is_not_exported(graph_is_made, finished_run, tmp_path, monkeypatch):
     recall = onnx_files.proof.recall_at_1
+    measured = 100 * json.loads((finished_run / "metrics.json").read_text())["recall@1"]
+    monkeypatch.setattr(onnx_files.proof, "recall_at_1", lambda *_: measured - 20)
+    with pytest.raises(UserError, match=rf"metrics\.json {measured:.2f} %, of its weights {measured - 20:.2f} %"):
+        export(finished_run, tmp_path / "out", onnx=True)
+    monkeypatch.setattr(onnx_files, "_check_metrics", lambda *_: None)
     values = iter([50.0, 49.8])
     monkeypatch.setattr(onnx_files.proof, "recall_at_1", lambda *_: next(values))
     with pytest.raises(UserError, match=r"49\.80 %.* 50\.00 %.*0\.20 points.*--max-difference 0\.1"):
@@ -175,6 +183,7 @@ def test_odd_images_and_pooling(graph_is_made, odd_run, tmp_path, monkeypatch, c
     from fastirt.export.onnx_graphs.encoder import encoder_graph
 
     monkeypatch.setattr(onnx_files, "encoder_graph", encoder_graph)
+    monkeypatch.setattr(onnx_files.proof, "LARGE_BYTES", 6000)  # some batches give their memory back
     report = export(odd_run, tmp_path / "out")
     assert "model.forward_features(x)" in (tmp_path / "out/README.md").read_text()
     assert "does not pool as this run does" in caplog.text
@@ -213,6 +222,11 @@ def test_images_that_moved_are_named(trained_run, image_folder, tmp_path, capsys
     assert run_cli("export", trained_run, tmp_path / "out", "--timm") == 2
     assert str(moved) in (line := last_line(capsys)) and "--data-path" in line
     assert run_cli("export", trained_run, tmp_path / "out", "--timm", "--data-path", image_folder) == 0
+    assert "| recall@1" in (tmp_path / "out/README.md").read_text()
+    others = write_splits(tmp_path / "others", (2, 4), (3, 4))
+    assert run_cli("export", trained_run, tmp_path / "y", "--timm", "--data-path", others) == 0
+    card = (tmp_path / "y/README.md").read_text()
+    assert "| recall@1" not in card and "The run itself is of folder, of other images" in card
     assert run_cli("export", trained_run / "model.safetensors", tmp_path / "x", "--timm") == 2
     assert "--data-path" in last_line(capsys)
 

@@ -56,7 +56,11 @@ def image_graph(encoder: onnx.ModelProto, source: Source) -> onnx.ModelProto:
     opset = next(opset.version for opset in encoder.opset_import if opset.domain in ("", "ai.onnx"))
     constants = normalization_constants(source.config, source.encoder)
     before = preprocessing_model(source.config.input, *constants, opset, encoder.ir_version)
-    return onnx.compose.merge_models(before, encoder, io_map=[(PIXELS, PIXELS)])
+    merged = onnx.compose.merge_models(before, encoder, io_map=[(PIXELS, PIXELS)])
+    opsets = {entry.domain: entry for entry in merged.opset_import}
+    del merged.opset_import[:]
+    merged.opset_import.extend(opsets.values())  # each once: onnxruntime's quantizer refuses two
+    return merged
 
 
 def save(model: onnx.ModelProto, path: Path, source: Source) -> None:

@@ -15,6 +15,8 @@ from fastirt.export.options import ExportOptions
 from fastirt.export.source import Source
 
 CALIBRATION = 128  # training images that set the ranges of int8
+# Between metrics.json and the weights in fp32: a decoder or bf16 moves a query or two.
+MOVED_POINTS, MOVED_QUERIES = 1.0, 3
 
 
 class _Variant(NamedTuple):
@@ -35,9 +37,10 @@ def write_onnx_files(source: Source, folder: Path, options: ExportOptions, progr
 
     variants = _variants(source, options)
     known = proof.encoder_vectors(source, progress)
+    recall = proof.recall_at_1(known, source)
+    _check_metrics(source, recall, len(known[source.evaluated()[0].name].rows))
     sessions = {v.suffix + v.way: proof.session(v.images) for v in variants}
     found, by_pillow = proof.file_vectors(sessions, source, known, progress)
-    recall = proof.recall_at_1(known, source)
     recalls = {name: proof.recall_at_1(vectors, source) for name, vectors in found.items()}
     agreements = {name: proof.agreement(vectors, known, by_pillow, source) for name, vectors in found.items()}
     del sessions
@@ -73,6 +76,7 @@ def write_onnx_files(source: Source, folder: Path, options: ExportOptions, progr
         "latency": latency.latencies(encoders, source),
         "machine": latency.machine(source.device),
         "onnxruntime": onnxruntime.__version__,
+        "format": f"opset {kept[0].images.opset_import[0].version}, IR {kept[0].images.ir_version}",
         "int8": {v.way: recalls[v.suffix + v.way] for v in variants if v.way},
         "note": _note(variants, kept, recalls, agreements[""]),
     }
@@ -101,6 +105,18 @@ def _kept(variants: list[_Variant], agreements: dict[str, proof.Agreement]) -> l
 
     suffixes = dict.fromkeys(variant.suffix for variant in variants)
     return [max((v for v in variants if v.suffix == suffix), key=nearness) for suffix in suffixes]
+
+
+def _check_metrics(source: Source, recall: float, queries: int) -> None:
+    """Raises UserError if the card would hold results that are not those of these weights."""
+    if "recall@1" not in source.metrics:
+        return
+    measured = 100 * source.metrics["recall@1"]
+    if not abs(measured - recall) <= max(MOVED_POINTS, 100 * MOVED_QUERIES / queries):
+        raise UserError(
+            f"{source.name}: Recall@1 in its metrics.json {measured:.2f} %, of its weights {recall:.2f} %: one of the "
+            "two was changed: not exported; `fastirt evaluate` measures the weights again"
+        )
 
 
 def _check(
