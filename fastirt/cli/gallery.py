@@ -62,8 +62,12 @@ def _add_search(commands: Any) -> Parser:
 
 def _index(args: dict[str, Any]) -> int:
     from fastirt.gallery import Gallery
+    from fastirt.gallery.parquet import arrow, check_folder
 
     folder, encoding = args["folder"], {"batch_size": args["batch_size"], "progress": True}
+    if args["parquet"]:  # before hours of embedding
+        arrow()
+        check_folder(args["parquet"])
     if args["add"]:
         if args["kind"] or args["store"] != "files":
             raise UserError("--add keeps the gallery's index and store: leave out --kind and --store")
@@ -82,6 +86,8 @@ def _images(names: list[str]) -> ImageList:
     """One folder, file or - for a list on stdin, or several files."""
     from fastirt.inference.image_list import ImageList
 
+    if "" in names:  # else the images of the current folder
+        raise UserError("an image has an empty name: is a variable of the shell not set?")
     if names == ["-"]:
         return ImageList.from_text(os.fsdecode(sys.stdin.buffer.read()))
     listed = ImageList.at(names[0]) if len(names) == 1 and Path(names[0]).expanduser().exists() else None
@@ -120,7 +126,9 @@ def _search(args: dict[str, Any]) -> int:
 
 
 def _name_bad(row: int, name: str, reason: str) -> None:
-    print(f"fastirt search: {name}: {reason}", file=sys.stderr)
+    from fastirt.datasets.records import printable
+
+    print(printable(f"fastirt search: {name}: {reason}"), file=sys.stderr)
 
 
 def _write_page(out: Path, gallery: Gallery, files: Sequence[Optional[str]], results: list[Neighbors]) -> None:
@@ -140,13 +148,18 @@ def _write_page(out: Path, gallery: Gallery, files: Sequence[Optional[str]], res
 
 def table(results: list[Neighbors]) -> str:
     """Each query, and a line for each of its neighbors."""
+    from fastirt.datasets.records import printable
+
     lines = []
     for result in results:
-        lines.append(f"{result.query}: {result.error}" if result.error else result.query)
-        width = max(map(len, result.paths), default=0)
-        for rank, path in enumerate(result.paths):
+        lines.append(printable(f"{result.query}: {result.error}" if result.error else result.query))
+        paths = [printable(path) for path in result.paths]
+        width = max(map(len, paths), default=0)
+        for rank, path in enumerate(paths):
             columns = "  ".join(f"{name}={value}" for name, value in result.metadata[rank].items() if value is not None)
-            lines.append(f"{rank + 1:5}  {result.similarities[rank]:.4f}  {path:{width}}  {columns}".rstrip())
+            lines.append(
+                f"{rank + 1:5}  {result.similarities[rank]:.4f}  {path:{width}}  {printable(columns)}".rstrip()
+            )
         if not result.paths and not result.error:
             lines.append("    no image of the gallery matches")
     return "\n".join(lines)

@@ -17,12 +17,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import IO, Any, Iterator
 
 import numpy as np
 
@@ -53,6 +54,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: not a gallery, it has no {MANIFEST} (make one with fastirt index)")
     except UnicodeDecodeError:
         raise UserError(f"{file}: not a gallery's manifest (not text)")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}")
     try:
         manifest = json.loads(text)
         if manifest["format"] != FORMAT:
@@ -62,7 +65,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if ENTRIES - manifest.keys() or digest_of(manifest) != manifest["digest"]:
             raise KeyError
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file}: damaged, or not a gallery's manifest: copy the folder or run fastirt index again")
+        raise UserError(f"{file}: damaged, or not a gallery's manifest: copy the folder again or index into a new one")
     return manifest
 
 
@@ -83,9 +86,12 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_half_written(folder: Path) -> bool:
-    """Whether a writer was killed here before its first manifest."""
+    """Whether a writer was killed here before its first manifest.
+
+    Its lock is there first: without it, `lance` or a file of such a name may be a stranger's.
+    """
     names = [entry.name for entry in folder.iterdir()]
-    return bool(names) and all(OWN_FILES.fullmatch(name) for name in names)
+    return LOCK in names and all(OWN_FILES.fullmatch(name) for name in names)
 
 
 def check_may_build(folder: Path) -> None:
@@ -147,9 +153,20 @@ def writing(folder: Path) -> Iterator[None]:
             locked = try_lock(file)
         except OSError as error:
             raise UserError(f"{folder}: its file system has no locks, which writing needs ({error.strerror})")
-        if not locked:
+        if not (locked and _is_at(file, folder / LOCK)):
             raise UserError(f"{folder}: another process is changing this gallery: try again when it has finished")
         yield
+
+
+def _is_at(file: IO, path: Path) -> bool:
+    """Whether an open file is the one at `path`: a failed first build deletes its lock.
+
+    Else this process would hold the deleted lock while another holds a new one.
+    """
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def delete_unused(folder: Path, manifest: dict[str, Any]) -> None:

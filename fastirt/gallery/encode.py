@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 import numpy as np
 
 from fastirt.errors import UserError
-from fastirt.gallery.rows import Row, Rows
+from fastirt.gallery.rows import FILE, Rows
 from fastirt.inference.image_list import ImageList
 
 if TYPE_CHECKING:
@@ -43,10 +43,13 @@ def encode(
 def rows_of(listed: ImageList) -> Rows:
     """Names, folders and metadata of a list."""
     root = listed.root or os.getcwd()
-    # None where the name does not lead to the file, as one in another Unicode form in a CSV file
-    pairs = zip(listed.names, listed.files)
-    roots = [root if file and Row(name, root, {}).file == file else None for name, file in pairs]
+    roots = [file and _root(name, file, root) for name, file in zip(listed.names, listed.files)]
     return Rows.of(listed.names, roots, listed.metadata)
+
+
+def _root(name: str, file: str, root: str) -> str:
+    """The root, unless it does not lead to the file, as with ../a.jpg in a CSV file."""
+    return root if os.path.join(root, name) == file else FILE + file
 
 
 def encode_queries(

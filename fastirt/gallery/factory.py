@@ -87,7 +87,10 @@ class FactoryIndex:
 
     def add(self, vectors: np.ndarray) -> None:
         """Add the last rows of the gallery, without training again."""
-        self.index.add(np.ascontiguousarray(vectors, np.float32))
+        try:
+            self.index.add(np.ascontiguousarray(vectors, np.float32))
+        except FAISS_ERRORS as error:
+            raise UserError(f"its index takes no further vectors ({_reason(error)}): run fastirt index on all images")
 
     def search(self, queries: np.ndarray, k: int, keep: Optional[np.ndarray] = None) -> Hits:
         """As `Exact.search`, but approximate; exact for a query that finds fewer than k."""
@@ -143,6 +146,8 @@ def make_index(kind: str, dim: int, count: int) -> Any:
     for number in re.findall(r"\d+", kind):  # with 0 FAISS ends the process
         if not 0 < int(number) <= MAX_NUMBER:
             raise UserError(f"--kind '{kind}': the number {number} is no size of a FAISS index")
+    if graph := re.search(r"(HNSW|NSG)1(?!\d)", kind):  # HNSW1 ends the process, NSG1 never ends
+        raise UserError(f"--kind '{kind}': {graph[0]} has one link a vector: give it 2 or more")
     try:
         index: Any = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
     except FAISS_ERRORS as error:
@@ -159,7 +164,7 @@ def _reason(error: BaseException) -> str:
     """The message of a FAISS error without the C++ function and file in which it arose."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = re.sub(r"^Error in .*? at \S+?:\d+: ", "", text)
-    return re.sub(r"^Error: '.*?' failed:?\s*", "", text)[:200] or "out of memory"
+    return re.sub(r"^Error: '.*?' failed:?\s*", "", text)[:200] or "FAISS gives no reason"
 
 
 def _ivf(faiss: Any, index: Any) -> Any:

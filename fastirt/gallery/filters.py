@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, NamedTuple, Optional, Sequence, Union
+from typing import Any, NamedTuple, Sequence, Union
 
 from fastirt.errors import UserError
 
 PATTERN = re.compile(r"\s*([^=!<>]*[^=!<>\s])\s*(!=|<=|>=|==?|<|>)(.*)", re.DOTALL)
+# Narrower than float(), so that SQL reads the same texts as numbers.
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
 class Condition(NamedTuple):
@@ -23,7 +25,7 @@ class Condition(NamedTuple):
 
         `=` compares text, and numbers where the value is stored as a number. `<`, `<=`, `>` and
         `>=` compare numbers where the condition's value is one, else text. A missing value equals
-        the empty text, and is neither smaller nor larger than anything.
+        the empty text, and is neither smaller nor larger than anything; nor is a number and text.
         """
         if self.operator in ("=", "!="):
             return self._equal(value) == (self.operator == "=")
@@ -31,11 +33,13 @@ class Condition(NamedTuple):
             return False
         bound: Any = number(self.text)
         if bound is not None:
-            value = number(value)
-            if value is None:
-                return False
-        else:
+            value = value if is_number(value) else number(str(value))
+        elif not is_number(value):
             bound, value = self.text, str(value)
+        else:
+            value = None
+        if value is None:
+            return False
         if self.operator[0] == "<":
             return bool(value < bound or (value == bound and self.operator == "<="))
         return bool(value > bound or (value == bound and self.operator == ">="))
@@ -53,12 +57,14 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def number(value: Any) -> Optional[float]:
-    """The value as a finite number, or None."""
-    try:
-        found = float(value)
-    except (TypeError, ValueError):
+def number(text: str) -> Union[int, float, None]:
+    """The finite number that a text says, or None. An integer stays exact: ids exceed 2^53."""
+    text = text.strip(" ")
+    if not NUMBER.fullmatch(text):
         return None
+    if text.lstrip("+-").isdigit() and len(text) < 20:
+        return int(text)
+    found = float(text)
     return found if math.isfinite(found) else None
 
 

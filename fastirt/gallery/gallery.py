@@ -81,11 +81,11 @@ class Gallery:
     def from_vectors(
         cls,
         vectors: np.ndarray,
-        paths: Sequence[str],
+        paths: Sequence[str | Path],
         folder: str | Path,
         *,
         metadata: Optional[Mapping[str, Sequence[Any]]] = None,
-        root: Optional[str] = None,
+        root: Optional[str | Path] = None,
         model: Optional[Model] = None,
         kind: Optional[str] = None,
         params: str = "",
@@ -209,10 +209,10 @@ class Gallery:
     def add_vectors(
         self,
         vectors: np.ndarray,
-        paths: Sequence[str],
+        paths: Sequence[str | Path],
         *,
         metadata: Optional[Mapping[str, Sequence[Any]]] = None,
-        root: Optional[str] = None,
+        root: Optional[str | Path] = None,
     ) -> int:
         """As `add`, of vectors that exist already; arguments as of `from_vectors`."""
         vectors, rows = checked(vectors, self.dim), Rows.of(paths, root, metadata)

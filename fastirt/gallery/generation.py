@@ -40,10 +40,10 @@ def open_generation(folder: Path, device: str, verify: bool) -> Generation:
 
 
 def search_device(device: Optional[str]) -> str:
-    """device, or cuda if there is a GPU."""
-    import torch
+    """device, or a GPU if there is one. Raises UserError for a device that is not there."""
+    from fastirt.distributed.device import choose_device
 
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return str(choose_device(device))
 
 
 def check_model(folder: Path, manifest: dict[str, Any], model: Model) -> None:

@@ -68,11 +68,11 @@ def to_table(rows: Rows, vectors: np.ndarray, schema: Any) -> Any:
             flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
             arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=field.type))
         elif field.name == PATH:
-            arrays.append(pa.array([_valid(path) for path in rows.paths], pa.string()))
+            arrays.append(pa.array([valid_text(path) for path in rows.paths], pa.string()))
         else:
             values = rows.values(ROOT if field.name == ROOT_NAME and ROOT_NAME not in rows.columns else field.name)
             if pa.types.is_string(field.type):
-                values = [None if value is None else _valid(str(value)) for value in values]
+                values = [None if value is None else valid_text(str(value)) for value in values]
             try:
                 arrays.append(pa.array(values, field.type))
             except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
@@ -80,7 +80,7 @@ def to_table(rows: Rows, vectors: np.ndarray, schema: Any) -> Any:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _valid(text: str) -> str:
+def valid_text(text: str) -> str:
     """Arrow's text is UTF-8: a file name that is not has its odd bytes escaped."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
@@ -89,9 +89,19 @@ def export(file: Path, store: Store, dim: int) -> int:
     """Write all rows of a gallery; their number. The file appears when it is whole."""
     pa, count = arrow(), 0
     layout = schema(dim, store.types)
-    with atomic_write(file) as temporary:
-        with pa.parquet.ParquetWriter(temporary, layout) as writer:
-            for rows, vectors in store.batches():
-                writer.write_table(to_table(rows, vectors, layout))
-                count += len(rows)
+    check_folder(file)
+    try:
+        with atomic_write(file) as temporary:
+            with pa.parquet.ParquetWriter(temporary, layout) as writer:
+                for rows, vectors in store.batches():
+                    writer.write_table(to_table(rows, vectors, layout))
+                    count += len(rows)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror or first_line(error)})")
     return count
+
+
+def check_folder(file: Path) -> None:
+    """Raises UserError if the file's folder is not there."""
+    if not file.parent.is_dir():
+        raise UserError(f"{file}: {file.parent} is no folder: make it first")

@@ -18,19 +18,26 @@ from fastirt.errors import UserError
 from fastirt.gallery.filters import Condition
 
 ROOT = ""  # the name of the column that holds the folder below which the path is; users cannot name one so
+FILE = "file:"  # before the file itself, in that column, where folder and path do not lead to it
 
 
 class Row(NamedTuple):
     """One image of the gallery."""
 
     path: str  # as listed: below `root` where there is one
-    root: Optional[str]  # the folder of the images when they were indexed, absolute
+    root: Optional[str]  # the folder of the images when they were indexed, absolute; or FILE and the file
     metadata: dict[str, Any]
 
     @property
     def file(self) -> Optional[str]:
         """The image's file when it was indexed; None for an image that had none."""
-        return None if self.root is None else os.path.join(self.root, self.path)
+        return _file(self.root, self.path)
+
+
+def _file(root: Optional[str], path: str) -> Optional[str]:
+    if root is None:
+        return None
+    return root.removeprefix(FILE) if root.startswith(FILE) else os.path.join(root, path)
 
 
 class Neighbors(NamedTuple):
@@ -135,8 +142,8 @@ class Rows:
     @classmethod
     def of(
         cls,
-        paths: Sequence[str],
-        root: Optional[str] | Sequence[Optional[str]] = None,
+        paths: Sequence[str | Path],
+        root: Optional[str | Path] | Sequence[Optional[str]] = None,
         metadata: Optional[Mapping[str, Sequence[Any]]] = None,
     ) -> Rows:
         """root: of all paths, or of each. metadata: column name to a value a row.
@@ -147,8 +154,9 @@ class Rows:
             if len(values) != len(paths) or not name:
                 raise UserError(f"metadata column '{name}': {len(values):,} values for {len(paths):,} images")
         columns = {name: Column.of(values) for name, values in (metadata or {}).items()}
-        roots = [root] * len(paths) if root is None or isinstance(root, str) else root
-        return cls(Texts.of(paths), {**columns, ROOT: Column.of(roots)})
+        one = None if root is None else os.fspath(root) if isinstance(root, (str, Path)) else root
+        roots = [one] * len(paths) if one is None or isinstance(one, str) else one
+        return cls(Texts.of([os.fspath(path) for path in paths]), {**columns, ROOT: Column.of(roots)})
 
     @classmethod
     def joined(cls, parts: Sequence[Rows]) -> Rows:
@@ -198,7 +206,7 @@ class Rows:
     def files(self) -> list[Optional[str]]:
         """`Row.file` of each row."""
         roots = self.values(ROOT)
-        return [None if root is None else os.path.join(root, path) for root, path in zip(roots, self.paths)]
+        return list(map(_file, roots, self.paths))
 
     def take(self, kept: np.ndarray) -> Rows:
         """kept: (N,) bool."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastirt.inference.model import Model
 
 BLOCK = 65536  # rows checked at once
+NOT_UNIT = 0.02  # of the squared length, beyond the rounding of fp16: similarities would be no cosines
 
 
 class Change:
@@ -84,7 +85,10 @@ def first_generation(folder: Path, dim: int, store: str, kind: Optional[str], co
 
         make_index(kind, dim, count)
     bundle.check_may_build(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made: {error.strerror}")
     with bundle.writing(folder):
         before = bundle.read_manifest(folder) if (folder / bundle.MANIFEST).exists() else None
         try:
@@ -111,15 +115,19 @@ def next_generation(folder: Path, manifest: dict[str, Any]) -> Iterator[Change]:
 
 
 def checked(vectors: Any, dim: Optional[int] = None) -> np.ndarray:
-    """(N, D) float32. Raises UserError for another shape, and for vectors that are not finite."""
+    """(N, D) float32. Raises UserError for another shape, and for vectors not of unit length."""
     vectors = np.asarray(vectors)
     if vectors.ndim != 2 or vectors.dtype.kind != "f" or not vectors.shape[1] or dim not in (None, vectors.shape[1]):
         raise UserError(f"vectors: {vectors.dtype} {vectors.shape}: pass floats of shape (N, {dim or 'D'})")
     vectors = vectors if vectors.dtype == np.float32 else vectors.astype(np.float32)
     for first in range(0, len(vectors), BLOCK):
-        finite = np.isfinite(vectors[first : first + BLOCK]).all(axis=1)
-        if not finite.all():
-            raise UserError(f"vectors: row {first + int(np.argmin(finite))} is not finite")
+        block = vectors[first : first + BLOCK]
+        squares = np.vecdot(block, block)
+        wrong = np.flatnonzero(~(abs(squares - 1) < NOT_UNIT))  # NaN is wrong as well
+        if len(wrong):
+            row, square = first + int(wrong[0]), float(squares[wrong[0]])
+            found = f"of length {square**0.5:.4g}: divide it by that" if np.isfinite(square) else "not finite"
+            raise UserError(f"vectors: row {row} is {found}")
     return vectors
 
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 import fastirt
+from fastirt.cli.gallery import table
 from fastirt.errors import UserError
+from fastirt.gallery import Neighbors
 from tests.helpers import TINY, last_line, run_cli
 
 
@@ -58,6 +60,22 @@ def test_table_page_and_unreadable_queries(shop, tmp_path, capsys):
     assert page.read_text().count("<img") == 4  # one of them says that there is no image
 
 
+def test_csv_of_paths_that_do_not_lead_to_the_files(finished_run, image_folder, tmp_path):
+    (tmp_path / "img").symlink_to(image_folder / "test/class00")
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / "list.csv").write_text("path\n../img/0.jpg\n./../img/1.jpg\n..\\img\\2.jpg\n")
+    for store in ("files", "lancedb"):
+        gallery = fastirt.Gallery.build(finished_run, tmp_path / "csv" / "list.csv", tmp_path / store, store=store)
+        found = gallery.search(tmp_path / "img/1.jpg", 3)[0]
+        assert found.paths[0] == "./../img/1.jpg" and found.files[0] == str(tmp_path / "img/1.jpg")
+        assert gallery.add(tmp_path / "img/2.jpg") == 1 and len(gallery) == 3
+
+
+def test_odd_names_are_printed_on_one_line(capsys):
+    found = Neighbors(["a\x1b[31m\udcff.jpg"], np.ones(1, np.float32), [{"x": "1\n2"}], [None], "q\n")
+    assert table([found]) == "q\\n\n    1  1.0000  a\\x1b[31m\\udcff.jpg  x=1\\n2"
+
+
 def test_csv_with_metadata(finished_run, image_folder, tmp_path, capsys):
     rows = [f"{image_folder}/test/class0{i // 4}/{i % 4}.jpg,b{i % 3},{i}" for i in range(8)]
     (tmp_path / "list.csv").write_text("\n".join(["path,brand,price", *rows]))
@@ -79,6 +97,8 @@ def test_csv_with_metadata(finished_run, image_folder, tmp_path, capsys):
         (["nowhere", "x.jpg"], "nowhere: no such gallery"),
         (["{folder}", "x.jpg", "--where", "brand=x"], "no metadata column 'brand' for --where; it has: none"),
         (["{folder}", "x.jpg", "-k", "0"], "k = 0"),
+        (["{folder}", ""], "empty name"),
+        (["{folder}", "x.jpg", "--device", "cuda:99"], "no such device; present:"),
     ],
 )
 def test_refused_searches(shop, capsys, words, message):

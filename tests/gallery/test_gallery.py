@@ -59,6 +59,9 @@ def test_search_is_exact(gallery, queries):
         ("note=it's 4", lambda row: row["note"] == "it's 4"),
         ("brand>b4", lambda row: row["brand"] > "b4"),
         ("brand<4", lambda row: False),
+        ("price>", lambda row: False),
+        ("price<x", lambda row: False),
+        ("brand=x' OR '1'='1", lambda row: False),
     ],
 )
 def test_where(gallery, where, keep):
@@ -68,7 +71,22 @@ def test_where(gallery, where, keep):
         assert found.paths == expected(query, min(20, sum(mask)), mask)
 
 
+@pytest.mark.parametrize("store", STORES)
+def test_where_of_numbers_as_text_and_large_ids(tmp_path, store):
+    columns = {"sku": [9007199254740990 + i for i in range(5)], "size": [" 42", "41", "nan", "43", ""]}
+    odd = made_up(tmp_path / "shop", 5, store=store, metadata=columns)
+    for where, rows in (
+        ("sku=9007199254740993", {3}),
+        ("sku>9007199254740992", {3, 4}),
+        ("size>41.5", {0, 3}),
+        ("size<=41", {1}),
+    ):
+        assert {int(path[2:-4]) for path in odd.search_vectors(unit(1), 9, where)[0].paths} == rows
+
+
 def test_refusals_of_a_search(gallery):
+    with pytest.raises(UserError, match="row 1 is of length 3: divide it by that"):
+        gallery.search_vectors(unit(2) * [[1], [3]])
     for wrong in (unit(2, dim=5), np.full((1, DIM), np.nan, np.float32), np.zeros((1, DIM), int)):
         with pytest.raises(UserError, match="vectors"):
             gallery.search_vectors(wrong)
@@ -184,6 +202,30 @@ def test_killed_at_any_step(tmp_path, store, stride):
     assert result.returncode == 0, result.stderr
 
 
+def test_the_lock_of_a_failed_build_is_no_lock(tmp_path):
+    (tmp_path / "lock").touch()
+    opened = bundle.try_lock
+
+    def delete_meanwhile(file):
+        (tmp_path / "lock").unlink()
+        return opened(file)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="another process"):
+        patch.setattr(bundle, "try_lock", delete_meanwhile)
+        with bundle.writing(tmp_path):
+            pass
+
+
+def test_lancedb_that_cannot_be_read(tmp_path):
+    reader = made_up(tmp_path / "shop", store="lancedb")
+    reader.add_vectors(unit(1, 4), ["a\udcff.jpg"], root="/images")
+    assert reader.add_vectors(unit(1, 5), ["a\udcff.jpg"], root="/images") == 1 and len(reader) == COUNT + 1
+    assert reader.remove("a\udcff.jpg") == 1
+    made_up(reader.folder, 10, store="lancedb")
+    with pytest.raises(UserError, match="lance: lancedb cannot read the table: .*open the gallery again"):
+        reader.search_vectors(unit(1))
+
+
 def test_a_copy_opens_elsewhere(own, tmp_path):
     shutil.move(own.folder, tmp_path / "elsewhere")
     copy = Gallery.open(tmp_path / "elsewhere")
@@ -235,6 +277,10 @@ def test_half_written_and_foreign_folders_are_refused_by_name(tmp_path):
             Gallery.open(tmp_path / name)
     with pytest.raises(UserError, match="foreign: holds other files"):
         made_up(tmp_path / "foreign")
+    (tmp_path / "theirs" / "lance" / "table").mkdir(parents=True)  # as an unfinished build, but for its lock
+    with pytest.raises(UserError, match="theirs: holds other files"):
+        made_up(tmp_path / "theirs")
+    assert (tmp_path / "theirs" / "lance" / "table").is_dir()
     assert sorted(file.name for file in (tmp_path / "foreign").iterdir()) == ["thesis.txt"]
     for name in ("absent", "empty", "half"):
         assert len(made_up(tmp_path / name)) == COUNT

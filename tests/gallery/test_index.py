@@ -36,6 +36,8 @@ def test_an_index_through_all_changes(tmp_path, kind, capfd):
     [
         ("HNSW0", "the number 0"),
         ("PQ4x0", "the number 0"),
+        ("HNSW1", "HNSW1 has one link"),
+        ("IVF4,NSG1", "NSG1 has one link"),
         ("IVF99999999999,Flat", "the number 99999999999"),
         ("PQ5", "no FAISS index of 16 dimensions .*multiple"),
         ("nonsense", "could not parse index string nonsense"),
@@ -58,3 +60,14 @@ def test_params(tmp_path):
         made_up(tmp_path / "c", kind="IVF16,Flat", params="nprob=3")
     with pytest.raises(UserError, match="--kind Flat: .* --store files"):
         made_up(tmp_path / "d", kind="Flat", store="lancedb")
+
+
+def test_an_index_that_cannot_follow_a_change(tmp_path):
+    graph = made_up(tmp_path / "graph", kind="NSG8")
+    with pytest.raises(UserError, match="its index takes no further vectors .*NSG does not support"):
+        graph.add_vectors(unit(1, 4), ["x"])
+    assert len(Gallery.open(graph.folder)) == COUNT
+    codes = made_up(tmp_path / "codes", kind="PQ4x8")
+    assert codes.remove(paths(COUNT)[20:]) == COUNT - 20  # 20 vectors cannot train it
+    reopened = Gallery.open(codes.folder)
+    assert len(reopened) == 20 and len(reopened.search_vectors(unit(1), 30)[0].paths) == 20

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import shutil
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Container, Iterable, Iterator, Sequence
 
@@ -19,7 +20,10 @@ from fastirt.gallery.parquet import column_types
 from fastirt.gallery.rows import Row, Rows
 from fastirt.gallery.stores.base import State, missing, names_of
 
+log = logging.getLogger("fastirt")
+
 BLOCK = 65536  # rows copied at once
+FILTERS = 16  # that are remembered, with a byte a row
 EMPTY: State = {"name": "files", "segments": [], "removed": None, "index": None}
 
 
@@ -39,6 +43,7 @@ class FileStore:
                 raise UserError(f"{folder / segment['list']}: {len(rows):,} rows for {len(part):,} vectors: damaged")
         removed = state["removed"]
         self.kept = None if removed is None else ~np.load(folder / removed, allow_pickle=False)
+        self._matching = lru_cache(FILTERS)(self._matches)  # a column of a million values takes seconds
         index = state["index"]
         self.index = None if index is None else FactoryIndex.read(folder / index["file"], self.exact)
 
@@ -59,7 +64,7 @@ class FileStore:
     ) -> list[list[tuple[float, Row]]]:
         keep = self.kept
         if conditions:
-            matching = np.concatenate([np.empty(0, bool), *(rows.matches(conditions) for rows in self.rows)])
+            matching = self._matching(tuple(conditions))
             keep = matching if keep is None else matching & keep
         find = self.exact if exact or self.index is None else self.index
         similarities, found = find.search(queries, k, keep)
@@ -67,6 +72,10 @@ class FileStore:
             [(value, self.row(number)) for value, number in zip(values, numbers)]
             for values, numbers in zip(similarities.tolist(), found.tolist())
         ]
+
+    def _matches(self, conditions: tuple[Condition, ...]) -> np.ndarray:
+        """(N,) bool."""
+        return np.concatenate([np.empty(0, bool), *(rows.matches(conditions) for rows in self.rows)])
 
     def row(self, number: int) -> Row:
         segment = int(np.searchsorted(self.exact.starts, number, side="right")) - 1
@@ -122,7 +131,7 @@ class FileStore:
         return kept
 
     def remove(self, names: Sequence[str], generation: int) -> State:
-        """The rows are rewritten when over half of all are removed."""
+        """The rows are rewritten when over half of all are removed, if FAISS can index the rest."""
         known = names_of(names)
         gone = self.find(known)
         if unknown := set(names) - {known[name] for matched in gone.values() for name in matched}:
@@ -140,7 +149,11 @@ class FileStore:
         state["index"] = None
         if old is None or not segment["rows"]:
             return state
-        return self.indexed(state, old["kind"], old["params"], generation)
+        try:
+            return self.indexed(state, old["kind"], old["params"], generation)
+        except UserError as error:  # too few are left to train on; killed writers' files are deleted later
+            log.warning("%s: the index stays as it was: %s", self.folder, error)
+            return {**self.state, "removed": self._removed(kept, generation)}
 
     def delete_unused(self, state: State) -> None:
         shutil.rmtree(self.folder / LANCE, ignore_errors=True)

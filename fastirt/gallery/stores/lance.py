@@ -12,16 +12,18 @@ from typing import Any, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from fastirt.errors import UserError
+from fastirt.errors import UserError, first_line
 from fastirt.gallery.bundle import LANCE
 from fastirt.gallery.filters import Condition, number
-from fastirt.gallery.parquet import PATH, ROOT_NAME, VECTOR, column_types, schema, to_table
-from fastirt.gallery.rows import Row, Rows
+from fastirt.gallery.parquet import PATH, ROOT_NAME, VECTOR, column_types, schema, to_table, valid_text
+from fastirt.gallery.rows import FILE, Row, Rows
 from fastirt.gallery.stores.base import State, missing, names_of
 
 TABLE = "gallery"
 BLOCK = 65536  # rows written at once
 PATHS = 500  # in one condition
+LARGEST = "1.7976931348623157e308"
+LANCE_ERRORS = (ValueError, RuntimeError, OSError)
 EMPTY: State = {"name": "lancedb", "table": None, "version": None, "rows": 0, "columns": {}}
 
 
@@ -49,7 +51,7 @@ class LanceStore:
             self.table = _connect(folder).open_table(state["table"])
             self.table.checkout(state["version"])
             rows = self.table.count_rows()
-        except (ValueError, RuntimeError, OSError) as error:
+        except LANCE_ERRORS as error:
             raise UserError(f"{folder / LANCE}: lancedb cannot open version {state['version']} of the table ({error})")
         if rows != state["rows"]:
             raise UserError(f"{folder / LANCE}: {rows:,} rows in place of {state['rows']:,}: damaged")
@@ -78,9 +80,18 @@ class LanceStore:
             search = self.table.search(query, vector_column_name=VECTOR).distance_type("dot")
             if where:
                 search = search.where(where, prefilter=True)
-            rows = search.select(names).limit(k).to_list() if k else []
+            try:
+                rows = search.select(names).limit(min(k, len(self))).to_list() if len(self) else []
+            except LANCE_ERRORS as error:
+                raise self._unreadable(error)
             found.append([(1 - row["_distance"], self._row(row)) for row in rows])
         return found
+
+    def _unreadable(self, error: Exception) -> UserError:
+        return UserError(
+            f"{self.folder / LANCE}: lancedb cannot read the table: it is damaged, or was built anew since it was "
+            f"opened: open the gallery again ({first_line(error)})"
+        )
 
     def _row(self, row: dict[str, Any]) -> Row:
         return Row(row[PATH], row[ROOT_NAME], {name: row[name] for name in self.columns})
@@ -88,7 +99,10 @@ class LanceStore:
     def batches(self, size: int = BLOCK) -> Iterator[tuple[Rows, np.ndarray]]:
         first = 0
         while first < len(self):
-            table = self.table.search().limit(size).offset(first).to_arrow()
+            try:
+                table = self.table.search().limit(size).offset(first).to_arrow()
+            except LANCE_ERRORS as error:
+                raise self._unreadable(error)
             rows = [self._row(row) for row in table.select([PATH, ROOT_NAME, *self.columns]).to_pylist()]
             vectors = table[VECTOR].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dim)
             yield _rows(rows, self.columns), vectors
@@ -122,7 +136,7 @@ class LanceStore:
         return self._now({**self.state, "table": name, "columns": columns})
 
     def remove(self, names: Sequence[str], generation: int) -> State:
-        known = names_of(names)
+        known = {valid_text(written): name for written, name in names_of(names).items()}
         found: set[str] = set()
         for condition in _any_of(known):
             for row in self.table.search().where(condition).select([PATH, ROOT_NAME]).limit(len(self)).to_list():
@@ -163,26 +177,32 @@ def to_sql(condition: Condition, columns: dict[str, str]) -> str:
     """The condition in lancedb's SQL, with the meaning of `Condition.holds`."""
     column, operator, text = f"`{condition.column}`", condition.operator, condition.text
     bound, numeric = number(text), columns[condition.column] != "string"
-    if numeric and text and bound is None:  # no number equals text
+    if numeric and bound is None and (text or operator not in ("=", "!=")):  # no number equals text
         return "true" if operator == "!=" else "false"
+    exact = columns[condition.column] == "int" and isinstance(bound, int) and abs(bound) < 2**63
+    value = column if exact else f"CAST({column} AS double)"
     if operator in ("=", "!="):
-        literal = f"CAST({column} AS double) = {bound!r}" if numeric else f"{column} = {_quoted(text)}"
+        literal = f"{value} = {bound!r}" if numeric else f"{column} = {_quoted(text)}"
         equal = f"{column} IS NOT NULL AND {literal}"
         if text == "":
             equal = f"{column} IS NULL" if numeric else f"{column} IS NULL OR {column} = ''"
         return f"({equal})" if operator == "=" else f"(NOT ({equal}))"
     if bound is None:
         return f"({column} != '' AND {column} {operator} {_quoted(text)})"
-    return f"(try_cast({column} AS double) {operator} {bound!r})"
+    if not numeric:  # in SQL the text nan is larger than every number
+        value = f"try_cast(btrim({column}) AS double)"
+        return f"({value} BETWEEN -{LARGEST} AND {LARGEST} AND {value} {operator} {float(bound)!r})"
+    return f"({value} {operator} {bound!r})"
 
 
 def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    return "'" + valid_text(text).replace("'", "''") + "'"
 
 
 def _any_of(paths: Iterable[str]) -> Iterator[str]:
     """Conditions that together hold for the rows of these paths or files."""
     ordered = sorted(paths)
     for first in range(0, len(ordered), PATHS):
-        listed = ", ".join(map(_quoted, ordered[first : first + PATHS]))
-        yield f"{PATH} IN ({listed}) OR concat({ROOT_NAME}, '/', {PATH}) IN ({listed})"
+        some = ordered[first : first + PATHS]
+        listed, files = (", ".join(map(_quoted, names)) for names in (some, [FILE + name for name in some]))
+        yield f"{PATH} IN ({listed}) OR {ROOT_NAME} IN ({files}) OR concat({ROOT_NAME}, '/', {PATH}) IN ({listed})"
