@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Optional, Sequence
 
@@ -30,7 +31,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = vars(build_parser().parse_args(argv))
     command = args.pop("command")
     try:
-        return COMMANDS[command].run(args)
+        code = COMMANDS[command].run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # of `fastirt … | head`; else Python's exit would raise it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print(f"fastirt {command}: interrupted", file=sys.stderr)
         return 130

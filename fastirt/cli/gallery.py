@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Optional, Sequence
 from fastirt.cli.embed import add_model, model_of
 from fastirt.cli.parser import Command, Parser
 from fastirt.errors import UserError
+
+log = logging.getLogger("fastirt")
 
 if TYPE_CHECKING:
     from fastirt.gallery import Gallery, Neighbors
@@ -64,7 +67,13 @@ def _index(args: dict[str, Any]) -> int:
     from fastirt.gallery import Gallery
     from fastirt.gallery.parquet import arrow, check_folder
 
-    folder, encoding = args["folder"], {"batch_size": args["batch_size"], "progress": True}
+    folder, bad = args["folder"], []
+
+    def on_bad(row: int, name: str, reason: str) -> None:
+        log.warning("bad image: %s: %s", name, reason)
+        bad.append(name)
+
+    encoding: dict[str, Any] = {"batch_size": args["batch_size"], "progress": True, "on_bad": on_bad}
     if args["parquet"]:  # before hours of embedding
         arrow()
         check_folder(args["parquet"])
@@ -72,14 +81,23 @@ def _index(args: dict[str, Any]) -> int:
         if args["kind"] or args["store"] != "files":
             raise UserError("--add keeps the gallery's index and store: leave out --kind and --store")
         gallery = Gallery.open(folder, model_of(args))
-        print(f"added {gallery.add(_images([args['images']]), **encoding):,} images")
+        print(f"added {gallery.add(_to_index(args['images']), **encoding):,} images")
     else:
         options = {name: args[name] for name in ("kind", "params", "store")}
-        gallery = Gallery.build(model_of(args), _images([args["images"]]), folder, **encoding, **options)
+        gallery = Gallery.build(model_of(args), _to_index(args["images"]), folder, **encoding, **options)
     print(describe(gallery))
+    if bad:
+        print(f"left out, since unreadable: {len(bad):,}")
     if args["parquet"]:
         print(f"{args['parquet']}: {gallery.export_parquet(args['parquet']):,} rows")
     return 0
+
+
+def _to_index(name: str) -> ImageList:
+    """A folder, file or - for a list on stdin."""
+    from fastirt.inference.image_list import ImageList
+
+    return _images([name]) if name in ("-", "") else ImageList.at(name)
 
 
 def _images(names: list[str]) -> ImageList:

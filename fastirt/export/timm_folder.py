@@ -98,7 +98,7 @@ def timm_lines(source: Source, place: str) -> list[str]:
     upright = source.config.input.orientation == "exif"
     return [
         "import timm, torch, PIL.Image, PIL.ImageOps" if upright else "import timm, torch, PIL.Image",
-        f"model = timm.create_model({json.dumps(place)}, pretrained=True, num_classes=0).eval()",
+        f"model = timm.create_model({json.dumps(place)}, pretrained=True, num_classes=0).eval().requires_grad_(False)",
         "transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))",
         f"x = transform({opened_image(source, IMAGE)}).unsqueeze(0)",
         f"z = torch.nn.functional.normalize({descriptor}, dim=1)",

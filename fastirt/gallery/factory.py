@@ -55,6 +55,7 @@ class FactoryIndex:
         import faiss
 
         vectors = exact.parts[0] if len(exact.parts) == 1 else np.concatenate(exact.parts)
+        vectors = np.asarray(vectors)  # faiss.contrib.torch_utils, once imported, takes no memory map
         count, dim = vectors.shape
         index = make_index(kind, dim, count)
         if (ivf := _ivf(faiss, index)) and count < MIN_PER_LIST * ivf.nlist:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from fastirt.config.options import InputConfig
 from fastirt.datasets.archives.download import sha256
 from fastirt.datasets.archives.published import Published
+from fastirt.datasets.copies import warn_of_copies
 from fastirt.datasets.digest import catalog_digest
 from fastirt.datasets.records import Catalog, Split
 from fastirt.errors import UserError
@@ -93,6 +94,9 @@ def verify(
     for name, md5 in published.spot_md5 if published is not None else ():
         report.add(f"md5 of {name}", _md5(Path(catalog.root) / name), md5)
     report.add("sha256 of the list", catalog_digest(catalog))
+    copies = warn_of_copies(catalog)  # published sets have some, which are part of the benchmark
+    found = f"{copies} copies between splits or classes: the warning above names two"
+    report.add("harmful copies", copies, problem=found if copies and published is None else "")
     sources = [(split, FileSource(split.paths)) for split in catalog.splits()]
     _decode("files", sources, orientation, threads, report, progress)
     if packed is not None:

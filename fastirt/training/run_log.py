@@ -67,8 +67,7 @@ class RunLog:
         mfu = f"MFU {100 * row['mfu']:.1f} %, " if "mfu" in row else ""
         speed = f"{row['imgs_per_s']:.0f} imgs/s, {mfu}input wait {100 * row['input_wait']:.1f} %"
         self.bar.set_postfix_str(f"{text}, {speed}")
-        left = f"{int(row['seconds_left']) // 60}:{int(row['seconds_left']) % 60:02d}"
-        log.info("step %d/%d  %s  %s  %s left", row["step"], self.bar.total, text, speed, left)
+        log.info("step %d/%d  %s  %s  %s left", row["step"], self.bar.total, text, speed, duration(row["seconds_left"]))
 
     def finish(self, metrics: dict[str, Any]) -> None:
         """The run is complete. metrics: of the final model; empty without an evaluation."""
@@ -114,3 +113,14 @@ def truncate_log(path: Path, step: int, redo: bool = False) -> None:
             kept.append(line + "\n")
     with atomic_write(path) as temporary:
         temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units: `3 h 20 min`, `5 min 0 s`, `12 s`."""
+    if not math.isfinite(seconds):
+        return "unknown time"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

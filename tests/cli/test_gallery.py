@@ -30,6 +30,14 @@ def search(capsys, *words) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
+def test_index_names_what_is_left_out_and_missing(shop, finished_run, tmp_path, capsys):
+    images, _ = shop
+    assert run_cli("index", finished_run, images / "class00", tmp_path / "one") == 0
+    assert "left out, since unreadable: 1" in capsys.readouterr().out
+    assert run_cli("index", finished_run, images / "nosuch", tmp_path / "two") == 2
+    assert "nosuch: no such folder or file" in last_line(capsys)
+
+
 def test_json(shop, finished_run, capsys):
     images, folder = shop
     query = images / "class01" / "2.jpg"

@@ -68,8 +68,8 @@ def _synchronize(self):
     return _build_images(self)
 
 
-def _new_buffers(self, batch):
-    moved = _copy_batch(self, batch)
+def _new_buffers(self, batch, first):
+    moved = _copy_batch(self, batch, first)
     self._allocate(batch)
     return moved
 

@@ -1,5 +1,6 @@
 """FAISS factory indexes of a gallery."""
 
+import faiss.contrib.torch_utils  # noqa: F401  as a search on a GPU does: FAISS takes other arrays then
 import numpy as np
 import pytest
 

@@ -64,6 +64,13 @@ def test_own_sets_and_packed_stores(image_folder, tmp_path, capsys):
     capsys.readouterr()
     code, out = verify(capsys, "folder", folder, "--packed", store, "--workers", 2)
     assert code == 0 and "packed images decoded" in out and "104" in out
+    train, test = (sorted((folder / split).rglob("*.jpg"))[0] for split in ("train", "test"))
+    own, times = test.read_bytes(), (test.stat().st_atime_ns, test.stat().st_mtime_ns)
+    test.write_bytes(train.read_bytes())
+    code, out = verify(capsys, "folder", folder)
+    assert code == 1 and "1 copies between splits or classes" in out
+    test.write_bytes(own)
+    os.utime(test, ns=times)
     with open(store, "r+b") as file:
         file.seek(400)
         file.write(b"?" * 8)

@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from fastirt.training.run_log import duration
 from fastirt.training.throughput import Throughput
 from tests.helpers import read_log
 
@@ -14,6 +15,15 @@ def test_logs_have_images_and_input_wait_and_no_utilization_of_a_cpu(finished_ru
     assert "mfu" not in row
     assert 0 <= row["input_wait"] <= 1
     assert row["imgs_per_s"] > 0
+
+
+def test_time_left_in_words():
+    assert [duration(s) for s in (11.6, 200, 15908, float("inf"))] == [
+        "12 s",
+        "3 min 20 s",
+        "4 h 25 min",
+        "unknown time",
+    ]
 
 
 def test_throughput_by_hand():
