@@ -18,7 +18,7 @@ from fastirt.datasets.archives.download import sha256
 from fastirt.datasets.archives.published import Published
 from fastirt.datasets.copies import warn_of_copies
 from fastirt.datasets.digest import catalog_digest
-from fastirt.datasets.records import Catalog, Split
+from fastirt.datasets.records import Catalog, Split, counted
 from fastirt.errors import UserError
 from fastirt.images.decoders.choose import choose_loader, make_decoder
 from fastirt.images.decoders.interface import Decoder, parts
@@ -95,7 +95,7 @@ def verify(
         report.add(f"md5 of {name}", _md5(Path(catalog.root) / name), md5)
     report.add("sha256 of the list", catalog_digest(catalog))
     copies = warn_of_copies(catalog)  # published sets have some, which are part of the benchmark
-    found = f"{copies} copies between splits or classes: the warning above names two"
+    found = f"{counted(copies, 'copy', 'copies')} between splits or classes: the warning above names two"
     report.add("harmful copies", copies, problem=found if copies and published is None else "")
     sources = [(split, FileSource(split.paths)) for split in catalog.splits()]
     _decode("files", sources, orientation, threads, report, progress)

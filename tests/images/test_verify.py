@@ -68,7 +68,7 @@ def test_own_sets_and_packed_stores(image_folder, tmp_path, capsys):
     own, times = test.read_bytes(), (test.stat().st_atime_ns, test.stat().st_mtime_ns)
     test.write_bytes(train.read_bytes())
     code, out = verify(capsys, "folder", folder)
-    assert code == 1 and "1 copies between splits or classes" in out
+    assert code == 1 and "1 copy between splits or classes" in out
     test.write_bytes(own)
     os.utime(test, ns=times)
     with open(store, "r+b") as file:
