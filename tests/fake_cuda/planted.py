@@ -70,7 +70,7 @@ def _synchronize(self):
 
 def _new_buffers(self, batch, first):
     moved = _copy_batch(self, batch, first)
-    self._allocate(batch)
+    self._allocate(batch.views)
     return moved
 
 
