@@ -49,10 +49,12 @@ def sync_folder(folder: Path) -> None:
 def try_lock(file: IO) -> bool:
     """Lock an open file until it is closed; False if another process holds the lock.
 
-    Raises OSError if the file system does not support locks.
+    False too if the file is no longer the one at its path: a process that has just finished may
+    have deleted it, and a third one may hold a new file there. Raises OSError if the file system
+    does not support locks.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+    except (BlockingIOError, FileNotFoundError):
         return False
-    return True

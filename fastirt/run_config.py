@@ -19,7 +19,7 @@ from fastirt.distributed.launch import only_main_warns
 from fastirt.distributed.ranks import Ranks
 from fastirt.errors import UserError
 from fastirt.images.decoders.choose import choose_loader
-from fastirt.images.packed_store import PackedStore
+from fastirt.images.packed_store import PackedStore, packed_sources
 from fastirt.loading.cache_budget import EvalCaches
 from fastirt.model.precision import resolve_precision
 from fastirt.model.save import description
@@ -187,11 +187,7 @@ def open_data(config: Config, asked_for_k: bool, per_query: Optional[Path], rank
         )
     if ranks.is_main:
         warn_of_copies(catalog)
-    sources = None
-    if config.data.packed is not None:
-        store = PackedStore.open(Path(config.data.packed))
-        store.check(catalog, config.input.resize, config.input.resize_size, config.input.orientation)
-        sources = {split.name: store.split(split) for split in catalog.splits()}
+    sources = packed_sources(config.data.packed, catalog, config.input)
     if training:
         check_memory_size(config, len(catalog.train))
     return Data(catalog, sources, reachable_ks(catalog, config.eval.rank, asked_for_k, log=ranks.is_main), per_query)

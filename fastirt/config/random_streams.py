@@ -13,7 +13,7 @@ import torch
 
 
 class Purpose(IntEnum):
-    """Streams of the loader."""
+    """Streams of the loader and of sweeps."""
 
     SHUFFLE = 101
     REPLACE = 102
@@ -21,6 +21,8 @@ class Purpose(IntEnum):
     MEMBERS = 104
     CROPS = 105
     AUGMENT = 106
+    SETTINGS = 201
+    VALIDATION_CLASSES = 202
 
 
 DROP_PATH = {"encoder": 0x57, "momentum_encoder": 0x7A}

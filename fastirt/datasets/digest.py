@@ -5,10 +5,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from pathlib import Path
+from typing import Callable
 
 import numpy as np
 
 from fastirt.datasets.records import Catalog, Split
+
+
+def file_digest(file: Path, advance: Callable[[int], object] = lambda count: None) -> str:
+    """SHA-256 (hex) of a file's bytes; `advance` is called with the size of each block."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as opened:
+        while data := opened.read(2**20):
+            digest.update(data)
+            advance(len(data))
+    return digest.hexdigest()
 
 
 def relative_names(catalog: Catalog, split: Split) -> list[str]:

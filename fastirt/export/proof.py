@@ -121,10 +121,12 @@ def sample_pixels(source: Source, split: Split, count: int = SAMPLE) -> tuple[np
     return np.ascontiguousarray(np.concatenate(pixels)), np.concatenate(rows)
 
 
-def pixel_agreement(running: Any, source: Source, known: Vectors) -> float:
-    """The smallest cosine of a session whose input are normalized pixels, over SAMPLE queries."""
-    split = source.evaluated()[0]
-    pixels, rows = sample_pixels(source, split)
+def pixel_agreement(running: Any, sample: tuple[np.ndarray, np.ndarray], source: Source, known: Vectors) -> float:
+    """The smallest cosine of a session whose input are normalized pixels.
+
+    sample: of queries, as `sample_pixels` gives it.
+    """
+    split, (pixels, rows) = source.evaluated()[0], sample
     expected = known[split.name].vectors[torch.isin(known[split.name].rows, torch.from_numpy(rows))]
     out = [running.run(None, {PIXELS: pixels[i : i + BATCH]})[0] for i in range(0, len(pixels), BATCH)]
     return float((_finite(np.concatenate(out)) * expected).sum(1).min())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from fastirt.config.options import Config
 from fastirt.datasets import Catalog, Split, load_dataset
 from fastirt.errors import UserError
-from fastirt.images.packed_store import PackedStore
+from fastirt.images.packed_store import packed_sources
 from fastirt.images.source import FileSource, ImageSource
 from fastirt.inference.load import load
 from fastirt.inference.model import Model
@@ -24,6 +23,7 @@ from fastirt.model.encoder import Encoder
 from fastirt.retrieval.report import read_metrics
 from fastirt.run_config import finalized
 from fastirt.training.run_folder import RunFolder
+from fastirt.training.run_log import read_log
 
 log = logging.getLogger("fastirt")
 
@@ -133,7 +133,7 @@ def open_source(run: str | os.PathLike[str] | Model, flags: dict[str, Any]) -> S
         packed,
         read_metrics(files.path, missing_is_empty=True) if own else {},
         f"decoder {stored.input.loader}, {stored.model.precision}" if stored else "",
-        _rows(files.log) if is_run else [],
+        read_log(files.log) if is_run else [],
         model.device,
         stored.data.name if stored and not own else "",
     )
@@ -147,16 +147,4 @@ def _data(config: Config) -> tuple[Catalog, Optional[dict[str, Any]]]:
             f"{catalog.place}: no test images, and an export is proved by their Recall@1: "
             "name a data set that has some with --data-path"
         )
-    if data.packed is None:
-        return catalog, None
-    store = PackedStore.open(Path(data.packed))
-    store.check(catalog, config.input.resize, config.input.resize_size, config.input.orientation)
-    return catalog, {split.name: store.split(split) for split in catalog.splits()}
-
-
-def _rows(log: Path) -> list[dict[str, Any]]:
-    """The rows of a log; empty without one, or where it is not readable."""
-    try:
-        return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError):
-        return []
+    return catalog, packed_sources(data.packed, catalog, config.input)

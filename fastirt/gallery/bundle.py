@@ -17,17 +17,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Iterator
+from typing import Any, Iterator
 
 import numpy as np
 
 from fastirt.atomic import atomic_write, sync_file, sync_folder, try_lock
+from fastirt.datasets.digest import file_digest
 from fastirt.errors import UserError
 
 MANIFEST, LOCK = "gallery.json", "lock"
@@ -107,19 +107,11 @@ def check_may_build(folder: Path) -> None:
         raise UserError(f"{folder}: holds other files and no gallery: name a new or empty folder")
 
 
-def sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as opened:
-        while block := opened.read(8 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def describe(file: Path) -> dict[str, Any]:
     """What the manifest says of a file, which is written to disk first."""
     with open(file, "rb") as opened:
         sync_file(opened)
-    return {"bytes": file.stat().st_size, "sha256": sha256(file)}
+    return {"bytes": file.stat().st_size, "sha256": file_digest(file)}
 
 
 def check_files(folder: Path, files: dict[str, dict[str, Any]], digests: bool) -> None:
@@ -135,7 +127,7 @@ def check_files(folder: Path, files: dict[str, dict[str, Any]], digests: bool) -
                 f"{folder / name}: {size:,} bytes in place of {expected['bytes']:,}: damaged; "
                 "copy the folder again or run fastirt index again"
             )
-        if digests and sha256(folder / name) != expected["sha256"]:
+        if digests and file_digest(folder / name) != expected["sha256"]:
             raise UserError(
                 f"{folder / name}: changed since it was written (its SHA-256 is another): "
                 "copy the folder again or run fastirt index again"
@@ -153,20 +145,9 @@ def writing(folder: Path) -> Iterator[None]:
             locked = try_lock(file)
         except OSError as error:
             raise UserError(f"{folder}: its file system has no locks, which writing needs ({error.strerror})")
-        if not (locked and _is_at(file, folder / LOCK)):
+        if not locked:
             raise UserError(f"{folder}: another process is changing this gallery: try again when it has finished")
         yield
-
-
-def _is_at(file: IO, path: Path) -> bool:
-    """Whether an open file is the one at `path`: a failed first build deletes its lock.
-
-    Else this process would hold the deleted lock while another holds a new one.
-    """
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def delete_unused(folder: Path, manifest: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Approximate search by any index of FAISS's factory, e.g. "HNSW32" or "IVF4096,PQ32".
 
-What the index finds is sorted anew by the exact similarities, which lie beside it. Rows that are
+What the index finds is sorted again by the exact similarities, which lie beside it. Rows that are
 removed or filtered out are left out there, so every kind of index can be filtered.
 """
 

@@ -28,7 +28,7 @@ class Gallery:
     """Images with their vectors, on disk; `build` makes one and `open` opens it.
 
     Several threads may search one Gallery. A change is atomic and of one writer at a time. Other
-    Gallery objects keep what they opened, and see the change once they are opened anew.
+    Gallery objects keep what they opened, and see the change once they are reopened.
 
     `folder` is the gallery's, `manifest` what its gallery.json says.
     """
@@ -199,7 +199,7 @@ class Gallery:
         return [Neighbors.of(hits) for hits in found]
 
     def add(self, images: Any, *, batch_size: int = 64, progress: bool = False, on_bad: Optional[OnBad] = None) -> int:
-        """Embed further images; the number added. A file of the gallery is embedded anew."""
+        """Embed further images; the number added. A file of the gallery is embedded again."""
         model = self.model
         with self._change() as change, self._model_lock:
             vectors, rows = encode(model, images, batch_size, progress, on_bad)

@@ -62,7 +62,7 @@ def load_own_model(folder: Path, manifest: dict[str, Any], device: str) -> Model
         raise UserError(f"{folder}: made of vectors without a model: search it by vectors (Gallery.search_vectors)")
     file = folder / manifest["model"]["file"]
     if not file.is_file():
-        raise UserError(f"{file}: gone, the gallery was built anew: open it again")
+        raise UserError(f"{file}: gone, the gallery was rebuilt: open it again")
     model = load_model(file, device)
     check_model(folder, manifest, model)
     return model

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Iterable, Mapping, Optional
 import numpy as np
 
 from fastirt.atomic import atomic_write
+from fastirt.datasets.records import valid_utf8
 from fastirt.errors import UserError, first_line
 from fastirt.gallery.rows import ROOT, Rows
 
@@ -68,21 +69,16 @@ def to_table(rows: Rows, vectors: np.ndarray, schema: Any) -> Any:
             flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
             arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=field.type))
         elif field.name == PATH:
-            arrays.append(pa.array([valid_text(path) for path in rows.paths], pa.string()))
+            arrays.append(pa.array([valid_utf8(path) for path in rows.paths], pa.string()))
         else:
             values = rows.values(ROOT if field.name == ROOT_NAME and ROOT_NAME not in rows.columns else field.name)
             if pa.types.is_string(field.type):
-                values = [None if value is None else valid_text(str(value)) for value in values]
+                values = [None if value is None else valid_utf8(str(value)) for value in values]
             try:
                 arrays.append(pa.array(values, field.type))
             except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
                 raise UserError(f"metadata column '{field.name}' holds {field.type}: {first_line(error)}")
     return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def valid_text(text: str) -> str:
-    """Arrow's text is UTF-8: a file name that is not has its odd bytes escaped."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def export(file: Path, store: Store, dim: int) -> int:

@@ -103,14 +103,14 @@ def first_generation(folder: Path, dim: int, store: str, kind: Optional[str], co
 def next_generation(folder: Path, manifest: dict[str, Any]) -> Iterator[Change]:
     """Change the newest generation of a gallery that was opened with this manifest.
 
-    Raises UserError if another writer is at work, or the gallery was built anew in between.
+    Raises UserError if another writer is at work, or the gallery was rebuilt in between.
     """
     if not (folder / bundle.MANIFEST).exists():
         bundle.read_manifest(folder)  # raises
     with bundle.writing(folder):
         opened = open_generation(folder, "cpu", verify=False)
         if any(opened.manifest[name] != manifest[name] for name in ("model", "dim", "built")):
-            raise UserError(f"{folder}: was built anew since it was opened: open it again")
+            raise UserError(f"{folder}: was rebuilt since it was opened: open it again")
         yield Change(folder, opened.store, opened.manifest)
 
 

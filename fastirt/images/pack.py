@@ -89,8 +89,8 @@ def pack(
     unfinished = out.with_name(out.name + ".partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(unfinished, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
-            if not (try_lock(file) and _is_open_file(unfinished, file)):
+        with open(unfinished, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666)) as file:
+            if not try_lock(file):
                 raise UserError(f"{unfinished}: another process is writing it: wait for it or choose another name")
             try:
                 sections = _write_body(catalog, file, recipe, workers or len(os.sched_getaffinity(0)), progress)
@@ -197,11 +197,3 @@ def _ignore_interrupt() -> None:
 
 def _encode_all(paths: list[str], recipe: Recipe) -> list[PackedImage]:
     return [encode_image(path, recipe) for path in paths]
-
-
-def _is_open_file(name: Path, file: BinaryIO) -> bool:
-    """Whether `name` still is the open file: its last writer may have renamed or removed it."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(name))
-    except FileNotFoundError:
-        return False

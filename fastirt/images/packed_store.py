@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fastirt.config.options import InputConfig
 from fastirt.datasets import Catalog, Split
 from fastirt.datasets.digest import catalog_digest, relative_names, source_stat
 from fastirt.errors import UserError
@@ -158,6 +159,18 @@ class PackedStore:
                 crc = 0
             if crc != self.index["source_crc"][row]:
                 raise UserError(f"{self.path}: stale: {paths[row]} has changed since it was packed: {REPACK_HINT}")
+
+
+def packed_sources(path: str | None, catalog: Catalog, input: InputConfig) -> dict[str, PackedSplit] | None:
+    """The image sources of all splits in the store that --packed names; None without one.
+
+    Raises UserError where the store does not fit the data set or the preprocessing.
+    """
+    if path is None:
+        return None
+    store = PackedStore.open(path)
+    store.check(catalog, input.resize, input.resize_size, input.orientation)
+    return {split.name: store.split(split) for split in catalog.splits()}
 
 
 class PackedSplit:

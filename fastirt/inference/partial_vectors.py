@@ -64,7 +64,7 @@ class PartialVectors:
             folder: `.OUT.part`.
             work: what decides the vectors; a folder of other work is refused.
             dim: D.
-            overwrite: begin anew in place of other work.
+            overwrite: start over in place of other work.
 
         Raises:
             UserError: another process writes here, the folder is of other work, the disk is full.
@@ -72,8 +72,7 @@ class PartialVectors:
         try:
             folder.mkdir(exist_ok=True)
             lock = open(folder / "lock", "w")
-            # a process that has just finished may have removed the file that was opened
-            is_free = try_lock(lock) and os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / "lock"))
+            is_free = try_lock(lock)
         except OSError as error:
             raise UserError(f"{folder}: cannot be made and locked ({error.strerror}): choose another OUT") from None
         if not is_free:
@@ -81,7 +80,7 @@ class PartialVectors:
         state = _read_state(folder)
         if state is not None and state["work"] != work:
             if not overwrite:
-                raise UserError(f"{folder}: {_difference(state['work'], work)}: pass --overwrite to begin anew")
+                raise UserError(f"{folder}: {_difference(state['work'], work)}: pass --overwrite to start over")
             state = None
         if state is None or not (folder / "vectors.npy").exists():  # its vectors have become OUT
             for old in (folder / "state.json", *folder.glob("log-*.jsonl")):

@@ -115,6 +115,23 @@ def truncate_log(path: Path, step: int, redo: bool = False) -> None:
         temporary.write_text("".join(kept), encoding="utf-8")
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of log.jsonl whose step and values are numbers; a half-written line is left out."""
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), (int, float)):
+            rows.append({name: value for name, value in row.items() if isinstance(value, (int, float))})
+    return rows
+
+
 def duration(seconds: float) -> str:
     """In the two largest units: `3 h 20 min`, `5 min 0 s`, `12 s`."""
     if not math.isfinite(seconds):

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 import torch
 
 from fastirt.config.options import Config
-from fastirt.config.random_streams import stream
+from fastirt.config.random_streams import Purpose, stream
 from fastirt.datasets import Catalog, Split, load_dataset, reachable_ks, unmatched_queries, warn_of_copies
 from fastirt.datasets.records import assemble
 from fastirt.errors import UserError
-from fastirt.images.packed_store import PackedStore
+from fastirt.images.packed_store import packed_sources
 from fastirt.loading.cache_budget import EvalCaches
 from fastirt.objective.cross_batch_memory import check_memory_size
 from fastirt.run_config import Data, SharedData
-
-VALIDATION = 202  # stream of the classes
 
 
 def split_off(train: Split, class_names: tuple[str, ...], share: float, seed: int, place: str) -> np.ndarray:
@@ -33,7 +30,7 @@ def split_off(train: Split, class_names: tuple[str, ...], share: float, seed: in
             f"{place}: {len(names)} training classes: validation: {share:g} takes {count} of them, and at least 2 must "
             "be left to train on: lower it, or use a data set of more classes"
         )
-    chosen = {names[row] for row in stream(seed, VALIDATION).permutation(len(names))[:count]}
+    chosen = {names[row] for row in stream(seed, Purpose.VALIDATION_CLASSES).permutation(len(names))[:count]}
     return np.array([class_names[label] in chosen for label in train.labels])
 
 
@@ -72,12 +69,10 @@ class HeldOut:
         """The two splits for a run. Raises UserError where its options do not fit them."""
         if config.optim.max_iter:
             check_memory_size(config, len(self.rows["train"]))
-        sources = None
-        if config.data.packed is not None:
-            store = PackedStore.open(Path(config.data.packed))
-            store.check(self.full, config.input.resize, config.input.resize_size, config.input.orientation)
-            whole = store.split(self.full.train)
-            sources = {split.name: whole.part(split, self.rows[split.name]) for split in self.catalog.splits()}
+        whole = packed_sources(config.data.packed, self.full, config.input)
+        sources = whole and {
+            split.name: whole["train"].part(split, self.rows[split.name]) for split in self.catalog.splits()
+        }
         return Data(self.catalog, sources, reachable_ks(self.catalog, config.eval.rank, False), None)
 
     def _caches_of(self, config: Config) -> EvalCaches:

@@ -9,12 +9,11 @@ from typing import Any, Iterator
 
 import numpy as np
 
-from fastirt.config.random_streams import stream
+from fastirt.config.random_streams import Purpose, stream
 from fastirt.tuning.sweep_file import Range, Sweep
 
 log = logging.getLogger("fastirt")
 
-DRAWS = 201  # stream of the settings
 DIGITS = 4  # of a drawn number: a command line stays readable
 
 Setting = dict[str, Any]  # option name to value
@@ -42,7 +41,7 @@ def settings(sweep: Sweep) -> list[Setting]:
 
 def _draws(sweep: Sweep) -> Iterator[Setting]:
     for number in itertools.count():
-        random = stream(sweep.seed, DRAWS, number)
+        random = stream(sweep.seed, Purpose.SETTINGS, number)
         yield {name: _draw(values, random) for name, values in sweep.space.items()}
 
 

@@ -124,7 +124,7 @@ def test_a_reader_keeps_what_it_opened(tmp_path):
     writer.remove(paths(COUNT)[1:])
     made_up(reader.folder, 10)
     assert reader.search_vectors(unit(COUNT)[200], 1)[0].paths == ["a/200.jpg"] and len(reader) == COUNT
-    with pytest.raises(UserError, match="built anew"):
+    with pytest.raises(UserError, match="rebuilt"):
         reader.remove("a/200.jpg")
 
 

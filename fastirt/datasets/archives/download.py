@@ -3,7 +3,6 @@ it."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
@@ -19,6 +18,7 @@ from fastirt.atomic import sync_folder, try_lock
 from fastirt.datasets.archives.published import Archive, Published
 from fastirt.datasets.archives.transfer import BrokenOff, Patience, Refused, transfer
 from fastirt.datasets.archives.unpack import unpack
+from fastirt.datasets.digest import file_digest
 from fastirt.datasets.records import Catalog
 from fastirt.errors import UserError
 
@@ -195,12 +195,8 @@ def _difference(archive: Archive, file: Path, progress: bool) -> str:
 
 def sha256(file: Path, progress: bool = False) -> str:
     """Hex digest of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(file, "rb") as opened, _bar(file.stat().st_size, f"check {file.name}", progress) as bar:
-        while data := opened.read(2**20):
-            digest.update(data)
-            bar.update(len(data))
-    return digest.hexdigest()
+    with _bar(file.stat().st_size, f"check {file.name}", progress) as bar:
+        return file_digest(file, bar.update)
 
 
 def _bar(total: int, name: str, progress: bool, initial: int = 0) -> tqdm:

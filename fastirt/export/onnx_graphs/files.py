@@ -45,6 +45,7 @@ def write_onnx_files(source: Source, folder: Path, options: ExportOptions, progr
     agreements = {name: proof.agreement(vectors, known, by_pillow, source) for name, vectors in found.items()}
     del sessions
     kept = _kept(variants, agreements)
+    sample = proof.sample_pixels(source, source.evaluated()[0])
     files: dict[str, Any] = {}
     encoders = {}
     for variant in kept:
@@ -64,7 +65,7 @@ def write_onnx_files(source: Source, folder: Path, options: ExportOptions, progr
         }
         files[inner] = {
             "bytes": (folder / inner).stat().st_size,
-            "worst_cosine": proof.pixel_agreement(encoders[inner], source, known),
+            "worst_cosine": proof.pixel_agreement(encoders[inner], sample, source, known),
         }
         _check(variant, files, agreements[key], recall, options)
     return {

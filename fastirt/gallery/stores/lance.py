@@ -12,10 +12,11 @@ from typing import Any, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from fastirt.datasets.records import valid_utf8
 from fastirt.errors import UserError, first_line
 from fastirt.gallery.bundle import LANCE
 from fastirt.gallery.filters import Condition, number
-from fastirt.gallery.parquet import PATH, ROOT_NAME, VECTOR, column_types, schema, to_table, valid_text
+from fastirt.gallery.parquet import PATH, ROOT_NAME, VECTOR, column_types, schema, to_table
 from fastirt.gallery.rows import FILE, Row, Rows
 from fastirt.gallery.stores.base import State, missing, names_of
 
@@ -89,7 +90,7 @@ class LanceStore:
 
     def _unreadable(self, error: Exception) -> UserError:
         return UserError(
-            f"{self.folder / LANCE}: lancedb cannot read the table: it is damaged, or was built anew since it was "
+            f"{self.folder / LANCE}: lancedb cannot read the table: it is damaged, or was rebuilt since it was "
             f"opened: open the gallery again ({first_line(error)})"
         )
 
@@ -136,7 +137,7 @@ class LanceStore:
         return self._now({**self.state, "table": name, "columns": columns})
 
     def remove(self, names: Sequence[str], generation: int) -> State:
-        known = {valid_text(written): name for written, name in names_of(names).items()}
+        known = {valid_utf8(written): name for written, name in names_of(names).items()}
         found: set[str] = set()
         for condition in _any_of(known):
             for row in self.table.search().where(condition).select([PATH, ROOT_NAME]).limit(len(self)).to_list():
@@ -196,7 +197,7 @@ def to_sql(condition: Condition, columns: dict[str, str]) -> str:
 
 
 def _quoted(text: str) -> str:
-    return "'" + valid_text(text).replace("'", "''") + "'"
+    return "'" + valid_utf8(text).replace("'", "''") + "'"
 
 
 def _any_of(paths: Iterable[str]) -> Iterator[str]:

@@ -11,7 +11,7 @@ import torch
 from fastirt.config.options import Config
 from fastirt.datasets import Catalog, Split, load_dataset
 from fastirt.errors import UserError
-from fastirt.images.packed_store import PackedSplit, PackedStore
+from fastirt.images.packed_store import PackedSplit, packed_sources
 from fastirt.images.source import FileSource, ImageSource
 from fastirt.inference.load import load
 from fastirt.retrieval.embed import Embeddings
@@ -67,11 +67,7 @@ class RunEmbedder:
         catalog = self._catalog(config)
         if catalog.query is None:
             raise UserError(f"{catalog.place}: has no test split")
-        stores = None
-        if config.data.packed is not None:
-            store = PackedStore.open(Path(config.data.packed))
-            store.check(catalog, config.input.resize, config.input.resize_size, config.input.orientation)
-            stores = {split.name: store.split(split) for split in catalog.splits()}
+        stores = packed_sources(config.data.packed, catalog, config.input)
         log.info("report: embedding %s by %s on %s", catalog.place, run, device)
         query, gallery = embed_splits(model.encoder, catalog, config, device, stores=stores)
         splits = catalog.query, catalog.gallery or catalog.query

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Sequence
@@ -16,6 +15,7 @@ from fastirt.pages.charts import Curve, Style, line_chart
 from fastirt.retrieval.compare_runs import comparison, run_names
 from fastirt.retrieval.published_results import DECIMALS, PUBLISHED, PUBLISHED_RANKS
 from fastirt.retrieval.report import interval, read_json, read_metrics
+from fastirt.training.run_log import read_log
 
 FURTHER = {"map@r": "MAP@R", "map": "mAP", "mrr": "MRR"}
 
@@ -63,7 +63,7 @@ def list_runs(folders: Sequence[Path]) -> list[ListedRun]:
             config = Config.from_dict(tree["config"]) if tree else None
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{RunFiles(folder).config}: made by another version of fastirt ({error})") from error
-        runs.append(ListedRun(folder, name, Style(number), metrics, _read_log(RunFiles(folder).log), config))
+        runs.append(ListedRun(folder, name, Style(number), metrics, read_log(RunFiles(folder).log), config))
     return runs
 
 
@@ -131,20 +131,3 @@ def recall_chart(runs: Sequence[ListedRun]) -> Optional[markupsafe.Markup]:
 
 def _title(metric: str) -> str:
     return metric.replace("recall", "Recall")
-
-
-def _read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of log.jsonl whose step and values are numbers; a half-written line is left out."""
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), (int, float)):
-            rows.append({name: value for name, value in row.items() if isinstance(value, (int, float))})
-    return rows
